@@ -1,0 +1,85 @@
+"""Checks of what users hand in: arrays (of traced ones, whose values are unknown, only shapes), names and options."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def _concrete(*arrays: Any) -> bool:
+    return not any(isinstance(array, jax.core.Tracer) for array in arrays)
+
+
+def check_images(images: Any) -> None:
+    """Raises ValueError unless images are float ``[B, H, W, C]`` in [0, 1]."""
+    if getattr(images, "ndim", None) != 4 or not np.issubdtype(images.dtype, np.floating):
+        what = f"{getattr(images, 'dtype', type(images).__name__)} {getattr(images, 'shape', '')}"
+        raise ValueError(f"images must be floats [B, H, W, C] in [0, 1], got {what}.")
+    if _concrete(images) and images.size:
+        low, high = float(images.min()), float(images.max())
+        if not (low >= 0 and high <= 1):
+            raise ValueError(
+                f"images must lie in [0, 1], got values from {low:g} to {high:g}: divide bytes by 255, and "
+                f"leave mean and std to the model (robust_jax.models normalise inside)."
+            )
+
+
+def check_batch(images: Any, labels: Any, logits_fn: Callable[[Any], Any]) -> None:
+    """`check_images`, and labels are ``[B]`` integers below the number of logits."""
+    check_images(images)
+    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"labels must be integers [{len(images)}], one an image; got {labels.dtype} {labels.shape}."
+        )
+    if _concrete(images, labels) and labels.size:
+        shape = jax.eval_shape(logits_fn, images).shape
+        if len(shape) != 2 or shape[0] != len(images):
+            raise ValueError(f"logits_fn must return [B, K]; for {len(images)} images it returns {shape}.")
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= shape[1]:
+            raise ValueError(f"labels go from {low} to {high}, but the model has {shape[1]} classes (0 to {shape[1] - 1}).")
+
+
+def options_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The keyword-only parameters of a point, a term or an attack, but for its key: its options in a config."""
+    parameters = inspect.signature(function).parameters
+    return {n: p for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY and n != "key"}
+
+
+def choose(what: str, value: Any, choices: Iterable[Any]) -> None:
+    """Raises ValueError, with all choices, unless value is one of them."""
+    choices = sorted(choices)
+    if value not in choices:
+        raise ValueError(f"{what}={value!r} is unknown: choose one of {choices}.")
+
+
+_TYPES = {"int": int, "float": (int, float), "bool": bool, "str": str}
+
+
+def check_options(
+    path: str, entry: Mapping[str, Any], known: Mapping[str, Callable[..., Any]], own: Iterable[str] = ()
+) -> None:
+    """Raises ValueError unless entry names a known kind and has the options of that kind, in their types.
+
+    Args:
+      path: of the entry in the config, for messages.
+      entry: ``dict(kind=..., **options)``.
+      known: kind -> function, whose keyword-only parameters are the options.
+      own: names that are valid in every entry.
+    """
+    choose(f"{path}.kind", entry.get("kind"), known)
+    options = options_of(known[entry["kind"]])
+    valid = sorted({"kind", *own, *options})
+    if unknown := sorted(set(entry) - set(valid)):
+        raise ValueError(f"{path} (kind {entry['kind']}) has no option {unknown}: valid are {valid}.")
+    if missing := [n for n, p in options.items() if p.default is p.empty and n not in entry]:
+        raise ValueError(f"{path} (kind {entry['kind']}) lacks {missing}: valid options are {valid}.")
+    for name, parameter in options.items():
+        expected, value = _TYPES.get(str(parameter.annotation)), entry.get(name)
+        wrong_bool = isinstance(value, bool) and expected is not bool
+        if expected and name in entry and (wrong_bool or not isinstance(value, expected)):
+            raise ValueError(f"{path}.{name}={value!r} is of type {type(value).__name__}, not {parameter.annotation}.")

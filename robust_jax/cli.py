@@ -1,0 +1,109 @@
+"""Command lines of train.py and eval.py: a config file, overrides, and one message where something is wrong."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+from ml_collections.config_flags import config_flags
+
+from robust_jax.config import complete, number
+
+OVERRIDE = re.compile(r"--?config\.([^=]+)(?:=(.*))?", re.DOTALL)
+
+
+def load_config(path: str) -> ConfigDict:
+    """The result of ``get_config()`` in a Python file.
+
+    Raises:
+      ValueError: no such file, or no such function in it.
+    """
+    if not Path(path).is_file():
+        folder = Path(path).parent
+        known = sorted(str(p) for p in folder.glob("*.py")) if folder.is_dir() else []
+        raise ValueError(f"--config={path}: there is no such file. There are: {known}.")
+    spec = importlib.util.spec_from_file_location("experiment_config", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"--config={path}: the file defines no get_config().")
+    return module.get_config()
+
+
+def overridden(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
+    """The config with every ``--config.a.b=value`` of the arguments applied, completed and checked.
+
+    A value has the type that the key has; a number may be a fraction such as 8/255.
+
+    Raises:
+      ValueError: an unknown key, with all valid ones; a value of the wrong type; what `complete` raises.
+    """
+    accepted = []
+    for argument in arguments:
+        match = OVERRIDE.fullmatch(argument)
+        assert match
+        path, value = match.groups()
+        current = _at(config, path)
+        if isinstance(current, ConfigDict):
+            raise ValueError(f"--config.{path} is a group: override one of its keys, {sorted(current)}.")
+        if isinstance(value, str) and number(value) != value:
+            value = repr(number(value))
+        accepted.append(argument if value is None else f"--config.{path}={value}")
+    parsed = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", config, flag_values=parsed, lock_config=True)
+    try:
+        parsed(["", *accepted])
+    except (flags.Error, ValueError, TypeError) as error:
+        raise ValueError(str(error).removeprefix("flag ")) from None
+    return complete(parsed.config)
+
+
+def _at(config: ConfigDict, path: str) -> Any:
+    here: Any = config
+    for i, name in enumerate(names := path.split(".")):
+        if not isinstance(here, ConfigDict) or name not in here:
+            where = ".".join(["config", *names[:i]])
+            valid = f"valid keys are {sorted(here)}" if isinstance(here, ConfigDict) else "it is a value, no group"
+            raise ValueError(f"--config.{path}: {where} has no key {name!r}; {valid}.")
+        here = here[name]
+    return here
+
+
+def run(main: Callable[[flags.FlagValues, list[str]], None], arguments: Sequence[str] | None = None) -> None:
+    """Parses the flags that the program defined, calls ``main(FLAGS, overrides)``, and exits.
+
+    What a user can mend (ValueError) becomes one message on stderr and exit status 2.
+    """
+    given = list(sys.argv if arguments is None else arguments)
+    overrides = [a for a in given if OVERRIDE.fullmatch(a)]
+    try:
+        try:
+            rest = flags.FLAGS([a for a in given if a not in overrides])
+        except flags.Error as error:
+            raise ValueError(f"{error}. Flags: {sorted(_own_flags(given[0]))}, and --config.KEY=VALUE.") from None
+        if rest[1:]:
+            raise ValueError(f"unexpected {rest[1:]}: overrides are written --config.KEY=VALUE.")
+        main(flags.FLAGS, overrides)
+    except ValueError as error:
+        print(f"{Path(given[0]).name}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("Interrupted; start again to resume.", file=sys.stderr)
+        sys.exit(130)
+
+
+def _own_flags(program: str) -> list[str]:
+    known = flags.FLAGS.flags_by_module_dict()
+    return [f"--{flag.name}" for flag in known.get(program, known.get("__main__", []))]
+
+
+def default_workdir(config_path: str) -> str:
+    """``runs/`` and the config file's name."""
+    return f"runs/{Path(config_path).stem}"

@@ -1,0 +1,168 @@
+"""Experiment configs: plain data (ml_collections), every key in one place, checked before anything runs.
+
+A config file is short::
+
+    from robust_jax.config import base, complete
+
+    def get_config():
+        c = base("mnist", "small_cnn")
+        c.terms.ce = dict(kind="cross_entropy", at="clean", weight=1.0)
+        return complete(c)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from robust_jax import attacks, losses, models
+from robust_jax.checks import check_options, choose, options_of
+from robust_jax.objectives import POINTS, TERMS, make_objective
+from robust_jax.optimizers import OPTIMIZERS, SCHEDULES
+from robust_jax.threat_models import ThreatModel
+
+PRECISIONS = ("float32", "tensorfloat32", "bfloat16", "default")
+DTYPES = ("float32", "bfloat16")
+# Section of a config -> (its kinds, the options that all kinds have, with their defaults).
+KINDS: dict[str, tuple[Mapping[str, Any], dict[str, Any]]] = {
+    "points": (POINTS, {}),
+    "terms": (TERMS, {"at": "clean", "weight": 1.0}),
+    "attacks": (attacks.ATTACKS, {"perturbation": None, "norm": "linf", "radius": None, "curve": ()}),
+}
+
+FRACTION = re.compile(r"\s*(-?[\d.]+(?:e-?\d+)?)\s*/\s*([\d.]+)\s*")
+
+STATISTICS = {  # mean and standard deviation of the training images, in [0, 1]
+    "digits": ((0.305,), (0.376,)),
+    "mnist": ((0.1307,), (0.3081,)),
+    "fashion_mnist": ((0.2860,), (0.3530,)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "svhn_cropped": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+}
+
+
+def base(dataset: str = "digits", model: str = "digits_cnn") -> ConfigDict:
+    """Every key with its default; an experiment adds terms (and points, attacks) and changes what it needs."""
+    mean, std = STATISTICS.get(dataset, ((0.0,), (1.0,)))
+    return ConfigDict(
+        {
+            "seed": 0,
+            "epochs": 10.0,
+            "batch_size": 128,  # over all devices of all hosts
+            # Of matrix products: float32, or the faster tensorfloat32, bfloat16, default (the device's own choice).
+            "precision": "float32",
+            "data": {
+                "name": dataset,
+                "data_dir": "",  # of prepared TFDS datasets; "": $TFDS_DATA_DIR or ~/tensorflow_datasets
+                "validation": 0.1,  # the fraction of the training split that checkpoints are chosen on
+                "limit": 0,  # train on the first so many images only; 0: all
+                "augment": {"resize": 0, "padding": 0, "flip": False},
+                "eval_resize": 0,  # resize and centre-crop of validation and test images
+            },
+            # mean, std: normalisation inside the model. dtype: of its computations, float32 or bfloat16.
+            "model": {"name": model, "mean": mean, "std": std, "dtype": "float32", "options": {}},
+            "sync_batch_norm": False,  # batch statistics over all devices instead of each device's own
+            "optimizer": {
+                "name": "sgd",
+                "momentum": 0.9,
+                "nesterov": False,
+                "weight_decay": 0.0,
+                "decay_batch_norm": True,
+                "clip_norm": 0.0,
+                "ema": 0.0,  # decay of an average of the weights, used to evaluate; 0: none
+            },
+            "schedule": {
+                "name": "constant",
+                "learning_rate": 0.01,
+                "boundaries": (),  # epochs
+                "factor": 0.1,
+                "warmup_epochs": 0.0,
+            },
+            "points": {},
+            "terms": {},
+            "select_by": "clean",  # validation accuracy that chooses the best checkpoint: clean, or a name in attacks
+            "select_limit": 0,  # validation images for that; 0: all
+            "eval_every_epochs": 1.0,
+            "checkpoint_every_steps": 0,  # beside those after each evaluation
+            "log_every_steps": 50,
+            "attacks": {},
+            "evaluation": {"split": "test", "limit": 0, "batch_size": 250, "checkpoint": "best"},
+        },
+        convert_dict=True,
+    )
+
+
+def number(value: Any) -> Any:
+    """A number that may be written as a fraction: "8/255" -> 0.0314; other values, and tuples entry by entry."""
+    if isinstance(value, str) and (match := FRACTION.fullmatch(value)):
+        return float(match[1]) / float(match[2])
+    if isinstance(value, tuple | list):
+        return tuple(map(number, value))
+    return value
+
+
+def complete(config: ConfigDict) -> ConfigDict:
+    """The config with each point's, term's and attack's options filled in and all of it checked.
+
+    Fractions such as "8/255" become numbers. What has no default but None stays open (step_size).
+
+    Raises:
+      ValueError: what `check` finds.
+    """
+    config = config.copy_and_resolve_references()
+    for section, (known, own) in KINDS.items():
+        for name, entry in config[section].items():
+            given = {k: number(v) for k, v in entry.items()}
+            options = options_of(known[entry.kind]) if entry.get("kind") in known else {}
+            defaults = {n: _default(p.default) for n, p in options.items() if p.default is not p.empty}
+            filled = own | defaults | given
+            # 1 for 1.0 would make an override by 1.5 a type error.
+            whole = {n for n, p in options.items() if p.annotation in ("int", "bool")}
+            filled |= {k: float(v) for k, v in filled.items() if type(v) is int and k not in whole}
+            config[section][name] = ConfigDict(filled)
+    check(config)
+    return config
+
+
+def _default(value: Any) -> Any:
+    if value is None:
+        return config_dict.placeholder(object)
+    return getattr(value, "__name__", value) if callable(value) else value
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Checks names, options and combinations of a whole config.
+
+    Raises:
+      ValueError: the first mistake, with the path of its key and all valid choices.
+    """
+    choose("precision", config["precision"], PRECISIONS)
+    choose("model.name", config["model"]["name"], models.MODELS)
+    choose("model.dtype", config["model"]["dtype"], DTYPES)
+    choose("optimizer.name", config["optimizer"]["name"], OPTIMIZERS)
+    choose("schedule.name", config["schedule"]["name"], SCHEDULES)
+    choose("evaluation.split", config["evaluation"]["split"], ("test", "validation", "train"))
+    choose("select_by", config["select_by"], ("clean", *config["attacks"]))
+    if not config["data"]["validation"] > 0:
+        raise ValueError("data.validation must be above 0: checkpoints are chosen on the validation split.")
+    for section, (known, own) in KINDS.items():
+        for name, entry in config[section].items():
+            path = f"{section}.{name}"
+            check_options(path, entry, known, own)
+            if "loss" in entry:
+                choose(f"{path}.loss", entry["loss"], losses.LOSSES)
+            if "radius" in entry:
+                try:
+                    ThreatModel(entry["perturbation"], entry["norm"], entry["radius"])
+                except ValueError as error:
+                    raise ValueError(f"{path}: {error}") from None
+            if entry.get("method") == "finite_difference" and config["sync_batch_norm"]:
+                raise ValueError(
+                    f"{path}.method=finite_difference moves each device's examples by a scale of its own, which "
+                    f"sync_batch_norm couples: use double_backprop or directional."
+                )
+    make_objective(config["points"], config["terms"])

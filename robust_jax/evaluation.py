@@ -1,0 +1,160 @@
+"""Evaluates trained work directories: what `eval.py` runs.
+
+`evaluate(["/tmp/standard", "/tmp/fgr"])` restores each model, attacks it, prints one table, and
+leaves
+
+    DIR/evaluation.json        every number with its interval, settings, versions and warnings
+    DIR/per_example.npz        what each attack did to each example
+    DIR/adversarial_NAME.png   examples of each attack
+    FIRST/robustness_NAME.png  robust accuracy against radius, all folders together
+
+The measuring itself is `robust_jax.robustness`, which needs no work directory.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from robust_jax import augment, data, experiment, losses, models, parallel, reporting
+from robust_jax.attacks import ATTACKS
+from robust_jax.checks import check_options, choose
+from robust_jax.config import number
+from robust_jax.robustness import Attack, robustness
+from robust_jax.summary import summarise
+from robust_jax.threat_models import ThreatModel
+
+SPLITS = ("test", "validation", "train")
+
+
+def evaluate(
+    workdirs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    attacks: Mapping[str, Attack | Mapping[str, Any]] | None = None,
+    *,
+    split: str = "test",
+    limit: int | None = None,
+    batch_size: int = 256,
+    checkpoint: str = "best",
+    seed: int | None = None,
+    progress: bool = True,
+) -> dict[str, dict[str, Any]]:
+    """Clean and attacked accuracy of trained work directories, on screen and in their folders.
+
+    Args:
+      workdirs: one, or several to compare.
+      attacks: NAME -> `Attack`, or its form in a config: `dict(kind="pgd", perturbation="flow",
+        norm="linf", radius=0.155, curve=(0, 0.5, 1, 2), steps=20, ...)`, see `attack_from`.
+        Default: those of each workdir's own config.
+      split: "test", "validation" or "train".
+      limit: only the first so many examples.
+      batch_size: examples at a time, over all local devices. The numbers do not depend on it.
+      checkpoint: "best" (on validation) or "latest".
+      seed: of the attacks; default: the config's.
+      progress: whether to show a bar, if this is a terminal.
+
+    Returns:
+      Workdir -> what its `evaluation.json` holds.
+
+    Raises:
+      ValueError: no workdir, one without config or checkpoint, an unknown split or attack.
+    """
+    single = isinstance(workdirs, (str, os.PathLike))
+    folders = [Path(w) for w in ([workdirs] if single else workdirs)]  # type: ignore[list-item]
+    if not folders:
+        raise ValueError("evaluate got no workdir: give at least one folder that train.py wrote")
+    choose("split", split, SPLITS)
+    if (limit is not None and limit < 1) or batch_size < 1:
+        raise ValueError(f"limit={limit}, batch_size={batch_size}: both must be at least 1")
+    reports: dict[str, dict[str, Any]] = {}
+    for folder in folders:
+        config, model, variables, dataset, step = experiment.restore(folder, checkpoint)
+        chosen = {
+            name: spec if isinstance(spec, Attack) else attack_from(name, spec)
+            for name, spec in (config.attacks if attacks is None else attacks).items()
+        }
+        source = getattr(dataset, split)
+        n = len(source) if limit is None else min(limit, len(source))
+        seed_here = int(config.seed if seed is None else seed)
+        precision = config.get("precision", "float32")
+        runs = 1 + sum(len({1.0, *attack.curve} - {0.0}) for attack in chosen.values())
+        shown = progress and sys.stderr.isatty()
+        with (
+            jax.default_matmul_precision(precision),
+            tqdm(total=n * runs, desc=folder.name, unit="image", disable=not shown) as bar,
+        ):
+            measured = robustness(
+                parallel.everywhere(models.bind(model, variables)),
+                batches(source, n, batch_size, config.data.get("eval_resize", 0)),
+                chosen,
+                key=jax.random.key(seed_here),
+                progress=partial(_tick, bar),
+            )
+        reports[str(folder)] = report = summarise(measured) | {
+            "split": split,
+            "checkpoint_step": int(step),
+            "batch_norm": "eval" if "batch_stats" in variables else "none",
+            "precision": precision,
+            "versions": versions(),
+            "seed": seed_here,
+        }
+        if parallel.host()[0] == 0:
+            reporting.write(folder, report, measured)
+    if parallel.host()[0] == 0:
+        reporting.draw_curves(reports)
+        reporting.show(reports)
+    return reports
+
+
+def attack_from(name: str, spec: Mapping[str, Any]) -> Attack:
+    """An `Attack` from its form in a config: kind, perturbation, norm, radius, curve, and options.
+
+    Raises:
+      ValueError: an unknown kind, loss or option, or no radius; the valid choices are listed.
+    """
+    spec = {k: number(tuple(v) if isinstance(v, list) else v) for k, v in spec.items()}
+    check_options(f"attacks.{name}", spec, ATTACKS, ("perturbation", "norm", "radius", "curve"))
+    if missing := sorted({"perturbation", "radius"} - set(spec)):
+        raise ValueError(f"attacks.{name} lacks {missing}")
+    function = ATTACKS[spec.pop("kind")]
+    threat = ThreatModel(spec.pop("perturbation"), spec.pop("norm", "linf"), spec.pop("radius"))
+    curve = spec.pop("curve", ())
+    if isinstance(spec.get("loss"), str):
+        choose(f"attacks.{name}.loss", spec["loss"], losses.LOSSES)
+        spec["loss"] = losses.LOSSES[spec["loss"]]
+    return Attack(function, threat, spec, curve)
+
+
+def versions() -> dict[str, str]:
+    """What computed the numbers: packages, Python and the device."""
+    found = {"python": platform.python_version(), "device": jax.devices()[0].device_kind}
+    for package in ("robust_jax", "jax", "jaxlib", "flax", "numpy"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def batches(source: data.Source, n: int, batch_size: int, resize: int = 0) -> Iterator[dict[str, Any]]:
+    """The first n examples as floats, in equally large batches so that little is padding."""
+    size = -(-n // -(-n // batch_size))
+    size += -size % 8  # splits over the devices of any usual host
+    for batch in data.eval_batches(source, size, limit=n):
+        images = data.to_float(batch["image"])
+        if resize:
+            images = augment.resize_and_center_crop(images, resize)
+        yield parallel.spread(batch | {"image": images})
+
+
+def _tick(bar: tqdm, name: str, robust: int, examples: int) -> None:
+    bar.set_postfix_str(f"{name}: {robust}/{examples} right in this batch", refresh=False)
+    bar.update(examples)

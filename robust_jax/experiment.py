@@ -1,0 +1,139 @@
+"""What a config describes, built: the dataset, the model, and a trained run restored from its workdir."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from robust_jax import checkpoints, data, models, parallel
+from robust_jax.perturbations import Perturbation
+
+
+class Restored(NamedTuple):
+    """A trained run: its config, model, variables (the averaged weights where there are such), and their step."""
+
+    config: ConfigDict
+    model: nn.Module
+    variables: dict[str, Any]
+    dataset: data.Dataset
+    step: int
+
+
+def load_dataset(config: Mapping[str, Any]) -> data.Dataset:
+    """The dataset of a config, its training split cut to ``data.limit``."""
+    c = config["data"]
+    dataset = data.load(c["name"], c["data_dir"] or None, c["validation"], config["seed"])
+    if not c["limit"]:
+        return dataset
+    if not 0 < c["limit"] <= len(dataset.train):
+        raise ValueError(f"data.limit={c['limit']} of {len(dataset.train)} training images: give 1 to that, or 0 for all.")
+    few = np.random.RandomState(config["seed"]).permutation(len(dataset.train))[: c["limit"]]
+    return data.Dataset(**{**vars(dataset), "train": dataset.train.subset(np.sort(few))})
+
+
+def create_model(config: Mapping[str, Any], num_classes: int) -> nn.Module:
+    """The model of a config; with ``sync_batch_norm`` its batch statistics are of all devices."""
+    c = config["model"]
+    options = dict(c["options"])
+    if config["sync_batch_norm"]:
+        options["batch_norm_axis"] = parallel.AXIS
+    return models.create(
+        c["name"], num_classes=num_classes, mean=c["mean"], std=c["std"], dtype=jnp.dtype(c["dtype"]), **options
+    )
+
+
+def init_variables(model: nn.Module, image_shape: tuple[int, ...], seed: int) -> dict[str, Any]:
+    """Fresh parameters and statistics, drawn from the seed."""
+    return jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, *image_shape)))
+
+
+# What may differ when a run is resumed: nothing of it changes the weights.
+FREE = ("attacks", "evaluation", "log_every_steps", "checkpoint_every_steps", "data.data_dir")
+
+
+def claim(config: ConfigDict, workdir: Path) -> None:
+    """Makes the workdir and leaves ``config.json`` in it; a perturbation of the user's own is written by its name.
+
+    Raises:
+      ValueError: the workdir was trained with another config.
+    """
+
+    def plain(value: Any) -> Any:
+        return value.name if isinstance(value, Perturbation) else float(value)
+
+    text = json.dumps(config.to_dict(), indent=2, default=plain) + "\n"
+    path = workdir / "config.json"
+    if path.is_file():
+        old, new = _flat(json.loads(path.read_text())), _flat(json.loads(text))
+        changed = sorted(
+            k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and not k.startswith(FREE)
+        )
+        if changed:
+            was = ", ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in changed)
+            raise ValueError(f"{workdir} was trained with another config ({was}): choose another workdir, or delete it.")
+    workdir.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for k, v in config.items():
+        flat |= _flat(v, f"{prefix}{k}.") if isinstance(v, Mapping) else {prefix + k: v}
+    return flat
+
+
+def read_config(workdir: str | Path) -> ConfigDict:
+    """The config that a workdir was trained with.
+
+    Raises:
+      ValueError: there is none.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: {workdir} is no workdir of train.py. Train first, or correct --workdir.")
+    return ConfigDict(_tuples(json.loads(path.read_text())), convert_dict=True)
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def restore(workdir: str | Path, checkpoint: str = "best") -> Restored:
+    """A trained run from its workdir.
+
+    Args:
+      workdir: what `robust_jax.train` wrote.
+      checkpoint: "best" on validation, or "latest".
+
+    Raises:
+      ValueError: no such workdir or checkpoint.
+    """
+    if checkpoint not in checkpoints.KINDS:
+        raise ValueError(f"checkpoint={checkpoint!r}: choose one of {list(checkpoints.KINDS)}.")
+    config = read_config(workdir)
+    dataset = load_dataset(config)
+    model = create_model(config, dataset.num_classes)
+    with checkpoints.opened(workdir) as saved:
+        step = saved.step(checkpoint)
+        if step is None:
+            raise ValueError(f"{workdir} holds no {checkpoint} checkpoint yet: let train.py reach its first evaluation.")
+        state = saved.restore(checkpoint)
+    return Restored(config, model, evaluation_variables(state), dataset, step)
+
+
+def evaluation_variables(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The variables to evaluate of a training state's fields: averaged weights where there are such."""
+    variables = {"params": state["ema"] or state["params"]}
+    return variables | ({"batch_stats": state["batch_stats"]} if state["batch_stats"] else {})

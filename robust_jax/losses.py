@@ -1,0 +1,56 @@
+"""Losses of logits, each ``(logits [B, K], labels [B]) -> [B]``: one number an example, larger is worse."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+
+def cross_entropy(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array, " b"]:
+    """``-log softmax(logits)[label]``."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def _of_label(logits: Array, labels: Array) -> tuple[Array, Array]:
+    """The label's logit and the largest of the others."""
+    own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    label = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
+    return label, jnp.where(own, -jnp.inf, logits).max(-1)
+
+
+def margin(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array, " b"]:
+    """``max_{k != label} z_k - z_label`` (Carlini & Wagner 2017): positive exactly where misclassified."""
+    label, other = _of_label(logits, labels)
+    return other - label
+
+
+def dlr(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array, " b"]:
+    """Difference of logits ratio, ``(max_{k != y} z_k - z_y) / (z_(1) - z_(3))`` (Croce & Hein 2020, eq. 6).
+
+    Invariant to shift and scale of the logits; 0 where the three largest logits are equal.
+
+    Raises:
+      ValueError: fewer than three classes.
+    """
+    if logits.shape[-1] < 3:
+        raise ValueError(f"dlr needs at least 3 classes, got {logits.shape[-1]}; use margin instead.")
+    top = jax.lax.top_k(logits, 3)[0]
+    span = top[:, 0] - top[:, 2]
+    return margin(logits, labels) * jnp.where(span > 0, 1 / jnp.where(span > 0, span, 1), 0)
+
+
+def kl_divergence(
+    logits: Float[Array, "b k"], reference_logits: Float[Array, "b k"]
+) -> Float[Array, " b"]:
+    """``KL(softmax(reference) ‖ softmax(logits))``, as in TRADES (Zhang et al. 2019)."""
+    return optax.kl_divergence(jax.nn.log_softmax(logits), jax.nn.softmax(reference_logits))
+
+
+def misclassified(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Bool[Array, " b"]:
+    """``argmax_k logits_k != label``."""
+    return logits.argmax(-1) != labels
+
+
+LOSSES = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}

@@ -1,0 +1,220 @@
+"""What all models share: the input checks, normalisation, convolution and pooling.
+
+Convolutions on CPU. XLA's CPU backend has fast kernels for some ways to write a convolution only:
+(1) a 3x3 kernel on a map smaller than itself is a scalar loop (100 times slower than patches times
+a matrix); (2) the gradient that `jax.grad` writes for the images misses the fast kernel inside a
+loop body (3 to 5 times slower); (3) the one for the kernel is a convolution with a kernel as large
+as the map. So `conv_general_dilated` here is, on CPU, a pair of bilinear primitives whose
+derivatives are each other: a convolution and the correlation of images with cotangents. Every
+derivative of every order, forward and reverse, is then one of two forms known to be fast. On GPU
+and TPU, and for strided, dilated or grouped convolutions, it is `jax.lax.conv_general_dilated`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array, Float
+
+# torch's default for Conv2d and Linear: uniform in +-1/sqrt(fan_in).
+torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+def logits_dtype(dtype) -> jnp.dtype:
+    """The dtype of a model's logits: float32, or float64 where that is the compute dtype."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def check_images(images: Array, name: str, least: int) -> None:
+    """Raises ValueError unless `images` is `[B, H, W, C]` with H, W >= `least`."""
+    if images.ndim != 4:
+        raise ValueError(
+            f"{name} takes a batch of images [batch, height, width, channels], got an array of shape "
+            f"{images.shape}" + ("; for one image write image[None]" if images.ndim == 3 else "")
+        )
+    if min(images.shape[1:3]) < least:
+        raise ValueError(
+            f"{name} needs images of at least {least}x{least} pixels, "
+            f"got {images.shape[1]}x{images.shape[2]}; enlarge the images or choose a smaller network"
+        )
+
+
+def normalize(
+    images: Float[Array, "b h w c"], mean: Sequence[float], std: Sequence[float], dtype
+) -> Float[Array, "b h w c"]:
+    """`(images - mean) / std`, one value in all or one a channel; computed in float32, then cast."""
+    channels = images.shape[-1]
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, channels):
+            raise ValueError(
+                f"{name} has {len(values)} values for images of {channels} channels; give 1 or {channels}"
+            )
+    full = logits_dtype(dtype)
+    mean, std = jnp.asarray(mean, full), jnp.asarray(std, full)
+    return ((images.astype(full) - mean) / std).astype(dtype)
+
+
+def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
+    """The largest of each 2x2 window, stride 2; an odd last row or column is dropped."""
+    h, w = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
+    x = x[:, :h, :w]
+
+    def larger(a, b):
+        return jnp.where((a >= b) | jnp.isnan(a), a, b)
+
+    top = larger(x[:, 0::2, 0::2], x[:, 0::2, 1::2])
+    bottom = larger(x[:, 1::2, 0::2], x[:, 1::2, 1::2])
+    return larger(top, bottom)
+
+
+# --- convolution -----------------------------------------------------------------------------
+
+
+def conv_general_dilated(
+    lhs: Float[Array, "b h w i"],
+    rhs: Float[Array, "kh kw i o"],
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    **options: Any,
+) -> Float[Array, "b h2 w2 o"]:
+    """`jax.lax.conv_general_dilated` in the form that is fast on this backend (see the module).
+
+    For the argument `conv_general_dilated` of `flax.linen.Conv`; equal to lax's up to rounding.
+    """
+    window = set(window_strides) | set(options.get("lhs_dilation") or (1,))
+    window |= set(options.get("rhs_dilation") or (1,))
+    cpu_form = (
+        jax.default_backend() == "cpu"
+        and lhs.ndim == 4
+        and lhs.dtype == rhs.dtype
+        and window == {1}
+        and options.get("dimension_numbers") in (_NHWC, lax.ConvDimensionNumbers(*_NHWC_AXES))
+        and options.get("feature_group_count", 1) == options.get("batch_group_count", 1) == 1
+        and not options.get("preferred_element_type")
+        # Inside shard_map(check_vma=True) lax's own rules insert the sums over devices.
+        and not (_varies(lhs) or _varies(rhs))
+    )
+    if not cpu_form:
+        return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], (1, 1), padding)
+    return _conv(lhs, rhs, tuple((int(before), int(after)) for before, after in padding))
+
+
+Conv3x3 = partial(nn.Conv, kernel_size=(3, 3))
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
+_NHWC_AXES = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+
+
+def _varies(x: Array) -> bool:
+    """Whether x is typed as varying over a mapped axis; jax has renamed where this is said."""
+    aval = jax.typeof(x)
+    return bool(getattr(aval, "vma", None) or getattr(getattr(aval, "mat", None), "varying", None))
+
+
+def _conv(x: Array, kernel: Array, padding: Padding) -> Array:
+    """`y[b, h, w] = sum_ij x[b, h + i - p, w + j - p] @ kernel[i, j]`."""
+    return _conv_p.bind(x, kernel, padding=padding)
+
+
+def _correlate(x: Array, g: Array, padding: Padding) -> Array:
+    """`k[i, j] = sum_bhw x[b, h + i - p, w + j - p] (outer) g[b, h, w]`: the kernel's cotangent."""
+    return _correlate_p.bind(x, g, padding=padding)
+
+
+def _shifts(x: Array, height: int, width: int, padding: Padding) -> list[Array]:
+    """The windows `[B, height, width, C]` of the padded images at every offset, in row order."""
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    offsets = [(i, j) for i in range(x.shape[1] - height + 1) for j in range(x.shape[2] - width + 1)]
+    return [x[:, i : i + height, j : j + width] for i, j in offsets]
+
+
+def _padded(x: Array, padding: Padding) -> tuple[int, int]:
+    return x.shape[1] + sum(padding[0]), x.shape[2] + sum(padding[1])
+
+
+def _conv_impl(x: Array, kernel: Array, *, padding: Padding) -> Array:
+    kh, kw, channels, features = kernel.shape
+    if x.shape[1] >= kh and x.shape[2] >= kw:
+        return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=_NHWC)
+    height, width = (n - k + 1 for n, k in zip(_padded(x, padding), (kh, kw), strict=True))
+    patches = jnp.concatenate(_shifts(x, height, width, padding), axis=-1)
+    return patches @ kernel.reshape(kh * kw * channels, features)
+
+
+def _correlate_impl(x: Array, g: Array, *, padding: Padding) -> Array:
+    height, width, features = g.shape[1:]
+    kh, kw = (n - m + 1 for n, m in zip(_padded(x, padding), (height, width), strict=True))
+    channels = x.shape[-1]
+    if features < channels:  # the copies are of the factor with fewer channels
+        return _turned(_correlate_impl(g, x, padding=_turned_padding(padding, (kh, kw))))
+    shifts, g = _shifts(x, height, width, padding), g.reshape(-1, features)
+    if channels < 16:  # one product: for each by itself the matrices would be too thin
+        kernel = jnp.concatenate(shifts, axis=-1).reshape(len(g), kh * kw * channels).T @ g
+    else:
+        kernel = jnp.stack([shift.reshape(-1, channels).T @ g for shift in shifts])
+    return kernel.reshape(kh, kw, channels, features)
+
+
+def _turned(kernel: Array) -> Array:
+    """The kernel turned by 180 degrees, with its channels exchanged: that of the transpose."""
+    return jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+
+
+def _turned_padding(padding: Padding, kernel_size: Sequence[int]) -> Padding:
+    (top, bottom), (left, right) = padding
+    kh, kw = kernel_size[:2]
+    return (kh - 1 - top, kh - 1 - bottom), (kw - 1 - left, kw - 1 - right)
+
+
+def _transpose_conv(g: Array, kernel: Array, padding: Padding) -> Array:
+    # Without the barrier XLA folds the turning into the convolution and misses the fast kernel.
+    turned = lax.optimization_barrier(_turned(kernel))
+    return _conv(g, turned, _turned_padding(padding, kernel.shape))
+
+
+def _bilinear_primitive(name: str, impl: Callable[..., Array], lhs: Callable, rhs: Callable):
+    """A primitive computed by `impl`, with rules for the cotangents of its two arguments."""
+    primitive = Primitive(name)
+
+    def abstract(x, y, **params):
+        out = jax.eval_shape(partial(impl, **params), x, y)
+        return jax.core.ShapedArray(out.shape, out.dtype)
+
+    def batch(args, axes, **params):
+        if axes[1] is None and primitive is _conv_p:  # one kernel: a larger batch
+            x = jnp.moveaxis(args[0], axes[0], 0)
+            out = primitive.bind(x.reshape(-1, *x.shape[2:]), args[1], **params)
+            return out.reshape(*x.shape[:2], *out.shape[1:]), 0
+        return jax.vmap(partial(impl, **params), axes)(*args), 0
+
+    primitive.def_abstract_eval(abstract)
+    primitive.def_impl(jax.jit(impl, static_argnames="padding"))
+    mlir.register_lowering(primitive, mlir.lower_fun(impl, multiple_results=False))
+    batching.primitive_batchers[primitive] = batch
+    ad.defbilinear(primitive, lhs, rhs)
+    return primitive
+
+
+_conv_p = _bilinear_primitive(
+    "robust_jax_conv",
+    _conv_impl,
+    lambda g, x, kernel, *, padding: _transpose_conv(g, kernel, padding),
+    lambda g, x, kernel, *, padding: _correlate(x, g, padding),
+)
+_correlate_p = _bilinear_primitive(
+    "robust_jax_correlate",
+    _correlate_impl,
+    lambda kernel, x, g, *, padding: _transpose_conv(g, kernel, padding),
+    lambda kernel, x, g, *, padding: _conv(x, kernel, padding),
+)

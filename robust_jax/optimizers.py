@@ -1,0 +1,87 @@
+"""Optimisers and learning-rate schedules from a config's plain data, made of optax."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import optax
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("constant", "piecewise", "cosine", "one_cycle")
+
+
+def make_schedule(
+    *, name: str, learning_rate: float, boundaries: Sequence[float], factor: float, warmup_epochs: float,
+    epochs: float, steps_per_epoch: float,
+) -> optax.Schedule:  # fmt: skip
+    """The learning rate of every step.
+
+    Args:
+      name: "constant"; "piecewise": times ``factor`` at each of ``boundaries`` (in epochs); "cosine": to 0;
+        "one_cycle": up over the first 30% and down again (Smith 2018), ``learning_rate`` being the peak.
+      learning_rate: before any decay.
+      boundaries: epochs.
+      factor: of each boundary.
+      warmup_epochs: linear from 0, before the schedule proper; not for one_cycle.
+      epochs: the whole run.
+      steps_per_epoch: may be fractional.
+
+    Raises:
+      ValueError: an unknown name, or warm-up with one_cycle.
+    """
+    if name not in SCHEDULES:
+        raise ValueError(f"schedule.name={name!r} is unknown: choose one of {list(SCHEDULES)}.")
+    steps = max(round(epochs * steps_per_epoch), 1)
+    warmup = round(warmup_epochs * steps_per_epoch)
+    if name == "one_cycle":
+        if warmup:
+            raise ValueError(f"schedule.warmup_epochs={warmup_epochs}: one_cycle warms up by itself, set 0.")
+        return optax.cosine_onecycle_schedule(steps, learning_rate)
+    if name == "constant":
+        schedule = optax.constant_schedule(learning_rate)
+    elif name == "cosine":
+        schedule = optax.cosine_decay_schedule(learning_rate, max(steps - warmup, 1))
+    else:
+        at = {round(b * steps_per_epoch) - warmup: factor for b in boundaries}
+        schedule = optax.piecewise_constant_schedule(learning_rate, at)
+    if not warmup:
+        return schedule
+    rise = optax.linear_schedule(0.0, learning_rate, warmup)
+    return optax.join_schedules([rise, schedule], [warmup])
+
+
+def decayed(params: Any) -> Any:
+    """A mask of the parameters that are no BatchNorm scale or bias."""
+    if isinstance(params, Mapping):
+        norm = "scale" in params
+        return {k: jax.tree.map(lambda _: False, v) if norm else decayed(v) for k, v in params.items()}
+    return True
+
+
+def make_optimizer(
+    schedule: optax.Schedule, *, name: str, momentum: float, nesterov: bool, weight_decay: float,
+    decay_batch_norm: bool, clip_norm: float,
+) -> optax.GradientTransformation:  # fmt: skip
+    """SGD with momentum, Adam or AdamW.
+
+    Weight decay is coupled, ``g + weight_decay * θ`` before momentum or Adam's moments, as in torch.optim.SGD;
+    "adamw" decouples it (Loshchilov & Hutter 2019). ``clip_norm`` > 0 clips the global gradient norm first.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(f"optimizer.name={name!r} is unknown: choose one of {list(OPTIMIZERS)}.")
+    mask = None if decay_batch_norm else decayed
+    parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    if name == "adamw":
+        return optax.chain(*parts, optax.adamw(schedule, weight_decay=weight_decay, mask=mask))
+    if weight_decay:
+        parts.append(optax.add_decayed_weights(weight_decay, mask))
+    if name == "adam":
+        parts.append(optax.adam(schedule))
+    else:
+        parts.append(optax.sgd(schedule, momentum or None, nesterov=nesterov))
+    return optax.chain(*parts)

@@ -1,0 +1,96 @@
+"""Devices and hosts: the only file that knows how many there are.
+
+A training step runs on every local device of every host by ``pmap``; examples are split evenly, state is replicated.
+Evaluation is one jitted program whose batch is laid out over the local devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+AXIS = "devices"
+"""The name of the mapped axis: for `mean`, and for synchronised BatchNorm."""
+
+
+def initialize(address: str) -> None:
+    """Joins the processes of a multi-host run; call it before anything else touches JAX.
+
+    Args:
+      address: "auto" (TPU pods, Slurm, Kubernetes, Open MPI tell who takes part), or
+        ``HOST:PORT,COUNT,INDEX``: where process 0 listens, how many processes, which one this is.
+
+    Raises:
+      ValueError: another form.
+    """
+    if address == "auto":
+        jax.distributed.initialize()
+        return
+    try:
+        host, count, index = address.split(",")
+        jax.distributed.initialize(host, int(count), int(index))
+    except ValueError as error:
+        raise ValueError(
+            f"distributed={address!r}: give 'auto', or HOST:PORT,COUNT,INDEX such as 10.0.0.1:1234,4,0 ({error})."
+        ) from error
+
+
+def host() -> tuple[int, int]:
+    """This process's index and the number of processes."""
+    return jax.process_index(), jax.process_count()
+
+
+def check_batch_size(batch_size: int, name: str = "batch_size") -> None:
+    """Raises ValueError unless the global batch splits evenly over all devices of all hosts."""
+    devices = jax.device_count()
+    if batch_size < 1 or batch_size % devices:
+        raise ValueError(
+            f"{name}={batch_size} does not split evenly over {devices} devices: use a multiple of {devices}."
+        )
+
+
+def replicate(tree: Any) -> Any:
+    """A copy for every local device, as `pmap` takes it."""
+    count = jax.local_device_count()
+    return jax.tree.map(lambda x: np.broadcast_to(np.asarray(x), (count, *np.shape(x))), tree)
+
+
+def first(tree: Any) -> Any:
+    """The first local device's copy, on the host as NumPy arrays: what can be checkpointed from any process."""
+    return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
+
+
+def shard(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """This host's batch ``[b, ...]`` as ``[local devices, b / local devices, ...]``."""
+    count = jax.local_device_count()
+    return {k: v.reshape(count, len(v) // count, *v.shape[1:]) for k, v in batch.items()}
+
+
+def pmap(step: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """``step(state, batch)`` on every device, the state's buffers donated; `mean` works inside."""
+    return jax.pmap(step, axis_name=AXIS, donate_argnums=(0,))
+
+
+def mean(tree: Any) -> Any:
+    """The mean over all devices of all hosts, inside `pmap`."""
+    return jax.lax.pmean(tree, AXIS)
+
+
+def spread(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Lays a batch out over the local devices for a jitted function, where its size allows."""
+    devices = jax.local_devices()
+    mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+    if len(devices) == 1 or any(len(v) % len(devices) for v in batch.values()):
+        return dict(batch)
+    return {k: v if k == "mask" else jax.device_put(jnp.asarray(v), rows) for k, v in batch.items()}
+
+
+def everywhere(tree: Any) -> Any:
+    """Puts arrays on all local devices, for use beside `spread` batches in a jitted function."""
+    mesh = jax.sharding.Mesh(np.asarray(jax.local_devices()), (AXIS,))
+    return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))

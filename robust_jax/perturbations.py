@@ -1,0 +1,200 @@
+"""Perturbations ``T(x, δ)`` with ``T(x, 0) = x``: the spaces that the library penalises, attacks and trains at.
+
+A perturbation of one's own is two functions::
+
+    brightness = Perturbation(
+        zeros=lambda images: jnp.zeros((len(images), 1)),
+        apply=lambda images, delta: images + delta[:, :, None, None],
+        name="brightness",
+    )
+
+``T`` never clips intensities (clipping halves gradients at exact 0s and 1s); attacks clip.
+A tuple of perturbations is their composition: applied in order, δ a tuple, each part in its own ball.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from robust_jax.warping import differences, warp
+
+Images = Float[Array, "b h w c"]
+Delta = Any  # an array [B, ...], or for a composition a tuple of such
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """A differentiable family of image changes.
+
+    Attributes:
+      zeros: ``images -> δ``, the δ of no change, ``[B, ...]``.
+      apply: ``(images, δ) -> images``, with ``apply(x, zeros(x)) = x``; must not mix examples.
+      name: what tables and JSON call it.
+      pullback_at_zero: ``(images, g) -> J'g``, the gradient in δ at δ = 0 given the gradient g in the image; by
+        default ``jax.vjp`` of ``apply``.
+      confine: ``(images, δ) -> δ``, shrinks δ so that ``apply`` stays in [0, 1]; by default nothing is shrunk and
+        attacks clip the image.
+      parts: the perturbations that this one is composed of.
+    """
+
+    zeros: Callable[[Images], Delta]
+    apply: Callable[[Images, Delta], Images]
+    name: str = "custom"
+    pullback_at_zero: Callable[[Images, Images], Delta] | None = None
+    confine: Callable[[Images, Delta], Delta] | None = None
+    parts: tuple[Perturbation, ...] = ()
+
+
+def pullback(perturbation: Perturbation, images: Images, gradient: Images) -> Delta:
+    """``∂/∂δ <gradient, T(images, δ)>`` at δ = 0: turns an image gradient into a gradient in δ; linear in it."""
+    if perturbation.pullback_at_zero is not None:
+        return perturbation.pullback_at_zero(images, gradient)
+    return jax.vjp(partial(perturbation.apply, images), perturbation.zeros(images))[1](gradient)[0]
+
+
+def _flow_pullback(images: Images, gradient: Images, difference: str) -> Array:
+    down, across = differences(images, difference)
+    return jnp.stack([(gradient * down).sum(-1), (gradient * across).sum(-1)], -1)
+
+
+def _flow_zeros(images: Images) -> Array:
+    return jnp.zeros((*images.shape[:3], 2), images.dtype)
+
+
+def _affine_flow(delta: Float[Array, "b 3"], shape: tuple[int, ...]) -> Float[Array, "b h w 2"]:
+    """The flow of a rotation about the image centre by delta[:, 0] degrees, then a shift (dy, dx) in pixels."""
+    h, w = shape[1:3]
+    y = jnp.arange(h, dtype=delta.dtype)[:, None] - (h - 1) / 2
+    x = jnp.arange(w, dtype=delta.dtype) - (w - 1) / 2
+    angle, dy, dx = (d[:, None, None] for d in jnp.moveaxis(delta, -1, 0))
+    angle = angle * (math.pi / 180)
+    # 1 - cos as 2 sin², so that no digits are lost (and the flow is exactly 0) at small angles.
+    sine, versine = jnp.sin(angle), 2 * jnp.sin(angle / 2) ** 2
+    return jnp.stack([-versine * y + sine * x + dy, -versine * x - sine * y + dx], -1)
+
+
+def _affine_pullback(images: Images, gradient: Images) -> Array:
+    zeros = jnp.zeros((len(images), 3), images.dtype)
+    flow_vjp = jax.vjp(lambda delta: _affine_flow(delta, images.shape), zeros)[1]
+    return flow_vjp(_flow_pullback(images, gradient, "forward"))[0]
+
+
+additive = Perturbation(
+    zeros=jnp.zeros_like,
+    apply=lambda images, delta: images + delta,
+    name="additive",
+    pullback_at_zero=lambda images, gradient: gradient,
+    # Clipping δ itself keeps it exact, and an image already outside [0, 1] never pushes it out of its ball.
+    confine=lambda images, delta: jnp.clip(delta, jnp.minimum(-images, 0), jnp.maximum(1 - images, 0)),
+)
+"""``T(x, δ) = x + δ``, δ image-shaped, in units of image intensity."""
+
+flow = Perturbation(_flow_zeros, warp, "flow", partial(_flow_pullback, difference="forward"))
+"""``T(x, δ) = warp(x, δ)``, δ ``[B, H, W, 2]`` (dy, dx) in pixels; the gradient at 0 uses forward differences."""
+
+flow_symmetric = Perturbation(
+    _flow_zeros, warp, "flow_symmetric", partial(_flow_pullback, difference="symmetric")
+)
+"""`flow`, whose gradient at 0 is the mean of both one-sided derivatives."""
+
+affine = Perturbation(
+    zeros=lambda images: jnp.zeros((len(images), 3), images.dtype),
+    apply=lambda images, delta: warp(images, _affine_flow(delta, images.shape)),
+    name="affine",
+    pullback_at_zero=_affine_pullback,
+)
+"""Samples at the grid rotated about its centre and shifted: δ ``[B, 3]`` (degrees, dy, dx in pixels)."""
+
+PERTURBATIONS = {p.name: p for p in (additive, flow, flow_symmetric, affine)}
+
+
+@cache
+def compose(*parts: Perturbation) -> Perturbation:
+    """The parts applied in order; δ is a tuple with one entry a part, those of a part itself composed in its place.
+
+    Equal parts make the same composition, so that a jitted attack compiles once for all of them.
+    """
+    if any(part.parts for part in parts):
+        return compose(*(leaf for part in parts for leaf in part.parts or (part,)))
+
+    def apply(images: Images, delta: Delta) -> Images:
+        for part, d in zip(parts, delta, strict=True):
+            images = part.apply(images, d)
+        return images
+
+    def confine(images: Images, delta: Delta) -> Delta:
+        confined = []
+        for part, d in zip(parts, delta, strict=True):
+            d = d if part.confine is None else part.confine(images, d)
+            images = part.apply(images, d)
+            confined.append(d)
+        return tuple(confined)
+
+    return Perturbation(
+        zeros=lambda images: tuple(part.zeros(images) for part in parts),
+        apply=apply,
+        name="+".join(part.name for part in parts),
+        # At δ = 0 every part sees the same image, so each pulls back the same gradient.
+        pullback_at_zero=lambda images, g: tuple(pullback(part, images, g) for part in parts),
+        confine=confine,
+        parts=parts,
+    )
+
+
+def get(perturbation: str | Perturbation | Sequence[Any]) -> Perturbation:
+    """A perturbation from its name, from itself, or, for a sequence, the composition of its entries."""
+    if isinstance(perturbation, Perturbation):
+        return perturbation
+    if isinstance(perturbation, str) and perturbation in PERTURBATIONS:
+        return PERTURBATIONS[perturbation]
+    if isinstance(perturbation, str) and ":" in perturbation:
+        return _imported(perturbation)
+    if isinstance(perturbation, tuple | list) and len(perturbation) > 0:
+        return compose(*map(get, perturbation))
+    raise ValueError(
+        f"perturbation={perturbation!r} is unknown: choose one of {sorted(PERTURBATIONS)}, a tuple of them (their "
+        f"composition), a robust_jax.Perturbation of your own, or in a config 'module:name' of one."
+    )
+
+
+def _imported(path: str) -> Perturbation:
+    module, _, name = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"perturbation={path!r} cannot be imported: {error}.") from error
+    if not isinstance(found, Perturbation):
+        raise ValueError(f"perturbation={path!r} is a {type(found).__name__}, not a robust_jax.Perturbation.")
+    return found
+
+
+def example_keys(key: Key[Array, "..."], count: int) -> Key[Array, " b"]:
+    """One key an example: keys ``[B]`` as they are, one key folded with each example's index."""
+    if key.ndim == 1:
+        if len(key) != count:
+            raise ValueError(f"key holds {len(key)} keys for {count} images: pass one key, or one an image.")
+        return key
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
+
+
+def gaussian_delta(
+    perturbation: Perturbation, keys: Key[Array, " b"], images: Images, sigma: Any
+) -> Delta:
+    """δ with independent N(0, sigma²) coordinates, sigma in units of δ, broadcast to its last axis."""
+    leaves, tree = jax.tree.flatten(perturbation.zeros(images))
+    sigmas = sigma if perturbation.parts and isinstance(sigma, tuple | list) else [sigma] * len(leaves)
+    part_keys = jax.vmap(partial(jax.random.split, num=len(leaves)), out_axes=1)(keys)
+    noise = [
+        jax.vmap(lambda k, z: jax.random.normal(k, z.shape, z.dtype))(k, leaf) * jnp.asarray(s, leaf.dtype)
+        for k, leaf, s in zip(part_keys, leaves, sigmas, strict=True)
+    ]
+    return jax.tree.unflatten(tree, noise)

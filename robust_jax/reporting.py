@@ -1,0 +1,133 @@
+"""What an evaluation leaves behind: JSON, arrays, pictures, and a table on screen."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from robust_jax import plots
+from robust_jax.robustness import PerExample
+
+UNITS = {"additive": "", "flow": " px", "flow_symmetric": " px", "affine": " (°, px, px)"}
+
+
+def write(folder: Path, report: Mapping[str, Any], measured: PerExample) -> None:
+    """The files of one work directory; the JSON last, so that where it is the rest is too."""
+    table = io.BytesIO()
+    np.savez_compressed(table, **measured.arrays())  # type: ignore[arg-type]
+    _replace(folder / "per_example.npz", table.getvalue())
+    for name, outcome in measured.attacks.items():
+        if outcome.sample["clean"].shape[-1] in (1, 3):
+            picture = io.BytesIO()
+            title = f"{name}: {_threat(report['attacks'][name])}, {_effort(report['attacks'][name])}"
+            plots.adversarial_grid(**outcome.sample, path=picture, title=title)
+            _replace(folder / _file("adversarial", name), picture.getvalue())
+    text = json.dumps(report, indent=1, allow_nan=False) + "\n"
+    _replace(folder / "evaluation.json", text.encode())
+
+
+def draw_curves(reports: Mapping[str, Mapping[str, Any]]) -> None:
+    """One picture an attack that every work directory was evaluated with alike and that has a curve."""
+    first_folder, first = next(iter(reports.items()))
+    for name, attack in first["attacks"].items():
+        same = [r["attacks"].get(name, {}) for r in reports.values()]
+        if not all("curve" in a and _alike(a, attack) for a in same):
+            continue
+        radius = attack["threat"]["radius"]
+        by_radius = isinstance(radius, (int, float))
+        unit = UNITS.get(attack["threat"]["perturbation"], "")
+        picture = io.BytesIO()
+        plots.accuracy_curves(
+            {
+                label: a["curve"] if by_radius else a["curve"] | {"radius": a["curve"]["multiple"]}
+                for label, a in zip(_labels(reports), same, strict=True)
+            },
+            picture,
+            title=f"{name}: {_space(attack)}, {_effort(attack)}, n = {attack['n']}",
+            xlabel=f"radius{f' ({unit.strip()})' if unit else ''}" if by_radius else f"radius / {radius}",
+            highlight=radius if by_radius else 1.0,
+        )
+        _replace(Path(first_folder) / _file("robustness", name), picture.getvalue())
+
+
+def show(reports: Mapping[str, Mapping[str, Any]]) -> None:
+    """One table on screen: a row an attack, a column a work directory; then what to doubt."""
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    sizes = sorted({report["clean"]["n"] for report in reports.values()})
+    split = next(iter(reports.values()))["split"]
+    table = Table(title=f"Accuracy on the {split} split, n = {' and '.join(map(str, sizes))}, 95% intervals")
+    table.add_column("attack")
+    table.add_column("threat")
+    table.add_column("effort")
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for label, report in zip(_labels(reports), reports.values(), strict=True):
+        table.add_column(label, justify="right")
+        entries = [(("clean", "", ""), report["clean"])]
+        entries += [((n, _threat(a), _effort(a)), a) for n, a in report["attacks"].items()]
+        if len(report["attacks"]) > 1:
+            entries += [(("worst case", "any of them", ""), report["worst_case"])]
+        for row, entry in entries:
+            low, high = entry["interval"]
+            cell = f"{100 * entry['accuracy']:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
+            rows.setdefault(row, {})[label] = cell.replace("[", "\\[")
+    # Workdirs may have attacks of their own: the worst case stays last.
+    for row in sorted(rows, key=lambda row: row[0] == "worst case"):
+        table.add_row(*row, *(rows[row].get(label, "") for label in _labels(reports)))
+    console.print(table)
+    for label, (folder, report) in zip(_labels(reports), reports.items(), strict=True):
+        for warning in report["warnings"]:
+            console.print(f"Warning, {label}: {warning}", style="yellow", markup=False)
+        console.print(f"Written to {folder}", markup=False, soft_wrap=True)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def _file(kind: str, name: str) -> str:
+    return f"{kind}_{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)}.png"
+
+
+def _labels(folders: Iterable[str]) -> list[str]:
+    """The folders' own names where they differ, else the whole paths."""
+    folders = list(folders)
+    names = [Path(folder).name for folder in folders]
+    return names if len(set(names)) == len(names) else folders
+
+
+def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return all(one[key] == other[key] for key in ("threat", "settings"))
+
+
+def _space(attack: Mapping[str, Any]) -> str:
+    threat = attack["threat"]
+    norm = threat["norm"]
+    return f"{threat['perturbation']} {norm if isinstance(norm, (str, float)) else tuple(norm)}"
+
+
+def _threat(attack: Mapping[str, Any]) -> str:
+    """The ball in words, "flow linf 0.155 px"."""
+    radius = attack["threat"]["radius"]
+    text = f"{radius:.4g}" if isinstance(radius, (int, float)) else str(radius)
+    return f"{_space(attack)} {text}{UNITS.get(attack['threat']['perturbation'], '')}"
+
+
+def _effort(attack: Mapping[str, Any]) -> str:
+    """How hard the attack tried, "pgd, 20 steps × 3"."""
+    settings = attack["settings"]
+    steps = f", {settings['steps']} steps" if "steps" in settings else ""
+    restarts = f" × {settings['restarts']}" if settings.get("restarts", 1) != 1 else ""
+    return f"{settings['attack']}{steps}{restarts}"

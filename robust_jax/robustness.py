@@ -1,0 +1,271 @@
+"""Clean and attacked accuracy of a function of images, example by example, and the worst case.
+
+No config, model or file is needed:
+
+    threat = ThreatModel("flow", "linf", 0.155)
+    attacks = {"flow": Attack(pgd, threat, {"steps": 20, "restarts": 3})}
+    measured = robustness(logits_fn, batches, attacks, key=jax.random.key(0))
+    summarise(measured)["attacks"]["flow"]["accuracy"]
+
+An example counts as robust to an attack where it is classified correctly clean AND at the attack's
+image. That image is classified again here, and measured (norm, box, and that it is T(x, δ)): an
+attack's own word is not taken for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import time
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from robust_jax import losses, threat_models
+from robust_jax.checks import check_batch
+from robust_jax.threat_models import ThreatModel
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """An attack to evaluate with: what runs, in which ball, how hard, and at which other radii.
+
+    Attributes:
+      function: any attack of `robust_jax.attacks`, or one like them:
+        `(logits_fn, images, labels, threat, *, key, **settings)`, jittable, one key an example,
+        whose result has `images` and `delta`.
+      threat: the ball. Its radius is traced, so that all radii of a curve share one compilation.
+      settings: keyword arguments of `function`, hashable. A `step_size` scales with the radius.
+      curve: multiples of the radius to measure the accuracy at, besides 1; 0 is the clean accuracy.
+
+    Raises:
+      ValueError: a multiple that is negative or not finite.
+    """
+
+    function: Callable[..., Any]
+    threat: ThreatModel
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    curve: Sequence[float] = ()
+
+    def __post_init__(self) -> None:
+        if any(not np.isfinite(m) or m < 0 for m in self.curve):
+            raise ValueError(f"curve={self.curve!r}: give multiples >= 0 of the radius, such as (0, 0.5, 1, 2)")
+
+    def all_settings(self) -> dict[str, Any]:
+        """The settings with the function's defaults filled in: what really ran, for the report."""
+        parameters = inspect.signature(self.function).parameters.values()
+        named = {p.name: p.default for p in parameters if p.default is not p.empty}
+        return {"attack": getattr(self.function, "__name__", "attack")} | named | dict(self.settings)
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What one attack did to every example.
+
+    Attributes:
+      attack: the attack.
+      broken: `[n]`, wrong clean or at the attack's image.
+      prediction: `[n]` at the attack's image, -1 where the logits are not finite.
+      loss: `[n]` cross-entropy there.
+      size: `[n]`, the norm of δ / radius, the largest over the curve: at most 1 in the ball.
+      excess: `[n]`, how far the image differs from T(x, δ) clipped to [0, 1], likewise.
+      curve: multiple of the radius -> `broken` there.
+      seconds: wall clock, compilation included, all radii.
+      sample: a few examples to picture, as `plots.adversarial_grid` takes them.
+    """
+
+    attack: Attack
+    broken: Bool[np.ndarray, " n"]
+    prediction: Int[np.ndarray, " n"]
+    loss: Float[np.ndarray, " n"]
+    size: Float[np.ndarray, " n"]
+    excess: Float[np.ndarray, " n"]
+    curve: dict[float, Bool[np.ndarray, " n"]]
+    seconds: float
+    sample: dict[str, Any]
+
+
+@dataclasses.dataclass
+class PerExample:
+    """The result of `robustness`; arrays have one entry an example, in the order of the batches."""
+
+    id: Int[np.ndarray, " n"]
+    label: Int[np.ndarray, " n"]
+    prediction: Int[np.ndarray, " n"]
+    loss: Float[np.ndarray, " n"]
+    attacks: dict[str, Outcome]
+
+    @property
+    def correct(self) -> Bool[np.ndarray, " n"]:
+        """Where the clean image is classified correctly."""
+        return self.prediction == self.label
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything as named arrays, as in `per_example.npz`: `NAME/broken`, `NAME/loss`, ..."""
+        flat = {
+            "id": self.id,
+            "label": self.label,
+            "clean/prediction": self.prediction,
+            "clean/loss": self.loss,
+        }
+        for name, o in self.attacks.items():
+            flat |= {f"{name}/{k}": getattr(o, k) for k in ("broken", "prediction", "loss", "size")}
+            if o.curve:
+                flat[f"{name}/curve_multiple"] = np.asarray(list(o.curve))
+                flat[f"{name}/curve_broken"] = np.stack(list(o.curve.values()))
+        return flat
+
+
+def robustness(
+    logits_fn: Callable[[Float[Array, "b h w c"]], Float[Array, "b k"]],
+    batches: Iterable[Mapping[str, Any]],
+    attacks: Mapping[str, Attack],
+    *,
+    key: Key[Array, ""],
+    progress: Progress | None = None,
+) -> PerExample:
+    """Every example, clean and under every attack.
+
+    Randomness is drawn from the example's id and the attack's name: the batch size, the order and
+    the other attacks do not change it. A pytree `logits_fn` (`rj.bind`) compiles once for all
+    weights.
+
+    Args:
+      logits_fn: images `[B, H, W, C]` in [0, 1] to logits `[B, K]`.
+      batches: dicts of image `[B, H, W, C]` (uint8, or float in [0, 1]), label `[B]`, and where
+        present id `[B]` (default: the position) and mask `[B]`, False for padding. Equal batch
+        sizes save compilations.
+      attacks: NAME -> attack.
+      key: one typed key.
+      progress: called as `progress(NAME, robust, examples)` after every batch of every run.
+
+    Raises:
+      ValueError: no example; images, labels or logits of a wrong shape or range.
+    """
+    plain = jax.tree_util.all_leaves([logits_fn])  # not a pytree: static, itself the cache's key
+    model = jax.tree_util.Partial(logits_fn) if plain else logits_fn
+    tell = progress or (lambda *_: None)
+    keys = {name: jax.random.fold_in(key, zlib.crc32(name.encode())) for name in attacks}
+    runs = {
+        (name, float(multiple)): []
+        for name, attack in attacks.items()
+        for multiple in sorted({1.0, *attack.curve})
+        if multiple > 0
+    }
+    seconds, samples, clean, seen = dict.fromkeys(attacks, 0.0), {}, [], 0
+    for batch in batches:
+        images, labels, ids, real = _checked(batch, seen, model)
+        row = _host(_clean(model, images, labels) | {"id": ids, "label": labels}, real)
+        right = row["prediction"] == row["label"]
+        clean.append(row)
+        tell("clean", int(right.sum()), len(right))
+        for (name, multiple), found in runs.items():
+            start = time.perf_counter()
+            run = _attacked(model, images, labels, ids, keys[name], multiple, attacks[name])
+            found.append(_host(run[2], real))
+            seconds[name] += time.perf_counter() - start
+            if multiple == 1 and not seen:
+                samples[name] = _sample(images, run, real, row, found[-1])
+            title = name if multiple == 1 else f"{name} x {multiple:g}"
+            tell(title, int((right & (found[-1]["prediction"] == row["label"])).sum()), len(right))
+        seen += len(right)
+    if not seen:
+        raise ValueError("robustness got no example: the batches are empty")
+
+    whole = _joined(clean)
+    wrong = whole["prediction"] != whole["label"]
+    outcomes = {}
+    for name, attack in attacks.items():
+        found = {multiple: _joined(rows) for (of, multiple), rows in runs.items() if of == name}
+        broken = {m: wrong | (f["prediction"] != whole["label"]) for m, f in found.items()}
+        broken[0.0] = wrong
+        curve = {m: broken[m] for m in sorted({1.0, *map(float, attack.curve)}) if attack.curve}
+        largest = {k: np.max([f[k] for f in found.values()], 0) for k in ("size", "excess")}
+        outcomes[name] = Outcome(
+            attack, broken[1.0], **found[1.0] | largest, curve=curve,
+            seconds=seconds[name], sample=samples[name],
+        )  # fmt: skip
+    return PerExample(**whole, attacks=outcomes)
+
+
+@jax.jit
+def _clean(model: Any, images: Array, labels: Array) -> dict[str, Array]:
+    logits = model(images)
+    return {"prediction": _predict(logits), "loss": losses.cross_entropy(logits, labels)}
+
+
+def _predict(logits: Array) -> Array:
+    """The class, or -1, which is never right, where a logit is not finite."""
+    return jnp.where(jnp.isfinite(logits).all(-1), logits.argmax(-1), -1)
+
+
+def _attacked(
+    model: Any,
+    images: Array,
+    labels: Array,
+    ids: Array,
+    key: Array,
+    multiple: float,
+    attack: Attack,
+) -> tuple[Array, Any, dict[str, Array]]:
+    """One batch at a multiple of the radius: adversarial images, δ, and what is recorded."""
+    settings = dict(attack.settings)
+    # The radius and the step scale together and are traced; the rest is static: one compilation.
+    scale = partial(jax.tree.map, lambda r: jnp.asarray(r, jnp.float32) * multiple)
+    traced = {"threat": scale(attack.threat)}
+    if settings.get("step_size") is not None:
+        traced["step_size"] = scale(settings.pop("step_size"))
+    return _run(model, images, labels, ids, key, traced, attack.function, tuple(settings.items()))
+
+
+@partial(jax.jit, static_argnums=(6, 7))
+def _run(model, images, labels, ids, key, traced, function, settings):
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
+    result = function(model, images, labels, key=keys, **traced, **dict(settings))
+    threat, logits = traced["threat"], model(result.images)
+    said = jnp.clip(threat.perturbation.apply(images, result.delta), 0, 1)
+    found = {
+        "prediction": _predict(logits),
+        "loss": losses.cross_entropy(logits, labels),
+        "size": threat_models.size(threat, result.delta),
+        "excess": jnp.abs(result.images - said).max((1, 2, 3)),
+    }
+    return result.images, result.delta, found
+
+
+def _checked(batch: Mapping[str, Any], seen: int, model: Any) -> tuple[Array, Array, Array, Any]:
+    """Images as floats, labels, ids and mask of a batch, filled in where missing."""
+    images = jnp.asarray(batch["image"])
+    if images.dtype == jnp.uint8:
+        images = images.astype(jnp.float32) / 255
+    labels = jnp.asarray(batch["label"])
+    check_batch(images, labels, model)
+    ids = jnp.asarray(batch.get("id", np.arange(seen, seen + len(labels))))
+    return images, labels, ids, np.asarray(batch.get("mask", np.ones(len(labels), bool)))
+
+
+def _host(found: Mapping[str, Array], real: np.ndarray) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value)[real] for name, value in found.items()}
+
+
+def _joined(batches: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def _sample(images: Array, run: Any, real: np.ndarray, row: Any, found: Any) -> dict[str, Any]:
+    """Up to ten examples of a batch to picture: the first of each class, not the prettiest."""
+    picked = np.unique(row["label"], return_index=True)[1][:10]
+    device = {"clean": images, "adversarial": run[0], "delta": run[1]}
+    return jax.tree.map(lambda x: np.asarray(x)[real][picked], device) | {
+        "labels": row["label"][picked],
+        "clean_predictions": row["prediction"][picked],
+        "adversarial_predictions": found["prediction"][picked],
+    }

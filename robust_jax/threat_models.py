@@ -1,0 +1,165 @@
+"""Threat models: a perturbation, a norm and a radius, and the geometry of their ball.
+
+The ball is ``{δ : ‖δ / radius‖ <= 1}``. Functions here take a δ (or a gradient in δ) of the threat model's
+perturbation; for a composition that is a tuple, and every part has a ball of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from robust_jax import norms, perturbations
+from robust_jax.perturbations import Delta, Images, Perturbation
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclass(frozen=True)
+class ThreatModel:
+    """What an adversary may do: the ball ``{δ : ‖δ / radius‖ <= 1}`` of a perturbation.
+
+    Attributes:
+      perturbation: "additive", "flow", "affine", a `Perturbation`, or a tuple of these (their composition).
+      norm: "l1", "l2", "linf", a number p >= 1, or for flows "l2inf" (largest vector length) and "l21";
+        for a composition a tuple with one a part (one alone serves all).
+      radius: in units of δ (intensity in [0, 1], pixels, degrees): a number, or one that broadcasts to δ's last
+        axis, such as (30, 3, 3) for affine; for a composition a tuple with one a part.
+
+    The radius is a pytree leaf, so that a jitted attack compiles once for all radii.
+
+    Raises:
+      ValueError: an unknown perturbation or norm, a negative or non-finite radius, tuples of the wrong length.
+    """
+
+    perturbation: Any
+    norm: Any = "linf"
+    radius: Any = 0.0
+
+    def __post_init__(self) -> None:
+        space, norm, radius = perturbations.get(self.perturbation), self.norm, self.radius
+        if space.parts:
+            norm = tuple(norm) if isinstance(norm, tuple | list) else (norm,) * len(space.parts)
+            if not isinstance(radius, tuple | list) or not len(norm) == len(radius) == len(space.parts):
+                raise ValueError(
+                    f"a composition of {len(space.parts)} perturbations ({space.name}) takes a tuple of as many "
+                    f"norms and of radii, one a part; got norm={self.norm!r}, radius={self.radius!r}."
+                )
+            radius = tuple(map(_checked_radius, radius))
+        else:
+            radius = _checked_radius(radius)
+        for part_norm in norm if space.parts else (norm,):
+            norms.exponent(part_norm)
+        for name, value in (("perturbation", space), ("norm", norm), ("radius", radius)):
+            object.__setattr__(self, name, value)
+
+    def tree_flatten(self) -> tuple[tuple[Any], tuple[Perturbation, Any]]:
+        """The radius is data, the rest is static."""
+        return (self.radius,), (self.perturbation, self.norm)
+
+    @classmethod
+    def tree_unflatten(cls, static: tuple[Perturbation, Any], data: tuple[Any]) -> ThreatModel:
+        """Rebuilds without checks: JAX puts tracers and placeholders where the radius was."""
+        threat = object.__new__(cls)
+        for name, value in zip(("perturbation", "norm", "radius"), (*static, *data), strict=True):
+            object.__setattr__(threat, name, value)
+        return threat
+
+
+def _checked_radius(radius: Any) -> Any:
+    if isinstance(radius, jax.core.Tracer):
+        return radius
+    try:
+        values = np.asarray(radius, np.float32)
+    except (TypeError, ValueError):
+        values = np.asarray(np.nan)
+    if not np.all(np.isfinite(values) & (values >= 0)):
+        raise ValueError(
+            f"radius={radius!r} is not a radius: give a finite number >= 0 in units of δ (intensity in [0, 1], "
+            f"pixels, degrees), or one number for each entry of δ's last axis."
+        )
+    return values if isinstance(radius, tuple | list) else radius
+
+
+def _map_parts(f: Callable[..., Any], threat: ThreatModel, *deltas: Delta) -> Delta:
+    """``f(norm, radius, *delta)``, part by part where the threat model is a composition."""
+    if threat.perturbation.parts:
+        return tuple(f(*part) for part in zip(threat.norm, threat.radius, *deltas, strict=True))
+    return f(threat.norm, threat.radius, *deltas)
+
+
+def _divide(delta: Array, radius: Any) -> Array:
+    """δ / radius, and 0 where the radius is 0."""
+    radius = jnp.asarray(radius, delta.dtype)
+    return jnp.where(radius > 0, delta / jnp.where(radius > 0, radius, 1), 0)
+
+
+def _times(delta: Array, radius: Any) -> Array:
+    return delta * jnp.asarray(radius, delta.dtype)
+
+
+def scaled(threat: ThreatModel, factor: Any) -> ThreatModel:
+    """The same threat model with its radius (every part's) multiplied by a factor."""
+    radius = jax.tree.map(lambda r: r * factor, threat.radius)
+    return ThreatModel(threat.perturbation, threat.norm, radius)
+
+
+def project(threat: ThreatModel, delta: Delta) -> Delta:
+    """δ projected into the ball, see `norms.project`."""
+    return _map_parts(lambda n, r, d: _times(norms.project(_divide(d, r), n), r), threat, delta)
+
+
+def steepest(threat: ThreatModel, gradient: Delta) -> Delta:
+    """``argmax_{δ in ball} <gradient, δ>``, see `norms.steepest`."""
+    return _map_parts(lambda n, r, g: _times(norms.steepest(_times(g, r), n), r), threat, gradient)
+
+
+def move(threat: ThreatModel, delta: Delta, gradient: Delta, step_size: Any) -> Delta:
+    """One projected ascent step: ``Π(δ + step_size * u)``, u the unit ball's steepest direction along radius * gradient.
+
+    ``step_size`` is in units of δ and of the radius' shape, so that every coordinate moves in its own unit.
+    """
+
+    def one(norm: norms.Norm, radius: Any, d: Array, g: Array, s: Any) -> Array:
+        relative = _divide(jnp.asarray(s, d.dtype), radius)
+        unit = norms.steepest(_times(g, radius), norm)
+        return _times(norms.project(_divide(d, radius) + relative * unit, norm), radius)
+
+    return _map_parts(one, threat, delta, gradient, step_size)
+
+
+def gain(threat: ThreatModel, gradient: Delta) -> Float[Array, " b"]:
+    """``max_{δ in ball} <gradient, δ>``: the dual norm of radius * gradient, summed over parts."""
+    return sum(jax.tree.leaves(
+        _map_parts(lambda n, r, g: norms.norm(_times(g, r), norms.dual(n)), threat, gradient)
+    ))  # fmt: skip
+
+
+def size(threat: ThreatModel, delta: Delta) -> Float[Array, " b"]:
+    """``‖δ / radius‖``, the largest over parts: at most 1 inside the ball; infinite for δ != 0 at radius 0."""
+
+    def one(norm: norms.Norm, radius: Any, d: Array) -> Array:
+        outside = jnp.where(jnp.asarray(radius) > 0, 0, d) != 0
+        inside_size = norms.norm(_divide(d, radius), norm)
+        return jnp.where(outside.reshape(len(d), -1).any(-1), jnp.inf, inside_size)
+
+    return jnp.stack(jax.tree.leaves(_map_parts(one, threat, delta))).max(0)
+
+
+def random_delta(threat: ThreatModel, keys: Key[Array, " b"], images: Images) -> Delta:
+    """A random point of the ball for each example, see `norms.random_point`."""
+    zeros = threat.perturbation.zeros(images)
+    count = len(threat.perturbation.parts) or 1
+    part_keys = tuple(jax.vmap(partial(jax.random.split, num=count), out_axes=1)(keys))
+
+    def one(norm: norms.Norm, radius: Any, zero: Array, keys: Array) -> Array:
+        points = jax.vmap(lambda key: norms.random_point(key, zero.shape[1:], norm))(keys)
+        return _times(points.astype(zero.dtype), radius)
+
+    return _map_parts(one, threat, zeros, part_keys if threat.perturbation.parts else part_keys[0])

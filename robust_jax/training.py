@@ -1,0 +1,243 @@
+"""Training: the state, one step, the loop. `train(config, workdir)` is what train.py calls; it works in Colab too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from robust_jax import augment, checkpoints, data, evaluation, experiment, models, optimizers, parallel
+from robust_jax.config import complete
+from robust_jax.objectives import Model, Objective, make_objective
+from robust_jax.robustness import robustness
+from robust_jax.training_log import TrainingLog
+
+Batch = Mapping[str, Any]
+
+
+class NonFiniteLossError(ValueError):
+    """The loss or its gradient became NaN or infinite; the message names the step and the term."""
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that training carries from step to step.
+
+    Attributes:
+      step: steps done.
+      params: the weights, float32.
+      batch_stats: running statistics of BatchNorm, averaged over devices; {} without.
+      opt_state: optax's.
+      ema: averaged weights; {} without.
+      best: the best validation accuracy so far, -1 before the first.
+      failed_step: the first step whose loss or gradient was not finite, -1 for none; its update was skipped.
+      failed_term: the index of the first term that was not finite there, or the number of terms for the gradient.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema: Any
+    best: jax.Array
+    failed_step: jax.Array
+    failed_term: jax.Array
+
+
+def init_state(variables: Mapping[str, Any], optimizer: optax.GradientTransformation, ema: float) -> TrainState:
+    """The state before the first step."""
+    params = variables["params"]
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(params),
+        ema=params if ema else {},
+        best=jnp.float32(-1),
+        failed_step=jnp.int32(-1),
+        failed_term=jnp.int32(-1),
+    )
+
+
+def make_train_step(
+    model: nn.Module,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    augmentation: Mapping[str, Any],
+    ema: float = 0.0,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """One step ``(state, batch) -> (state, metrics)``, to be mapped by `parallel.pmap`.
+
+    Randomness is a function of (seed, step, example id), but for dropout, which adds the device. Gradients and metrics
+    are means over all devices. Where the loss or gradient is not finite the update is skipped and the state says so.
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["id"])
+        augment_keys, point_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        dropout = jax.random.fold_in(jax.random.fold_in(key, 2**32 - 1), jax.lax.axis_index(parallel.AXIS))
+        images = augment.augment(data.to_float(batch["image"]), augment_keys, **augmentation)
+
+        def loss(params: Any) -> tuple[jax.Array, Any]:
+            variables = {"params": params, "batch_stats": state.batch_stats}
+
+            def run(x: jax.Array) -> tuple[jax.Array, Any]:
+                logits, new = model.apply(
+                    variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": dropout}
+                )
+                return logits, new.get("batch_stats", {})
+
+            # Attacks look for points, which are constants of the step: no gradient of theirs reaches the weights.
+            fixed = jax.lax.stop_gradient(variables)
+            return objective(Model(run, models.bind(model, fixed)), images, batch["label"], point_keys)
+
+        (total, outcome), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        total, grads, terms, accuracy, batch_stats = parallel.mean(
+            (total, grads, outcome.terms, outcome.accuracy, outcome.state)
+        )
+        finite_terms = jnp.stack([jnp.isfinite(value) for value in terms.values()])
+        finite = jnp.isfinite(optax.global_norm(grads)) & jnp.isfinite(total) & finite_terms.all()
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        new = state.replace(
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            ema=optax.incremental_update(params, state.ema, 1 - ema) if ema else {},
+        )
+        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+        first_failure = ~finite & (state.failed_step < 0)
+        culprit = jnp.where(finite_terms.all(), len(terms), jnp.argmin(finite_terms))
+        new = new.replace(
+            step=state.step + 1,
+            failed_step=jnp.where(first_failure, state.step, state.failed_step),
+            failed_term=jnp.where(first_failure, culprit, state.failed_term),
+        )
+        return new, {"loss": total, "accuracy": accuracy} | {f"terms/{name}": v for name, v in terms.items()}
+
+    return step
+
+
+def train(config: ConfigDict, workdir: str | Path) -> TrainState:
+    """Trains as the config says, resuming from what the workdir holds.
+
+    Leaves ``config.json``, ``metrics.jsonl`` (a line a log step), TensorBoard events, and ``checkpoints/`` (the latest
+    and the best on validation) in the workdir. A run killed at any point and started again ends with the same bits
+    as one that was not.
+
+    Args:
+      config: see `robust_jax.config.base`.
+      workdir: a folder, made where missing; one that was trained with another config is refused.
+
+    Returns:
+      The last state, as NumPy arrays.
+
+    Raises:
+      ValueError: a mistake in the config, or a workdir of another one.
+      NonFiniteLossError: NaN or infinity in the loss or its gradient.
+    """
+    config = complete(config)
+    workdir = Path(workdir)
+    with jax.default_matmul_precision(config.precision):
+        return _train(config, workdir)
+
+
+def _train(config: ConfigDict, workdir: Path) -> TrainState:
+    parallel.check_batch_size(config.batch_size)
+    dataset = experiment.load_dataset(config)
+    model = experiment.create_model(config, dataset.num_classes)
+    steps_per_epoch = len(dataset.train) / config.batch_size
+    total_steps = max(round(config.epochs * steps_per_epoch), 1)
+    schedule = optimizers.make_schedule(
+        **config.schedule, epochs=config.epochs, steps_per_epoch=steps_per_epoch
+    )
+    ema = config.optimizer.ema
+    settings = {k: v for k, v in config.optimizer.items() if k != "ema"}
+    optimizer = optimizers.make_optimizer(schedule, **settings)
+    step_fn = parallel.pmap(
+        make_train_step(
+            model, make_objective(config.points, config.terms), optimizer,
+            seed=config.seed, augmentation=dict(config.data.augment), ema=ema,
+        )
+    )  # fmt: skip
+    variables = experiment.init_variables(model, dataset.image_shape, config.seed)
+    state = jax.device_get(init_state(variables, optimizer, ema))
+    experiment.claim(config, workdir)
+
+    every = max(round(config.eval_every_epochs * steps_per_epoch), 1)
+    with checkpoints.opened(workdir) as saved:
+        if saved.step("latest") is not None:
+            state = saved.restore("latest", state)
+            logging.info("Resuming %s after step %d.", workdir, state.step)
+        start = int(state.step)
+        batches = data.train_batches(
+            dataset.train, config.batch_size, config.seed, start, *parallel.host()
+        )
+        with TrainingLog(workdir, start, total_steps, steps_per_epoch) as log:
+            replicated, waiting = parallel.replicate(state), []
+            for step in range(start + 1, total_steps + 1):
+                replicated, metrics = step_fn(replicated, parallel.shard(next(batches)))
+                waiting.append(metrics)
+                log.tick()
+                last = step == total_steps
+                evaluating = last or step % every == 0
+                saving = config.checkpoint_every_steps and step % config.checkpoint_every_steps == 0
+                if evaluating or saving or step % config.log_every_steps == 0:
+                    _stop_if_failed(replicated, config)
+                    log.write(step, _average(waiting) | {"learning_rate": float(schedule(step - 1))})
+                    waiting = []
+                if evaluating or saving:
+                    state = parallel.first(replicated).replace(best=state.best)
+                if evaluating:
+                    accuracies = _validate(config, model, state, dataset)
+                    log.write(step, {f"validation/{k}": v for k, v in accuracies.items()}, epoch=step / steps_per_epoch)
+                    if accuracies[config.select_by] > state.best:
+                        state = state.replace(best=np.float32(accuracies[config.select_by]))
+                        saved.save("best", step, state)
+                        saved.wait("best")  # before the latest checkpoint says that it is there
+                if evaluating or saving:
+                    saved.save("latest", step, state)
+        return state
+
+
+def _validate(config: ConfigDict, model: nn.Module, state: TrainState, dataset: data.Dataset) -> dict[str, float]:
+    """Accuracy on the validation split, clean and under the attack that selects."""
+    name = config.select_by
+    chosen = {} if name == "clean" else {name: evaluation.attack_from(name, {**config.attacks[name], "curve": ()})}
+    count = min(config.select_limit or len(dataset.validation), len(dataset.validation))
+    batches = evaluation.batches(
+        dataset.validation, count, config.evaluation.batch_size, config.data.eval_resize
+    )
+    logits_fn = models.bind(model, parallel.everywhere(experiment.evaluation_variables(vars(state))))
+    measured = robustness(logits_fn, batches, chosen, key=jax.random.key(config.seed))
+    broken = {n: float(1 - outcome.broken.mean()) for n, outcome in measured.attacks.items()}
+    return {"clean": float(measured.correct.mean())} | broken
+
+
+def _average(metrics: list[dict[str, jax.Array]]) -> dict[str, float]:
+    """Means over the steps since the last log step; each was a mean over devices already."""
+    fetched = [{k: np.asarray(v.addressable_shards[0].data)[0] for k, v in m.items()} for m in metrics]
+    return {k: float(np.mean([m[k] for m in fetched])) for k in fetched[0]}
+
+
+def _stop_if_failed(replicated: TrainState, config: ConfigDict) -> None:
+    failed, term = parallel.first((replicated.failed_step, replicated.failed_term))
+    if failed >= 0:
+        names = [f"the term {name!r}" for name in config.terms] + ["the gradient"]
+        raise NonFiniteLossError(
+            f"at step {failed + 1} {names[term]} is NaN or infinite. That update was skipped and nothing saved since; "
+            f"the checkpoints before it are intact. Lower schedule.learning_rate or the term's weight, or set "
+            f"optimizer.clip_norm; starting again resumes from the last checkpoint."
+        )

@@ -1,0 +1,89 @@
+"""What a training run says: metrics.jsonl, TensorBoard events, and a progress bar or one line an epoch."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+class TrainingLog:
+    """Writes as the run goes; only process 0 of a multi-host run writes anything."""
+
+    def __init__(self, workdir: Path, start: int, total_steps: int, steps_per_epoch: float):
+        self._path, self._start, self._total = workdir / "metrics.jsonl", start, total_steps
+        self._steps_per_epoch = steps_per_epoch
+        self._active = jax.process_index() == 0
+        self._latest: dict[str, float] = {}
+        self._began = self._since = time.perf_counter()
+        self._ticks = 0
+        if self._active:
+            _drop_lines_after(self._path, start)
+
+    def __enter__(self) -> TrainingLog:
+        if self._active:
+            self._file = self._path.open("a")
+            self._events = SummaryWriter(str(self._path.parent), purge_step=self._start or None)
+            # On a terminal a bar; elsewhere `write` prints a line an epoch.
+            self._bar = tqdm(
+                total=self._total, initial=self._start, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty()
+            )
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._active:
+            self._bar.close()
+            self._events.close()
+            self._file.close()
+
+    def tick(self) -> None:
+        """One step was dispatched."""
+        self._ticks += 1
+        if self._active:
+            self._bar.update()
+
+    def write(self, step: int, values: Mapping[str, float], epoch: float | None = None) -> None:
+        """Numbers of a log step; with an epoch, those of a validation, after which a line is printed."""
+        now = time.perf_counter()
+        rate = {} if epoch is not None else {"steps_per_second": self._ticks / max(now - self._since, 1e-9)}
+        self._since, self._ticks = now, 0
+        values = {**values, **rate}
+        self._latest |= values
+        if not self._active:
+            return
+        self._file.write(json.dumps({"step": step, "epoch": round(step / self._steps_per_epoch, 4), **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+        shown = {_short(k): f"{v:.4g}" for k, v in self._latest.items() if k not in ("steps_per_second", "learning_rate")}
+        self._bar.set_postfix(shown, refresh=False)
+        if epoch is not None and self._bar.disable:
+            left = (now - self._began) / (step - self._start) * (self._total - step)
+            numbers = "  ".join(f"{k} {v}" for k, v in shown.items())
+            speed = self._latest.get("steps_per_second", 0.0)
+            print(f"epoch {epoch:.4g}  step {step}/{self._total}  {numbers}  {speed:.3g} steps/s  {left:.0f} s left", flush=True)
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("terms/").replace("validation/", "val ")
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    """Takes back what a killed run logged after its last checkpoint: those steps are run again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except ValueError:  # half a line: the run was killed while it wrote
+            continue
+    path.write_text("".join(line + "\n" for line in kept))

@@ -1,0 +1,201 @@
+"""The layers against lax's and flax's own: values and derivatives of both orders and modes."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from robust_jax.models import layers
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+# height, width, channels, features, padding; the 1x1, 2x2 and 2x5 maps are smaller than the kernel
+SHAPES = [
+    (8, 8, 1, 4, "SAME"),
+    (7, 6, 4, 3, "VALID"),
+    (5, 6, 16, 17, ((1, 1), (2, 0))),
+    (2, 5, 3, 4, "SAME"),
+    (2, 2, 5, 4, "SAME"),
+    (1, 1, 2, 3, "SAME"),
+]
+
+
+def arrays(shape, dtype=jnp.float32):
+    h, w, i, o, padding = shape
+    keys = jax.random.split(jax.random.key(0))
+    x, dx = jax.random.normal(keys[0], (2, 3, h, w, i), dtype)
+    k, dk = jax.random.normal(keys[1], (2, 3, 3, i, o), dtype)
+    return x, k, dx, dk, padding
+
+
+def forms(padding):
+    make = lambda conv: partial(  # noqa: E731
+        conv, window_strides=(1, 1), padding=padding, dimension_numbers=NHWC
+    )
+    return make(layers.conv_general_dilated), make(lax.conv_general_dilated)
+
+
+def assert_close(ours, theirs, tolerance=1e-4):
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(b).max())
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_convolution_equals_lax(shape):
+    with jax.enable_x64(True):
+        x, k, dx, dk, padding = arrays(shape, jnp.float64)
+
+        def everything(conv):
+            def energy(x, k):
+                return jnp.sum(jnp.sin(conv(x, k)))
+
+            def penalty(x, k):  # differentiated below: reverse over reverse
+                gx, gk = jax.grad(energy, argnums=(0, 1))(x, k)
+                return jnp.sum(jnp.tanh(gx)) + jnp.sum(gk**2)
+
+            gradient = jax.grad(penalty, argnums=(0, 1))
+            in_a_loop = lax.fori_loop(0, 2, lambda _, z: z + 0.1 * gradient(z, k)[0], x)
+            return (
+                conv(x, k),
+                jax.jvp(conv, (x, k), (dx, dk)),
+                jax.grad(energy, argnums=(0, 1))(x, k),
+                gradient(x, k),
+                jax.jvp(gradient, (x, k), (dx, dk)),  # forward over reverse over reverse
+                jax.grad(lambda k: jax.jvp(lambda z: energy(z, k), (x,), (dx,))[1])(k),
+                in_a_loop,
+            )
+
+        ours, theirs = (jax.jit(partial(everything, conv))() for conv in forms(padding))
+        assert_close(ours, theirs, 1e-9)
+
+
+def test_convolution_on_cpu_is_not_just_lax():
+    if jax.default_backend() != "cpu":
+        pytest.skip("other backends use lax's")
+    x, k, *_, padding = arrays(SHAPES[0])
+    assert "robust_jax_conv" in str(jax.make_jaxpr(forms(padding)[0])(x, k))
+
+
+@pytest.mark.parametrize("axes", [(0, None), (2, None), (None, 0), (0, 4)], ids=str)
+def test_convolution_under_vmap(axes):
+    x, k, *_, padding = arrays(SHAPES[1])
+    x = x if axes[0] is None else jnp.stack([x, -2 * x], axes[0])
+    k = k if axes[1] is None else jnp.stack([k, k + 1], axes[1])
+
+    def run(conv):
+        gradient = jax.grad(lambda x, k: jnp.sum(jnp.sin(conv(x, k))), argnums=(0, 1))
+        return jax.vmap(conv, axes)(x, k), jax.vmap(gradient, axes)(x, k)
+
+    ours, theirs = map(run, forms(padding))
+    assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_convolution_in_shard_map(check_vma):
+    x, k, *_, padding = arrays(SHAPES[1])
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("batch",))
+    spec = PartitionSpec("batch")
+
+    def run(conv):
+        def body(x, k):
+            return jax.grad(lambda k: jnp.sum(jnp.sin(conv(x, k))))(k)[None]
+
+        shard = jax.shard_map(
+            body, mesh=mesh, in_specs=(spec, PartitionSpec()), out_specs=spec, check_vma=check_vma
+        )
+        return shard(x, k)
+
+    assert_close(*map(run, forms(padding)))
+
+
+def test_convolution_under_pmap():
+    x, k, *_, padding = arrays(SHAPES[1])
+
+    def run(conv):
+        gradient = jax.grad(lambda k, x: jnp.sum(jnp.sin(conv(x, k))))
+        step = jax.pmap(lambda k, x: lax.psum(gradient(k, x), "b"), axis_name="b", in_axes=(None, 0))
+        return step(k, x[None])
+
+    assert_close(*map(run, forms(padding)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(strides=2),
+        dict(kernel_dilation=2),
+        dict(feature_group_count=2),
+        dict(kernel_size=(1, 1)),
+        dict(kernel_size=(2, 4)),
+        dict(padding=((3, 0), (0, 3))),
+        dict(dtype=jnp.bfloat16),
+    ],
+    ids=str,
+)
+def test_flax_convolution_with_any_option(options):
+    x = jax.random.normal(jax.random.key(0), (2, 7, 6, 4))
+    options = dict(kernel_size=(3, 3)) | options
+    ours = nn.Conv(6, **options, conv_general_dilated=layers.conv_general_dilated)
+    theirs = nn.Conv(6, **options)
+    variables = theirs.init(jax.random.key(1), x)
+
+    def gradient(model):
+        def energy(v, x):
+            return jnp.sum(model.apply(v, x).astype(jnp.float32) ** 2)
+
+        return jax.jit(jax.grad(energy, argnums=(0, 1)))(variables, x)
+
+    tolerance = 0.03 if "dtype" in options else 1e-4
+    for a, b in zip(
+        jax.tree.leaves((ours.apply(variables, x), gradient(ours))),
+        jax.tree.leaves((theirs.apply(variables, x), gradient(theirs))),
+        strict=True,
+    ):
+        assert a.dtype == b.dtype
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(b).max())
+
+
+@pytest.mark.parametrize("size", [(4, 4), (5, 7), (2, 3)], ids=str)
+@pytest.mark.parametrize("levels", [None, 2], ids=["distinct", "ties"])
+def test_max_pool_equals_flax(size, levels):
+    x = jax.random.normal(jax.random.key(0), (2, *size, 3))
+    if levels:
+        x = jnp.floor(x * 2) / 2  # many equal neighbours
+    weights = jax.random.normal(jax.random.key(1), (2, size[0] // 2, size[1] // 2, 3))
+    dx = jax.random.normal(jax.random.key(2), x.shape)
+
+    def run(pool):
+        gradient = jax.grad(lambda x: jnp.sum(weights * pool(x) ** 2))
+        penalty = jax.grad(lambda x: jnp.sum(jnp.sin(gradient(x))))
+        return jax.jit(lambda: (pool(x), gradient(x), penalty(x), jax.jvp(pool, (x,), (dx,))))()
+
+    def flax_pool(x):
+        return nn.max_pool(x, (2, 2), (2, 2))
+
+    for a, b in zip(jax.tree.leaves(run(layers.max_pool)), jax.tree.leaves(run(flax_pool)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_max_pool_passes_nan_on():
+    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    for at in [(0, 0), (0, 1), (1, 0), (1, 1)]:
+        pooled = layers.max_pool(x.at[0, *at, 0].set(jnp.nan))
+        assert jnp.isnan(pooled[0, 0, 0, 0]) and jnp.isfinite(pooled).sum() == 3
+
+
+def test_normalize():
+    images = jax.random.uniform(jax.random.key(0), (2, 3, 3, 3))
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    expected = np.stack([(np.asarray(images)[..., c] - mean[c]) / std[c] for c in range(3)], -1)
+    np.testing.assert_allclose(layers.normalize(images, mean, std, jnp.float32), expected, rtol=1e-6)
+    with pytest.raises(ValueError, match="std has 2 values for images of 3 channels"):
+        layers.normalize(images, mean, (0.1, 0.2), jnp.float32)

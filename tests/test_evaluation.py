@@ -1,0 +1,148 @@
+"""The program level: work directories in, JSON, arrays, pictures and a table out."""
+
+import json
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from robust_jax import data, experiment
+from robust_jax.attacks import pgd
+from robust_jax.config import base
+from robust_jax.evaluation import attack_from, evaluate
+from robust_jax.losses import margin
+from robust_jax.robustness import Attack
+from robust_jax.summary import wilson_interval
+from robust_jax.threat_models import ThreatModel
+
+
+class Linear(nn.Module):
+    """Logistic regression."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return nn.Dense(10)(images.reshape(len(images), -1))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Two logistic regressions of the digits, the second of larger weights, and so of less robustness."""
+    dataset = data.load("digits")
+    batch = dataset.train.take(np.arange(len(dataset.train)))
+    images = batch["image"].reshape(len(batch["image"]), -1) / 255
+    runs = {}
+    for name, strength in (("smooth", 0.01), ("steep", 1.0)):
+        fit = LogisticRegression(C=strength, max_iter=200).fit(images, batch["label"])
+        dense = {"kernel": jnp.asarray(fit.coef_.T, jnp.float32), "bias": jnp.asarray(fit.intercept_, jnp.float32)}
+        runs[name] = ({"params": {"Dense_0": dense}}, dataset)
+    return runs
+
+
+@pytest.fixture
+def workdirs(trained, tmp_path, monkeypatch):
+    config = base()
+    config.attacks.shift = dict(kind="pgd", perturbation="additive", norm="linf", radius=0.05, curve=(0, 1, 2), steps=5)
+    config.attacks.warp = dict(kind="pgd", perturbation="flow", norm="linf", radius=0.155, steps=5, restarts=2)
+
+    def restore(workdir, checkpoint):
+        variables, dataset = trained[workdir.name]
+        return experiment.Restored(config, Linear(), variables, dataset, 7 if checkpoint == "best" else 9)
+
+    monkeypatch.setattr(experiment, "restore", restore)
+    folders = [tmp_path / name for name in trained]
+    for folder in folders:
+        folder.mkdir()
+    return folders
+
+
+def test_two_workdirs_leave_everything_the_design_lists(workdirs, capsys):
+    reports = evaluate(workdirs, limit=200, batch_size=64)
+    for folder in workdirs:
+        report = json.loads((folder / "evaluation.json").read_text())
+        assert report == json.loads(json.dumps(reports[str(folder)]))
+        assert set(report) == {
+            "clean", "attacks", "worst_case", "split", "checkpoint_step", "batch_norm", "precision", "warnings",
+            "versions", "seed",
+        }  # fmt: skip
+        assert (report["split"], report["checkpoint_step"], report["batch_norm"]) == ("test", 7, "none")
+        assert (report["precision"], report["seed"], report["warnings"]) == ("float32", 0, [])
+        assert {"jax", "jaxlib", "flax", "robust_jax", "python", "device"} <= set(report["versions"])
+        shift, warp = report["attacks"]["shift"], report["attacks"]["warp"]
+        assert (warp["settings"]["steps"], warp["settings"]["restarts"]) == (5, 2)
+        assert warp["threat"] == {"perturbation": "flow", "norm": "linf", "radius": 0.155}
+        assert shift["curve"]["accuracy"][:2] == [report["clean"]["accuracy"], shift["accuracy"]]
+
+        # The JSON can be counted again from the arrays.
+        with np.load(folder / "per_example.npz") as arrays:
+            clean = arrays["clean/prediction"] == arrays["label"]
+            robust = {name: ~arrays[f"{name}/broken"] for name in ("shift", "warp")}
+        assert clean.size == report["clean"]["n"] == 200
+        assert report["clean"]["accuracy"] == clean.mean() > 0.85
+        for name, kept in robust.items():
+            assert report["attacks"][name]["accuracy"] == kept.mean() < clean.mean()
+            assert report["attacks"][name]["interval"] == list(wilson_interval(int(kept.sum()), 200))
+            assert (folder / f"adversarial_{name}.png").stat().st_size > 20_000
+        assert report["worst_case"]["accuracy"] == (robust["shift"] & robust["warp"]).mean()
+        assert not [path for path in folder.iterdir() if path.suffix == ".tmp"]
+    smooth, steep = reports.values()
+    assert smooth["attacks"]["shift"]["curve"]["accuracy"][2] > steep["attacks"]["shift"]["curve"]["accuracy"][2] + 0.05
+    # The common picture goes into the first folder, and only for the attack that has a curve.
+    assert sorted(p.name for folder in workdirs for p in folder.glob("robustness_*")) == ["robustness_shift.png"]
+    assert (workdirs[0] / "robustness_shift.png").stat().st_size > 20_000
+    screen = capsys.readouterr().out
+    for text in ("smooth", "steep", "worst case", "flow linf 0.155 px", "5 steps × 2", "n = 200"):
+        assert text in screen
+    assert f"{100 * smooth['worst_case']['accuracy']:.1f}% [" in screen
+
+
+def test_the_numbers_do_not_depend_on_the_batch_size(workdirs):
+    attacks = {"shift": dict(kind="pgd", perturbation="additive", radius=0.05, steps=5)}
+    few, many = (evaluate(workdirs[0], attacks, limit=60, batch_size=size) for size in (17, 250))
+    (few,), (many,) = few.values(), many.values()
+    for report in (few, many):
+        for attack in report["attacks"].values():
+            del attack["seconds"]
+    assert few == many
+
+
+def test_attacks_given_replace_the_configs(workdirs):
+    attacks = {
+        "mine/1": Attack(pgd, ThreatModel("additive", "l2", 0.5), dict(steps=3)),
+        "data": dict(kind="fgsm", perturbation="affine", radius=(10, 1, 1), curve=(0.5,)),
+    }
+    (report,) = evaluate(
+        str(workdirs[1]), attacks, limit=20, split="validation", checkpoint="latest", seed=5
+    ).values()
+    assert (report["split"], report["checkpoint_step"], report["seed"]) == ("validation", 9, 5)
+    assert list(report["attacks"]) == ["mine/1", "data"]
+    assert report["attacks"]["data"]["curve"]["radius"] == [[5, 0.5, 0.5], [10, 1, 1]]
+    for name in ("adversarial_mine_1", "adversarial_data", "robustness_data"):
+        assert (workdirs[1] / f"{name}.png").exists()
+
+
+def test_attack_from_a_config():
+    spec = dict(kind="pgd", perturbation="additive", radius="8/255", steps=10, loss="margin", curve=[0, 1])
+    attack = attack_from("a", spec)
+    assert attack.threat.radius == pytest.approx(8 / 255)
+    assert attack.settings == {"steps": 10, "loss": margin} and attack.curve == (0, 1)
+    for change, message in (
+        (dict(kind="pdg"), "kind='pdg'.*'fgsm', 'pgd'"),
+        (dict(step=3), r"'step'.*'restarts'.*'steps'"),
+        (dict(loss="hinge"), "hinge.*cross_entropy"),
+        (dict(norm="l3x"), "l3x"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            attack_from("a", spec | change)
+    with pytest.raises(ValueError, match="radius"):
+        attack_from("a", dict(kind="pgd", perturbation="flow"))
+
+
+def test_errors(workdirs):
+    with pytest.raises(ValueError, match="no workdir"):
+        evaluate([])
+    with pytest.raises(ValueError, match="test.*train.*validation"):
+        evaluate(workdirs, split="held_out")
+    with pytest.raises(ValueError, match="limit"):
+        evaluate(workdirs, limit=0)

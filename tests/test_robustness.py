@@ -1,0 +1,208 @@
+"""Per-example accounting, on models whose robust accuracy is known in closed form."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robust_jax import robustness as module
+from robust_jax.attacks import pgd
+from robust_jax.robustness import Attack, robustness
+from robust_jax.summary import summarise
+from robust_jax.threat_models import ThreatModel
+
+RNG = np.random.default_rng(0)
+N, SIDE, CLASSES = 90, 4, 3
+WEIGHTS = RNG.normal(size=(SIDE * SIDE, CLASSES)).astype(np.float32)
+# Away from 0 and 1, so that no perturbation of 0.2 meets the box.
+IMAGES = RNG.uniform(0.3, 0.7, (N, SIDE, SIDE, 1)).astype(np.float32)
+MARGINS = IMAGES.reshape(N, -1) @ WEIGHTS
+LABELS = np.where(RNG.random(N) < 0.9, MARGINS.argmax(1), RNG.integers(0, CLASSES, N)).astype(np.int32)
+
+
+def linear(weights, images):
+    return images.reshape(len(images), -1) @ weights
+
+
+MODEL = jax.tree_util.Partial(linear, jnp.asarray(WEIGHTS))
+
+
+def cut(size, images=IMAGES, labels=LABELS):
+    """The examples in batches of one size, the last one padded with wrongly labelled rubbish."""
+    for start in range(0, len(images), size):
+        index = np.arange(start, start + size)
+        real = index < len(images)
+        index = np.minimum(index, len(images) - 1)
+        label = np.where(real, labels[index], 0).astype(np.int32)
+        yield {"image": images[index], "label": label, "id": index, "mask": real}
+
+
+def exact_robust(radius):
+    """A linear classifier keeps class y on the linf ball iff every margin exceeds radius * its l1 norm."""
+    robust = np.ones(N, bool)
+    for k in range(CLASSES):
+        gap = WEIGHTS[:, LABELS].T - WEIGHTS[:, k]
+        margin = (IMAGES.reshape(N, -1) * gap).sum(1) - radius * np.abs(gap).sum(1)
+        robust &= (margin > 0) | (k == LABELS)
+    return robust
+
+
+def margin_attack(radius, **settings):
+    # With three classes the worst point is the best of two; the margin's ascent finds either.
+    from robust_jax import losses
+
+    return Attack(
+        pgd,
+        ThreatModel("additive", "linf", radius),
+        dict(steps=10, restarts=8, loss=losses.margin) | settings,
+        curve=(0, 0.5, 1, 2),
+    )
+
+
+def test_linear_model_has_the_robust_accuracy_of_the_closed_form():
+    radius = 0.08
+    measured = robustness(MODEL, cut(32), {"a": margin_attack(radius)}, key=jax.random.key(0))
+    outcome = measured.attacks["a"]
+    for multiple in (0.5, 1, 2):
+        np.testing.assert_array_equal(~outcome.curve[multiple], exact_robust(multiple * radius))
+    assert 0.1 < exact_robust(radius).mean() < 0.8  # the case is not trivial
+    np.testing.assert_array_equal(outcome.broken, outcome.curve[1.0])
+    np.testing.assert_array_equal(outcome.curve[0.0], ~measured.correct)
+    np.testing.assert_array_equal(measured.correct, MARGINS.argmax(1) == LABELS)
+    np.testing.assert_array_equal(measured.id, np.arange(N))
+    assert outcome.size.max() <= 1.0001 and outcome.excess.max() < 1e-6
+    assert summarise(measured)["warnings"] == []
+
+
+def random_point(logits_fn, images, labels, threat, *, key):
+    """An attack whose outcome depends on nothing but the drawn numbers."""
+    delta = jax.vmap(lambda k: jax.random.uniform(k, images.shape[1:], minval=-1))(key)
+    delta = delta * threat.radius
+    return SimpleNamespace(images=images + delta, delta=delta)
+
+
+@pytest.mark.parametrize("size", [7, 90, 200])
+def test_the_cut_into_batches_and_the_other_attacks_do_not_change_the_draw(size):
+    attack = Attack(random_point, ThreatModel("additive", "linf", 0.2))
+    other = Attack(random_point, ThreatModel("additive", "linf", 0.1))
+    reference = robustness(MODEL, cut(30), {"a": attack}, key=jax.random.key(1)).attacks["a"]
+    again = robustness(MODEL, cut(size), {"b": other, "a": attack}, key=jax.random.key(1)).attacks
+    np.testing.assert_allclose(again["a"].loss, reference.loss, rtol=1e-5)
+    np.testing.assert_array_equal(again["a"].broken, reference.broken)
+    elsewhere = robustness(MODEL, cut(30), {"a": attack}, key=jax.random.key(2)).attacks["a"]
+    assert not np.allclose(elsewhere.loss, reference.loss)
+    assert not np.allclose(again["b"].size, reference.size)  # a name has a draw of its own
+
+
+def test_one_compilation_for_all_radii_step_sizes_and_weights():
+    traces = []
+
+    def counted(logits_fn, images, labels, threat, *, key, steps, step_size):
+        traces.append(1)
+        return pgd(logits_fn, images, labels, threat, key=key, steps=steps, step_size=step_size)
+
+    for seed in range(3):
+        model = jax.tree_util.Partial(linear, jnp.asarray(WEIGHTS) * (1 + seed))
+        for radius, step_size in ((0.1, 0.02), (0.2, 0.01)):
+            attack = Attack(
+                counted,
+                ThreatModel("additive", "linf", radius),
+                dict(steps=3, step_size=step_size),
+                (0.5, 2.0),
+            )
+            robustness(model, cut(30), {"a": attack}, key=jax.random.key(0))
+    assert len(traces) == 1
+
+
+def test_the_step_scales_with_the_radius_along_a_curve():
+    threat = ThreatModel("additive", "linf", 0.1)
+    settings = dict(steps=1, step_size=0.05, random_start=False, keep="last")
+    attack = Attack(pgd, threat, settings, curve=(0.1, 1, 1.5))
+    measured = robustness(MODEL, cut(30), {"a": attack}, key=jax.random.key(0))
+    # One step of half the radius from 0 ends at half the radius, whatever the radius.
+    np.testing.assert_allclose(measured.attacks["a"].size, 0.5, rtol=1e-5)
+
+
+def test_images_are_measured_not_believed():
+    def liar(logits_fn, images, labels, threat, *, key, push, claim):
+        delta = jnp.full_like(images, claim)
+        return SimpleNamespace(images=images + push, delta=delta, success=jnp.ones(len(images), bool))
+
+    def warnings(**settings):
+        attack = Attack(liar, ThreatModel("additive", "linf", 0.1), settings)
+        measured = robustness(MODEL, cut(30), {"liar": attack}, key=jax.random.key(0))
+        # It claims success everywhere; a constant shift of a few is what counts.
+        shifted = (IMAGES + settings["push"]).reshape(N, -1) @ WEIGHTS
+        expected = (shifted.argmax(1) != LABELS) | (MARGINS.argmax(1) != LABELS)
+        np.testing.assert_array_equal(measured.attacks["liar"].broken, expected)
+        return summarise(measured)["warnings"]
+
+    assert warnings(push=0.1, claim=0.1) == []
+    assert "left its ball" in warnings(push=0.15, claim=0.15)[0]
+    assert "differs" in warnings(push=0.2, claim=0.1)[0]
+
+
+def test_non_finite_logits_count_as_wrong_and_are_reported():
+    def broken_model(images):
+        logits = linear(WEIGHTS, images)
+        return jnp.where(images[:, 0, 0] > 0.5, jnp.nan, logits)
+
+    bad = IMAGES[:, 0, 0, 0] > 0.5
+    measured = robustness(broken_model, cut(30), {}, key=jax.random.key(0))
+    assert bad.any() and not measured.correct[bad].any()
+    assert (measured.prediction[bad] == -1).all()
+    assert f"{bad.sum()} examples have non-finite logits" in summarise(measured)["warnings"][0]
+
+
+def test_bytes_and_defaults_of_a_batch():
+    images = np.rint(IMAGES * 255).astype(np.uint8)
+    calls = []
+    measured = robustness(
+        MODEL,
+        [{"image": images[:50], "label": LABELS[:50]}, {"image": images[50:], "label": LABELS[50:]}],
+        {},
+        key=jax.random.key(0),
+        progress=lambda *call: calls.append(call),
+    )
+    np.testing.assert_array_equal(measured.id, np.arange(N))
+    expected = (images.reshape(N, -1) / 255 @ WEIGHTS).argmax(1)
+    np.testing.assert_array_equal(measured.prediction, expected)
+    assert [call[2] for call in calls] == [50, N - 50]
+    assert sum(call[1] for call in calls) == measured.correct.sum()
+
+
+def test_sample_shows_the_first_example_of_each_class():
+    measured = robustness(MODEL, cut(32), {"a": margin_attack(0.01)}, key=jax.random.key(0))
+    sample = measured.attacks["a"].sample
+    np.testing.assert_array_equal(sample["labels"], np.arange(CLASSES))
+    first = [int(np.flatnonzero(k == LABELS)[0]) for k in range(CLASSES)]
+    np.testing.assert_array_equal(sample["clean"], IMAGES[first])
+    np.testing.assert_allclose(sample["adversarial"], IMAGES[first] + sample["delta"], atol=1e-6)
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="no example"):
+        robustness(MODEL, [], {}, key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        robustness(MODEL, cut(30, images=IMAGES * 255), {}, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="curve"):
+        Attack(pgd, ThreatModel("additive", "linf", 0.1), {}, (-1.0,))
+
+
+def test_arrays_round_trip(tmp_path):
+    measured = robustness(MODEL, cut(32), {"a": margin_attack(0.01)}, key=jax.random.key(0))
+    np.savez(tmp_path / "x.npz", **measured.arrays())
+    with np.load(tmp_path / "x.npz") as stored:
+        np.testing.assert_array_equal(stored["a/broken"], measured.attacks["a"].broken)
+        np.testing.assert_array_equal(stored["a/curve_multiple"], [0, 0.5, 1, 2])
+        assert stored["a/curve_broken"].shape == (4, N)
+
+
+def test_module_takes_plain_functions_and_pytrees_alike():
+    plain = robustness(partial(linear, WEIGHTS), cut(30), {}, key=jax.random.key(0))
+    tree = robustness(MODEL, cut(30), {}, key=jax.random.key(0))
+    np.testing.assert_array_equal(plain.prediction, tree.prediction)
+    assert module.Attack is Attack

@@ -1,0 +1,30 @@
+"""Trains what a config describes; started again it resumes.
+
+python train.py --config=configs/digits_fgr.py --workdir=runs/digits_fgr [--config.terms.fgr.weight=1.47 ...]
+"""
+
+from absl import flags, logging
+
+from robust_jax import cli, parallel
+
+flags.DEFINE_string("config", "configs/digits_fgr.py", "The experiment: a file with get_config().")
+flags.DEFINE_string("workdir", "", "Where checkpoints and metrics go; default: runs/ and the config's name.")
+flags.DEFINE_string("distributed", "", "For several hosts: auto, or HOST:PORT,COUNT,INDEX.")
+
+
+def main(options: flags.FlagValues, overrides: list[str]) -> None:
+    """Loads the config, applies overrides, trains."""
+    if options.distributed:
+        parallel.initialize(options.distributed)
+    from robust_jax import training
+
+    logging.set_verbosity(logging.WARNING)
+    config = cli.overridden(cli.load_config(options.config), overrides)
+    workdir = options.workdir or cli.default_workdir(options.config)
+    training.train(config, workdir)
+    if parallel.host()[0] == 0:
+        print(f"Trained. Now: python eval.py --workdir={workdir}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
