@@ -1,9 +1,26 @@
-"""x"""
+"""Standard training on scikit-learn's digits."""
+
+from ml_collections import ConfigDict
+
 from robust_jax.config import base, complete
-def get_config():
+
+
+def digits() -> ConfigDict:
+    """What the digits experiments share."""
     c = base("digits", "digits_cnn")
-    c.epochs = 20.
-    c.schedule.name="one_cycle"; c.schedule.learning_rate=.1
+    c.epochs = 30.0
+    c.batch_size = 64
+    c.schedule.name = "one_cycle"
+    c.schedule.learning_rate = 0.003
+    c.optimizer.name = "adam"
+    for name, radius in (("flow_0.155", 0.155), ("flow_0.25", 0.25)):
+        c.attacks[name.replace(".", "_")] = dict(
+            kind="pgd", perturbation="flow", norm="linf", radius=radius, steps=20, restarts=3)
+    c.attacks.additive = dict(kind="pgd", perturbation="additive", norm="linf", radius=0.1, steps=20, restarts=3)
+    return c
+
+
+def get_config() -> ConfigDict:
+    c = digits()
     c.terms.ce = dict(kind="cross_entropy", at="clean", weight=1.0)
-    c.attacks.flow = dict(kind="pgd", perturbation="flow", norm="linf", radius=0.155, steps=20, restarts=3, curve=(0,.5,1,1.5,2))
     return complete(c)

@@ -31,7 +31,12 @@ def load_config(path: str) -> ConfigDict:
     spec = importlib.util.spec_from_file_location("experiment_config", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    # Configs build on each other: `from configs.mnist_standard import ...`.
+    sys.path.insert(0, str(Path(path).absolute().parent.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
     if not hasattr(module, "get_config"):
         raise ValueError(f"--config={path}: the file defines no get_config().")
     return module.get_config()
@@ -53,11 +58,11 @@ def overridden(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
         current = _at(config, path)
         if isinstance(current, ConfigDict):
             raise ValueError(f"--config.{path} is a group: override one of its keys, {sorted(current)}.")
-        if isinstance(value, str) and number(value) != value:
-            value = repr(number(value))
+        if isinstance(value, str) and "/" in value:
+            value = str(number(value))
         accepted.append(argument if value is None else f"--config.{path}={value}")
     parsed = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", config, flag_values=parsed, lock_config=True)
+    config_flags.DEFINE_config_dict("config", config, flag_values=parsed, sys_argv=["", *accepted])
     try:
         parsed(["", *accepted])
     except (flags.Error, ValueError, TypeError) as error:

@@ -12,8 +12,8 @@ A config file is short::
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -33,7 +33,7 @@ KINDS: dict[str, tuple[Mapping[str, Any], dict[str, Any]]] = {
     "attacks": (attacks.ATTACKS, {"perturbation": None, "norm": "linf", "radius": None, "curve": ()}),
 }
 
-FRACTION = re.compile(r"\s*(-?[\d.]+(?:e-?\d+)?)\s*/\s*([\d.]+)\s*")
+NUMERIC = ("weight", "radius", "sigma", "step_size", "scale", "curve")  # numbers, or tuples of them
 
 STATISTICS = {  # mean and standard deviation of the training images, in [0, 1]
     "digits": ((0.305,), (0.376,)),
@@ -97,12 +97,21 @@ def base(dataset: str = "digits", model: str = "digits_cnn") -> ConfigDict:
 
 
 def number(value: Any) -> Any:
-    """A number that may be written as a fraction: "8/255" -> 0.0314; other values, and tuples entry by entry."""
-    if isinstance(value, str) and (match := FRACTION.fullmatch(value)):
-        return float(match[1]) / float(match[2])
+    """The number that a string spells, "8/255" or "0.5"; other values as they are, tuples entry by entry."""
     if isinstance(value, tuple | list):
         return tuple(map(number, value))
-    return value
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(Fraction(value.replace(" ", "")))
+    except (ValueError, ZeroDivisionError):
+        return value
+
+
+def _is_numeric(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_numeric, value))
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def complete(config: ConfigDict) -> ConfigDict:
@@ -153,6 +162,9 @@ def check(config: Mapping[str, Any]) -> None:
         for name, entry in config[section].items():
             path = f"{section}.{name}"
             check_options(path, entry, known, own)
+            for option in set(NUMERIC) & set(entry):
+                if entry[option] is not None and not _is_numeric(entry[option]):
+                    raise ValueError(f"{path}.{option}={entry[option]!r}: give a number, a fraction such as 8/255, or a tuple.")
             if "loss" in entry:
                 choose(f"{path}.loss", entry["loss"], losses.LOSSES)
             if "radius" in entry:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from tqdm import tqdm
 
 from robust_jax import augment, data, experiment, losses, models, parallel, reporting
@@ -67,8 +68,7 @@ def evaluate(
     Raises:
       ValueError: no workdir, one without config or checkpoint, an unknown split or attack.
     """
-    single = isinstance(workdirs, (str, os.PathLike))
-    folders = [Path(w) for w in ([workdirs] if single else workdirs)]  # type: ignore[list-item]
+    folders = [Path(w) for w in ([workdirs] if isinstance(workdirs, str | os.PathLike) else workdirs)]
     if not folders:
         raise ValueError("evaluate got no workdir: give at least one folder that train.py wrote")
     choose("split", split, SPLITS)
@@ -149,7 +149,7 @@ def batches(source: data.Source, n: int, batch_size: int, resize: int = 0) -> It
     size = -(-n // -(-n // batch_size))
     size += -size % 8  # splits over the devices of any usual host
     for batch in data.eval_batches(source, size, limit=n):
-        images = data.to_float(batch["image"])
+        images = data.to_float(jnp.asarray(batch["image"]))
         if resize:
             images = augment.resize_and_center_crop(images, resize)
         yield parallel.spread(batch | {"image": images})

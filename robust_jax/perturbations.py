@@ -179,6 +179,8 @@ def _imported(path: str) -> Perturbation:
 
 def example_keys(key: Key[Array, "..."], count: int) -> Key[Array, " b"]:
     """One key an example: keys ``[B]`` as they are, one key folded with each example's index."""
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise ValueError(f"key must be made by jax.random.key(seed), or split from one; got {key.dtype} {key.shape}.")
     if key.ndim == 1:
         if len(key) != count:
             raise ValueError(f"key holds {len(key)} keys for {count} images: pass one key, or one an image.")

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
@@ -21,6 +22,8 @@ from matplotlib.ticker import PercentFormatter
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 RIGHT, WRONG, MUTED, ARROW = "#00714f", "#c03000", "#666666", "#b51d00"
+
+SIGNED = LinearSegmentedColormap.from_list("signed", ["#2166ac", "#ffffff", "#b2182b"])
 
 Target = str | os.PathLike[str] | BinaryIO
 
@@ -204,7 +207,8 @@ def _legend(flow: np.ndarray | None, magnify: float, stride: int, scale: float, 
     every = "" if stride == 1 else f",\nevery {_ordinal(stride)} pixel"
     longest = float(np.linalg.norm(flow, axis=-1).max())
     return f"flow\narrows ×{magnify:.3g}{every}", (
-        f"An arrow points from a pixel to the place its new value is taken from. The longest is {longest:.3g} px."
+        "An arrow points from a pixel to the place its new value is taken from. "
+        f"The longest stands for {longest:.3g} px."
     )
 
 
@@ -234,7 +238,7 @@ def _show(axes: Axes, image: np.ndarray) -> None:
 def _show_difference(axes: Axes, difference: np.ndarray, scale: float) -> None:
     """A signed difference on a symmetric scale: blue-white-red, for RGB around grey."""
     if difference.shape[-1] == 1:
-        axes.imshow(difference[..., 0], cmap="RdBu_r", vmin=-scale, vmax=scale, interpolation="nearest")
+        axes.imshow(difference[..., 0], cmap=SIGNED, vmin=-scale, vmax=scale, interpolation="nearest")
         axes.spines[:].set(visible=True, color="#cccccc", linewidth=0.6)
     else:
         axes.imshow(np.clip(0.5 + difference / (2 * scale), 0, 1), interpolation="nearest")

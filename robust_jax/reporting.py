@@ -72,7 +72,7 @@ def show(reports: Mapping[str, Mapping[str, Any]]) -> None:
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     for label, report in zip(_labels(reports), reports.values(), strict=True):
         table.add_column(label, justify="right")
-        entries = [(("clean", "", ""), report["clean"])]
+        entries: list[tuple[tuple[str, ...], Any]] = [(("clean", "", ""), report["clean"])]
         entries += [((n, _threat(a), _effort(a)), a) for n, a in report["attacks"].items()]
         if len(report["attacks"]) > 1:
             entries += [(("worst case", "any of them", ""), report["worst_case"])]
@@ -126,8 +126,8 @@ def _threat(attack: Mapping[str, Any]) -> str:
 
 
 def _effort(attack: Mapping[str, Any]) -> str:
-    """How hard the attack tried, "pgd, 20 steps × 3"."""
+    """How hard the attack tried, "pgd, 20 steps × 3 restarts"."""
     settings = attack["settings"]
     steps = f", {settings['steps']} steps" if "steps" in settings else ""
-    restarts = f" × {settings['restarts']}" if settings.get("restarts", 1) != 1 else ""
+    restarts = f" × {settings['restarts']} restarts" if settings.get("restarts", 1) != 1 else ""
     return f"{settings['attack']}{steps}{restarts}"

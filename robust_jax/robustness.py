@@ -154,7 +154,7 @@ def robustness(
     model = jax.tree_util.Partial(logits_fn) if plain else logits_fn
     tell = progress or (lambda *_: None)
     keys = {name: jax.random.fold_in(key, zlib.crc32(name.encode())) for name in attacks}
-    runs = {
+    runs: dict[tuple[str, float], list[dict[str, np.ndarray]]] = {
         (name, float(multiple)): []
         for name, attack in attacks.items()
         for multiple in sorted({1.0, *attack.curve})
@@ -184,13 +184,13 @@ def robustness(
     wrong = whole["prediction"] != whole["label"]
     outcomes = {}
     for name, attack in attacks.items():
-        found = {multiple: _joined(rows) for (of, multiple), rows in runs.items() if of == name}
-        broken = {m: wrong | (f["prediction"] != whole["label"]) for m, f in found.items()}
+        at = {multiple: _joined(rows) for (of, multiple), rows in runs.items() if of == name}
+        broken = {m: wrong | (f["prediction"] != whole["label"]) for m, f in at.items()}
         broken[0.0] = wrong
         curve = {m: broken[m] for m in sorted({1.0, *map(float, attack.curve)}) if attack.curve}
-        largest = {k: np.max([f[k] for f in found.values()], 0) for k in ("size", "excess")}
+        largest = {k: np.max([f[k] for f in at.values()], 0) for k in ("size", "excess")}
         outcomes[name] = Outcome(
-            attack, broken[1.0], **found[1.0] | largest, curve=curve,
+            attack, broken[1.0], **at[1.0] | largest, curve=curve,
             seconds=seconds[name], sample=samples[name],
         )  # fmt: skip
     return PerExample(**whole, attacks=outcomes)

@@ -10,6 +10,7 @@ from scipy.optimize import minimize
 
 from robust_jax import norms
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
 ALL = ["l1", "l2", "linf", 1.5, 3, "l2inf", "l21"]
 EXACT_PROJECTION = ["l1", "l2", "linf", "l2inf", "l21"]
 SHAPE = (6, 4, 3, 2)

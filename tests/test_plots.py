@@ -56,7 +56,7 @@ def grid(shape, path, flow=False, **kwargs):
 
 
 @pytest.mark.parametrize("flow", [False, True])
-@pytest.mark.parametrize("shape", [(10, 8, 8, 1), (2, 28, 28, 1), (1, 32, 32, 3), (3, 224, 224, 3), (2, 16, 24, 3)])
+@pytest.mark.parametrize("shape", [(10, 8, 8, 1), (1, 32, 32, 3), (3, 224, 224, 3), (2, 16, 24, 3)])
 def test_grid_is_written_at_a_readable_size(tmp_path, shape, flow):
     path = tmp_path / "grid.png"
     grid(shape, path, flow)
@@ -80,7 +80,7 @@ def test_flow_arrows_point_right_and_down_as_the_image_does():
     start, end = axes.transData.transform([[3, 2], [3 + arrows.U[at][0], 2 + arrows.V[at][0]]])
     assert end[0] > start[0] and end[1] < start[1]
     assert any("arrows ×4" in text for text in texts(figure))
-    assert any("0.224 px" in text for text in texts(figure))
+    assert any("0.224 px" in " ".join(text.split()) for text in texts(figure))
 
 
 def test_additive_difference_has_a_symmetric_stated_scale():
@@ -109,12 +109,10 @@ def test_predictions_are_named_and_coloured():
         (4, 8, 8, 3), io.BytesIO(), class_names=names, labels=[0, 1, 2, 0], clean_predictions=[0, 1, 2, 1],
         adversarial_predictions=[1, 1, -1, 1],
     )  # fmt: skip
-    shown = {t.get_text(): t.get_color() for axes in figure.axes for t in axes.texts}
-    assert shown == {
-        "cat → dog": plots.WRONG, "dog": plots.MUTED, "automobile\n→ ?": plots.WRONG
-    } or list(shown) == ["cat → dog", "dog", "automobile\n→ ?"]  # fmt: skip
-    colours = [t.get_color() for axes in figure.axes for t in axes.texts]
-    assert colours == [plots.WRONG, plots.RIGHT, plots.WRONG, plots.MUTED]
+    shown = [(t.get_text(), t.get_color()) for axes in figure.axes for t in axes.texts]
+    assert shown == [
+        ("cat → dog", plots.WRONG), ("dog", plots.RIGHT), ("automobile\n→ ?", plots.WRONG), ("dog", plots.MUTED)
+    ]  # fmt: skip
 
 
 def test_an_attack_that_does_nothing_can_be_drawn():

@@ -98,6 +98,8 @@ def pgd(
     space = threat.perturbation
     keys = example_keys(key, len(images))
     sign = -1.0 if targeted else 1.0
+    if step_size is not None and space.parts and not isinstance(step_size, tuple | list):
+        raise ValueError(f"step_size={step_size!r}: {space.name} takes a tuple of {len(space.parts)}, one a part.")
     size = jax.tree.map(lambda r: 2.5 * r / max(steps, 1), threat.radius) if step_size is None else step_size
 
     def score(delta: Delta) -> tuple[Array, _Point]:
@@ -116,14 +118,14 @@ def pgd(
         return _where(higher | (keep == "last"), new, old)
 
     def ascend(delta: Delta, velocity: Delta, gradient: Delta) -> tuple[Delta, Delta]:
-        gradient = jax.tree.map(jnp.nan_to_num, gradient)
-        # A small move that the box undoes marks a coordinate with no room left: the budget goes elsewhere.
-        moved = confined(jax.tree.map(lambda d, g: d + 1e-3 * jnp.sign(g), delta, gradient))
-        gradient = jax.tree.map(lambda m, d, g: jnp.where(m == d, 0, g), moved, delta, gradient)
+        direction = gradient = jax.tree.map(jnp.nan_to_num, gradient)
         if momentum:
             unit = jax.tree.map(lambda g: g / jnp.maximum(_sum_abs(g), 1e-30), gradient)
-            gradient = velocity = jax.tree.map(lambda v, u: momentum * v + u, velocity, unit)
-        delta = threat_models.move(threat, delta, gradient, size)
+            direction = velocity = jax.tree.map(lambda v, u: momentum * v + u, velocity, unit)
+        # A small move that the box undoes marks a coordinate with no room left: the budget goes elsewhere.
+        moved = confined(jax.tree.map(lambda d, v: d + 1e-3 * jnp.sign(v), delta, direction))
+        direction = jax.tree.map(lambda m, d, v: jnp.where(m == d, 0, v), moved, delta, direction)
+        delta = threat_models.move(threat, delta, direction, size)
         return confined(delta), velocity
 
     def run(restart: Array, best: _Point) -> _Point:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import fields as dataclass_fields
 from functools import partial
 from typing import Any
 
@@ -50,7 +51,8 @@ def create(
         mean: subtracted from the images inside the model, one number or one a channel.
         std: what they are divided by then.
         dtype: the compute dtype, e.g. `"bfloat16"`.
-        **fields: the module's own, e.g. `dropout` (small_cnn) or `batch_norm_axis` (vgg*).
+        **fields: the module's own, e.g. `dropout` (small_cnn), `batch_norm_axis` (vgg*) or
+            `conv_general_dilated` (all; `jax.lax`'s instead of the one that is fast on CPU).
 
     Raises:
         ValueError: for an unknown name or field, listing all there are.
@@ -61,11 +63,12 @@ def create(
     if fields.get("batch_norm_axis", "") is None:
         del fields["batch_norm_axis"]  # the default, and right for a model without BatchNorm too
     preset = maker.keywords if isinstance(maker, partial) else {}
-    module = maker.func if isinstance(maker, partial) else maker
-    known = sorted(set(module.__dataclass_fields__) - set(preset) - {"parent", "name"})
+    module: Any = maker.func if isinstance(maker, partial) else maker
+    known = sorted({f.name for f in dataclass_fields(module)} - set(preset) - {"parent", "name"})
     if unknown := sorted(set(fields) - set(known)):
         raise ValueError(
-            f"model {name!r} has no field {', '.join(map(repr, unknown))}; it has {', '.join(known)}"
+            f"model {name!r} has no field {', '.join(map(repr, unknown))}; "
+            f"it has {', '.join(known)}"
         )
     if num_classes < 2:
         raise ValueError(f"num_classes is {num_classes}; a classifier needs at least 2")
@@ -82,14 +85,15 @@ def _as_tuple(values: float | Sequence[float]) -> tuple[float, ...]:
 @partial(jax.tree_util.register_dataclass, data_fields=["variables"], meta_fields=["model"])
 @dataclass(frozen=True)
 class BoundModel:
-    """A model and its variables: a function of images, and a pytree whose leaves are the variables."""
+    """A model and its variables: a function of images and a pytree of the variables."""
 
-    model: nn.Module = field(metadata=dict(static=True))
+    model: nn.Module
     variables: Mapping[str, Any]
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b classes"]:
         """Logits of the images in eval mode."""
-        return self.model.apply(self.variables, images, train=False)
+        logits: Any = self.model.apply(self.variables, images, train=False)
+        return logits
 
 
 def bind(model: nn.Module, variables: Mapping[str, Any]) -> BoundModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ class DigitsCNN(nn.Module):
         del train
         layers.check_images(images, "digits_cnn", least=2)
         x = layers.normalize(images, self.mean, self.std, self.dtype)
-        init = dict(dtype=self.dtype, kernel_init=nn.initializers.he_normal())
+        init: dict[str, Any] = dict(dtype=self.dtype, kernel_init=nn.initializers.he_normal())
         conv = partial(layers.Conv3x3, conv_general_dilated=self.conv_general_dilated, **init)
         x = nn.relu(conv(32)(x))
         x = nn.relu(conv(32)(x))

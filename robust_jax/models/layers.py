@@ -29,6 +29,7 @@ torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
+
 def logits_dtype(dtype) -> jnp.dtype:
     """The dtype of a model's logits: float32, or float64 where that is the compute dtype."""
     return jnp.promote_types(dtype, jnp.float32)
@@ -38,33 +39,40 @@ def check_images(images: Array, name: str, least: int) -> None:
     """Raises ValueError unless `images` is `[B, H, W, C]` with H, W >= `least`."""
     if images.ndim != 4:
         raise ValueError(
-            f"{name} takes a batch of images [batch, height, width, channels], got an array of shape "
-            f"{images.shape}" + ("; for one image write image[None]" if images.ndim == 3 else "")
+            f"{name} takes a batch of images [batch, height, width, channels], "
+            f"got an array of shape {images.shape}"
+            + ("; for one image write image[None]" if images.ndim == 3 else "")
         )
     if min(images.shape[1:3]) < least:
         raise ValueError(
             f"{name} needs images of at least {least}x{least} pixels, "
-            f"got {images.shape[1]}x{images.shape[2]}; enlarge the images or choose a smaller network"
+            f"got {images.shape[1]}x{images.shape[2]}; enlarge them or choose a smaller network"
         )
 
 
 def normalize(
     images: Float[Array, "b h w c"], mean: Sequence[float], std: Sequence[float], dtype
 ) -> Float[Array, "b h w c"]:
-    """`(images - mean) / std`, one value in all or one a channel; computed in float32, then cast."""
+    """`(images - mean) / std`, one value or one a channel; computed in float32, then cast."""
     channels = images.shape[-1]
     for name, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, channels):
             raise ValueError(
-                f"{name} has {len(values)} values for images of {channels} channels; give 1 or {channels}"
+                f"{name} has {len(values)} values for images of {channels} channels; "
+                f"give 1 or {channels}"
             )
     full = logits_dtype(dtype)
-    mean, std = jnp.asarray(mean, full), jnp.asarray(std, full)
-    return ((images.astype(full) - mean) / std).astype(dtype)
+    centred = images.astype(full) - jnp.asarray(mean, full)
+    return (centred / jnp.asarray(std, full)).astype(dtype)
 
 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
-    """The largest of each 2x2 window, stride 2; an odd last row or column is dropped."""
+    """The largest of each 2x2 window, stride 2; an odd last row or column is dropped.
+
+    The same as `flax.linen.max_pool(x, (2, 2), (2, 2))`, also in that of equal entries the first
+    in row order takes the whole gradient (`jnp.max` would share it out), as in torch. Written as
+    comparisons of slices: flax's gradient, select-and-scatter, is slower and takes more memory.
+    """
     h, w = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
     x = x[:, :h, :w]
 
@@ -107,7 +115,8 @@ def conv_general_dilated(
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], (1, 1), padding)
-    return _conv(lhs, rhs, tuple((int(before), int(after)) for before, after in padding))
+    (top, bottom), (left, right) = padding
+    return _conv(lhs, rhs, ((int(top), int(bottom)), (int(left), int(right))))
 
 
 Conv3x3 = partial(nn.Conv, kernel_size=(3, 3))
@@ -135,7 +144,9 @@ def _correlate(x: Array, g: Array, padding: Padding) -> Array:
 def _shifts(x: Array, height: int, width: int, padding: Padding) -> list[Array]:
     """The windows `[B, height, width, C]` of the padded images at every offset, in row order."""
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    offsets = [(i, j) for i in range(x.shape[1] - height + 1) for j in range(x.shape[2] - width + 1)]
+    offsets = [
+        (i, j) for i in range(x.shape[1] - height + 1) for j in range(x.shape[2] - width + 1)
+    ]
     return [x[:, i : i + height, j : j + width] for i, j in offsets]
 
 

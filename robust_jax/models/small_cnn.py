@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -14,8 +15,9 @@ from robust_jax.models import layers
 class SmallCNN(nn.Module):
     """Convolutions 32, 32, pool, 64, 64, pool, all 3x3 without padding; dense 200, 200, classes.
 
-    As in TRADES (github.com/yaodongyu/TRADES, models/small_cnn.py) convolutions start Kaiming-normal
-    (fan-in) and the last layer at zero, so that an untrained network gives uniform probabilities.
+    As in TRADES (github.com/yaodongyu/TRADES, models/small_cnn.py) convolutions start
+    Kaiming-normal (fan-in) and the last layer at zero, so that an untrained network gives uniform
+    probabilities.
     312,202 parameters for 28x28x1 and 10 classes. `dropout` is the rate between the two hidden
     layers: 0.5 in TRADES, 0 here unless asked for.
     """
@@ -45,10 +47,10 @@ class SmallCNN(nn.Module):
                 x = nn.relu(x)
             x = layers.max_pool(x)
         x = x.reshape(len(x), -1)
-        dense = dict(dtype=self.dtype, kernel_init=layers.torch_uniform)
-        x = nn.relu(nn.Dense(200, **dense)(x))
+        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=layers.torch_uniform)
+        x = nn.relu(dense(200)(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        x = nn.relu(nn.Dense(200, **dense)(x))
+        x = nn.relu(dense(200)(x))
         return nn.Dense(
             self.num_classes,
             dtype=layers.logits_dtype(self.dtype),

@@ -20,7 +20,7 @@ STAGES = {
 
 
 class VGG(nn.Module):
-    """VGG in the CIFAR layout of github.com/kuangliu/pytorch-cifar: one dense layer after the pools.
+    """VGG as in github.com/kuangliu/pytorch-cifar: one dense layer after the pools.
 
     Each convolution is 3x3, zero-padded, with a bias, then BatchNorm and ReLU. Images larger than
     32x32 are averaged over the map that remains. VGG-11 has 9,231,114 parameters for 10 classes.
@@ -46,7 +46,8 @@ class VGG(nn.Module):
         for stage in STAGES[self.depth]:
             for features in stage:
                 x = layers.Conv3x3(
-                    features, dtype=self.dtype,
+                    features,
+                    dtype=self.dtype,
                     kernel_init=layers.torch_uniform,
                     conv_general_dilated=self.conv_general_dilated,
                 )(x)

@@ -1,0 +1,62 @@
+"""Trains several configs with several seeds, measures all, prints one Markdown table: the tables of the README.
+
+python benchmarks/compare.py --configs=digits_standard,digits_fgr --seeds=0,1,2 --workdir=runs/compare [--config.KEY=VALUE ...]
+
+A column `NAME:KEY=VALUE[:KEY=VALUE]` is a config with overrides of its own: digits_fgr:terms.fgr.weight=0.
+Runs that are there already are not trained again; every workdir keeps its evaluation.json.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from robust_jax import cli, evaluation, training
+
+ROOT = Path(__file__).resolve().parents[1]
+
+flags.DEFINE_list("configs", ["digits_standard", "digits_fgr"], "Names in configs/, each with overrides of its own.")
+flags.DEFINE_list("seeds", ["0", "1", "2"], "Of training and attacks.")
+flags.DEFINE_string("workdir", "runs/compare", "Every run gets a folder in it.")
+flags.DEFINE_string("split", "test", "test, or validation to choose hyper-parameters on.")
+flags.DEFINE_integer("limit", 0, "The first so many images; 0: all.")
+
+
+def main(options: flags.FlagValues, overrides: list[str]) -> None:
+    """Trains, evaluates, prints."""
+    columns: dict[str, list[dict]] = {}
+    for column in options.configs:
+        name, *own = column.split(":")
+        for seed in options.seeds:
+            config = cli.load_config(str(ROOT / "configs" / f"{name}.py"))
+            changes = [*overrides, *(f"--config.{change}" for change in own), f"--config.seed={seed}"]
+            config = cli.overridden(config, changes)
+            workdir = Path(options.workdir) / f"{column.replace(':', '_').replace('=', '_')}_seed{seed}"
+            print(f"== {workdir}", flush=True)
+            training.train(config, workdir)
+            report = evaluation.evaluate(
+                workdir, config.attacks, split=options.split, limit=options.limit or None,
+                batch_size=config.evaluation.batch_size, checkpoint=config.evaluation.checkpoint,
+            )  # fmt: skip
+            columns.setdefault(column, []).append(report[str(workdir)])
+    print(table(columns))
+    (Path(options.workdir) / f"table_{options.split}.json").write_text(json.dumps(columns, indent=1))
+
+
+def table(columns: dict[str, list[dict]]) -> str:
+    """Rows are configs, columns clean accuracy and accuracy under each attack: mean ± standard deviation over seeds."""
+    attacks = list(next(iter(columns.values()))[0]["attacks"])
+    lines = ["| training | clean | " + " | ".join(attacks) + " |", "|---" * (len(attacks) + 2) + "|"]
+    for column, reports in columns.items():
+        rows = [[r["clean"]["accuracy"], *(r["attacks"][a]["accuracy"] for a in attacks)] for r in reports]
+        mean, std = 100 * np.mean(rows, 0), 100 * np.std(rows, 0)
+        cells = [f"{m:.1f} ± {s:.1f}" if len(rows) > 1 else f"{m:.1f}" for m, s in zip(mean, std, strict=True)]
+        lines.append(f"| {column} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,13 @@
+"""Adversarial deformation training on MNIST."""
+
+from ml_collections import ConfigDict
+
+from configs.mnist_standard import mnist
+from robust_jax.config import complete
+
+
+def get_config() -> ConfigDict:
+    c = mnist()
+    c.points.deformed = dict(kind="attack", perturbation="flow", norm="linf", radius=0.5, steps=5)
+    c.terms.ce = dict(kind="cross_entropy", at="deformed", weight=1.0)
+    return complete(c)

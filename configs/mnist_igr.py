@@ -1,0 +1,13 @@
+"""Input-gradient regularisation on MNIST."""
+
+from ml_collections import ConfigDict
+
+from configs.mnist_standard import mnist
+from robust_jax.config import complete
+
+
+def get_config() -> ConfigDict:
+    c = mnist()
+    c.terms.ce = dict(kind="cross_entropy", at="clean", weight=1.0)
+    c.terms.igr = dict(kind="gradient_norm", at="clean", perturbation="additive", norm="l2", power=2, weight=1.0)
+    return complete(c)

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robust_jax.checks import check_batch, check_images
+
+
+def logits_fn(images):
+    return images.reshape(len(images), -1)[:, :3]
+
+
+@pytest.mark.parametrize(
+    "images, message",
+    [
+        (np.zeros((2, 4, 4, 1), np.uint8), "uint8"),
+        (np.zeros((4, 4, 1), np.float32), r"\(4, 4, 1\)"),
+        (np.full((2, 4, 4, 1), 255, np.float32), "255"),
+        (np.full((2, 4, 4, 1), -0.5, np.float32), "-0.5"),
+        (np.full((2, 4, 4, 1), np.nan, np.float32), "nan"),
+        ([[0.0]], "list"),
+    ],
+)
+def test_bad_images_are_an_error_that_says_what_came(images, message):
+    with pytest.raises(ValueError, match=r"\[0, 1\].*" + message):
+        check_images(images)
+
+
+def test_good_images_pass():
+    check_images(np.array([0.0, 1.0], np.float32).reshape(1, 2, 1, 1))
+    check_images(jnp.zeros((0, 4, 4, 1)))
+    with jax.enable_x64(True):
+        check_images(np.ones((1, 1, 1, 1)))
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        (np.array([0, 3]), "from 0 to 3.*3 classes"),
+        (np.array([-1, 0]), "from -1 to 0"),
+        (np.array([0.0, 1.0]), "float64"),
+        (np.array([[0, 1]]), r"\(1, 2\)"),
+        (np.array([0, 1, 2]), r"\(3,\)"),
+    ],
+)
+def test_bad_labels(labels, message):
+    with pytest.raises(ValueError, match=message):
+        check_batch(jnp.zeros((2, 2, 2, 1)), labels, logits_fn)
+
+
+def test_bad_logits():
+    with pytest.raises(ValueError, match=r"\[B, K\]"):
+        check_batch(jnp.zeros((2, 2, 2, 1)), jnp.zeros(2, int), lambda x: x)
+
+
+def test_traced_arrays_are_checked_by_shape_only():
+    def f(images, labels):
+        check_batch(images, labels, logits_fn)
+        return images.sum()
+
+    jax.jit(f)(jnp.full((2, 2, 2, 1), 255.0), jnp.array([9, 9]))
+    with pytest.raises(ValueError, match="labels"):
+        jax.jit(f)(jnp.zeros((2, 2, 2, 1)), jnp.array([0, 1, 2]))
+    with pytest.raises(ValueError, match="images"):
+        jax.jit(f)(jnp.zeros((2, 2, 2), int), jnp.array([0, 1]))

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+
+from robust_jax import losses
+
+
+def batch():
+    rng = np.random.default_rng(0)
+    return jnp.asarray(3 * rng.normal(size=(16, 5)), jnp.float32), jnp.asarray(rng.integers(0, 5, 16))
+
+
+def others(logits, labels):
+    """Per example the true logit and the other ones, in float64."""
+    z = np.asarray(logits, np.float64)
+    return [(row[y], np.delete(row, y)) for row, y in zip(z, np.asarray(labels), strict=True)]
+
+
+def test_cross_entropy():
+    logits, labels = batch()
+    expected = -log_softmax(np.asarray(logits, np.float64), -1)[np.arange(16), labels]
+    np.testing.assert_allclose(losses.cross_entropy(logits, labels), expected, rtol=1e-5)
+    assert np.isfinite(losses.cross_entropy(logits * 1e30, labels)).all()
+
+
+def test_margin_and_its_sign():
+    logits, labels = batch()
+    expected = [other.max() - own for own, other in others(logits, labels)]
+    np.testing.assert_allclose(losses.margin(logits, labels), expected, rtol=1e-5)
+    wrong = losses.misclassified(logits, labels)
+    np.testing.assert_array_equal(losses.margin(logits, labels) > 0, wrong)
+    assert 0 < wrong.sum() < 16
+    gradient = jax.grad(lambda z: losses.margin(z, labels).sum())(logits)
+    np.testing.assert_array_equal(gradient.sum(-1), 0)
+    np.testing.assert_array_equal(gradient[np.arange(16), labels], -1)
+
+
+def test_dlr_and_its_invariances():
+    logits, labels = batch()
+    ranked = -np.sort(-np.asarray(logits, np.float64), -1)
+    expected = losses.margin(logits, labels) / (ranked[:, 0] - ranked[:, 2])
+    np.testing.assert_allclose(losses.dlr(logits, labels), expected, rtol=1e-5)
+    np.testing.assert_allclose(losses.dlr(7 * logits + 3, labels), expected, rtol=1e-3, atol=1e-5)
+    value, gradient = jax.value_and_grad(lambda z: losses.dlr(z, labels).sum())(jnp.ones((16, 5)))
+    assert value == 0 and np.isfinite(gradient).all()
+    with pytest.raises(ValueError, match="3 classes"):
+        losses.dlr(logits[:, :2], labels)
+
+
+def test_kl_divergence():
+    logits, _ = batch()
+    reference = logits[::-1]
+    p, q = (log_softmax(np.asarray(z, np.float64), -1) for z in (reference, logits))
+    np.testing.assert_allclose(
+        losses.kl_divergence(logits, reference), (np.exp(p) * (p - q)).sum(-1), rtol=1e-5
+    )
+    np.testing.assert_allclose(losses.kl_divergence(logits, logits), 0, atol=1e-6)
+    extreme = jnp.array([[0.0, 200.0, -200.0]])
+    gradient = jax.grad(lambda z: losses.kl_divergence(z, extreme).sum())(extreme * 0)
+    np.testing.assert_allclose(gradient, [[1 / 3, -2 / 3, 1 / 3]], rtol=1e-5)
+
+
+def test_the_configurable_losses_are_these():
+    assert set(losses.LOSSES) >= {"cross_entropy", "margin", "dlr"}
+    logits, labels = batch()
+    for loss in losses.LOSSES.values():
+        assert loss(logits, labels).shape == (16,)

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robust_jax import perturbations
+from robust_jax.perturbations import Perturbation, compose, get, pullback
+from robust_jax.warping import differences, warp
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+contrast = Perturbation(
+    zeros=lambda images: jnp.zeros((len(images), 2), images.dtype),
+    apply=lambda images, delta: (
+        images * (1 + delta[:, 0, None, None, None]) + delta[:, 1, None, None, None]
+    ),
+    name="contrast",
+)
+SPACES = ["additive", "flow", "affine", ("flow", "additive"), ("affine", contrast, "flow"), contrast]
+
+
+def sample(shape=(3, 5, 6, 2), binary=False, seed=0):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 2, shape) if binary else rng.uniform(size=shape)
+    return jnp.asarray(images, jnp.float32), jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+
+def random_delta(space, images, scale=0.5):
+    return perturbations.gaussian_delta(space, jax.random.split(jax.random.key(0), len(images)), images, scale)
+
+
+@pytest.mark.parametrize("space", SPACES, ids=str)
+def test_zero_changes_nothing_to_the_bit(space):
+    space, (images, _) = get(space), sample()
+    out = jax.jit(lambda x: space.apply(x, space.zeros(x)))(images)
+    np.testing.assert_array_equal(out, images)
+
+
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("space", SPACES, ids=str)
+def test_pullback_is_the_vjp_of_apply_at_zero(space, binary):
+    space, (images, g) = get(space), sample(binary=binary)
+
+    @jax.jit
+    def both(images, g):
+        by_vjp = jax.vjp(partial(space.apply, images), space.zeros(images))[1](g)[0]
+        return pullback(space, images, g), by_vjp
+
+    ours, by_vjp = both(images, g)
+    # Sums of at most 60 float32 products of order 1 (affine: times 3 px).
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-5), ours, by_vjp)
+    assert all(np.abs(leaf).max() > 0.01 for leaf in jax.tree.leaves(ours))
+
+
+def test_flow_pullback_at_the_last_row_and_column_is_zero():
+    images, g = sample()
+    pulled = pullback(perturbations.flow, images, g)
+    np.testing.assert_array_equal(pulled[:, -1, :, 0], 0)
+    np.testing.assert_array_equal(pulled[:, :, -1, 1], 0)
+    assert (np.abs(pulled[:, :-1, :, 0]) > 0).all() and (np.abs(pulled[:, :, :-1, 1]) > 0).all()
+
+
+def test_symmetric_flow_pullback_is_the_mean_of_both_sides():
+    images, g = sample(binary=True)
+    down, across = differences(images, "symmetric")
+    expected = jnp.stack([(g * down).sum(-1), (g * across).sum(-1)], -1)
+    np.testing.assert_allclose(pullback(get("flow_symmetric"), images, g), expected, atol=1e-6)
+    # Mirroring the image mirrors it and turns its sign, as no one-sided derivative does.
+    mirrored = pullback(get("flow_symmetric"), images[:, ::-1], g[:, ::-1])[:, ::-1]
+    np.testing.assert_allclose(mirrored * jnp.array([-1, 1]), expected, atol=1e-6)
+    _, delta = sample((3, 5, 6, 2), seed=2)
+    np.testing.assert_array_equal(get("flow_symmetric").apply(images, delta), warp(images, delta))
+
+
+@pytest.mark.parametrize("degrees, turns", [(90, 1), (180, 2), (-90, -1), (360, 0)])
+def test_affine_turns_a_square_image_as_rot90(degrees, turns):
+    images, _ = sample((2, 7, 7, 2))
+    delta = jnp.tile(jnp.array([degrees, 0.0, 0.0]), (2, 1))
+    out = get("affine").apply(images, delta)
+    # Coordinates of at most 3 px times cos 90° = 4e-8 in float32.
+    np.testing.assert_allclose(out, np.rot90(images, turns, (1, 2)), atol=3e-6)
+
+
+def test_affine_shift_is_a_warp_by_a_constant():
+    images, _ = sample()
+    delta = jnp.array([[0, 1.25, -0.5], [0, -2, 3], [0, 0.1, 0]])
+    flow = jnp.broadcast_to(delta[:, None, None, 1:], (3, 5, 6, 2))
+    np.testing.assert_array_equal(get("affine").apply(images, delta), warp(images, flow))
+
+
+def test_affine_rotation_by_a_rotation_matrix():
+    images, _ = sample()
+    angle = np.radians(20.0)
+    y, x = np.meshgrid(np.arange(5) - 2, np.arange(6) - 2.5, indexing="ij")
+    at = np.stack([np.cos(angle) * y + np.sin(angle) * x, -np.sin(angle) * y + np.cos(angle) * x], -1)
+    flow = jnp.asarray(at - np.stack([y, x], -1) + [0.3, -0.2], jnp.float32)
+    delta = jnp.tile(jnp.array([20.0, 0.3, -0.2]), (3, 1))
+    out = get("affine").apply(images, delta)
+    np.testing.assert_allclose(out, warp(images, jnp.tile(flow, (3, 1, 1, 1))), atol=3e-6)
+
+
+def test_composition_applies_its_parts_in_order():
+    images, _ = sample()
+    space = get(("flow", "additive"))
+    delta = random_delta(space, images)
+    np.testing.assert_array_equal(space.apply(images, delta), warp(images, delta[0]) + delta[1])
+    other = get(("additive", "flow"))
+    np.testing.assert_array_equal(other.apply(images, delta[::-1]), warp(images + delta[1], delta[0]))
+    assert space.name == "flow+additive"
+
+
+def test_equal_compositions_are_equal_and_nested_ones_are_flat():
+    assert get(("flow", "additive")) == get(["flow", "additive"]) != get(("additive", "flow"))
+    assert hash(get(("flow", "additive"))) == hash(get(("flow", "additive")))
+    nested = compose(compose(perturbations.flow, perturbations.affine), perturbations.additive)
+    assert nested == get(("flow", "affine", "additive"))
+
+
+def test_additive_never_clips_but_confine_does():
+    images = jnp.array([0.0, 0.2, 0.6, 1.0]).reshape(1, 2, 2, 1)
+    delta = jnp.array([-0.5, 0.5, 0.5, 0.25]).reshape(1, 2, 2, 1)
+    additive = get("additive")
+    np.testing.assert_array_equal(additive.apply(images, delta), images + delta)
+    confined = additive.confine(images, delta)
+    np.testing.assert_allclose(confined.ravel(), [0, 0.5, 0.4, 0], atol=1e-7)
+    # A tiny change survives to the bit: it is not the difference of two images.
+    tiny = jnp.full_like(images, 1e-9).at[0, 1, 1].set(0)
+    np.testing.assert_array_equal(additive.confine(images, tiny), tiny)
+
+
+def test_confine_shrinks_every_part_even_where_an_earlier_one_left_the_box():
+    images, _ = sample()
+    space = get((contrast, "additive"))
+    delta = random_delta(space, images, (1.0, 0.1))
+    confined = space.confine(images, delta)
+    np.testing.assert_array_equal(confined[0], delta[0])
+    assert (np.abs(confined[1]) <= np.abs(delta[1])).all()
+    inside = contrast.apply(images, delta[0])
+    assert ((inside < 0) | (inside > 1)).any(), "the case this test is about"
+    within = (inside >= 0) & (inside <= 1)
+    out = space.apply(images, confined)[within]
+    assert (out >= -1e-6).all() and (out <= 1 + 1e-6).all()
+
+
+def test_gaussian_delta_has_the_given_deviation_and_ignores_the_batch():
+    images = jnp.zeros((200, 4, 4, 1))
+    keys = jax.random.split(jax.random.key(0), 200)
+    delta = perturbations.gaussian_delta(get("affine"), keys, images, (30.0, 3.0, 1.0))
+    np.testing.assert_allclose(delta.std(0), [30, 3, 1], rtol=0.2)
+    np.testing.assert_allclose(delta.mean(0) / jnp.array([30, 3, 1]), 0, atol=0.25)
+    space = get(("flow", "additive"))
+    both = perturbations.gaussian_delta(space, keys, images, (0.1, 2.0))
+    np.testing.assert_allclose([leaf.std() for leaf in both], [0.1, 2], rtol=0.05)
+    assert abs(np.corrcoef(both[0][..., 0].ravel(), both[1].ravel())[0, 1]) < 0.1
+    part = perturbations.gaussian_delta(space, keys[50:60], images[50:60], (0.1, 2.0))
+    jax.tree.map(np.testing.assert_array_equal, part, jax.tree.map(lambda leaf: leaf[50:60], both))
+
+
+def test_example_keys():
+    keys = perturbations.example_keys(jax.random.key(0), 5)
+    data = jax.random.key_data(keys)
+    assert len(np.unique(data, axis=0)) == 5
+    np.testing.assert_array_equal(jax.random.key_data(perturbations.example_keys(keys, 5)), data)
+    with pytest.raises(ValueError, match="5 keys for 4"):
+        perturbations.example_keys(keys, 4)
+    with pytest.raises(ValueError, match=r"jax\.random\.key"):
+        perturbations.example_keys(jax.random.PRNGKey(0), 2)
+
+
+@pytest.mark.parametrize("unknown", ["flw", 3, None, (), ("flow", "nothing")])
+def test_an_unknown_perturbation_is_an_error_that_lists_them(unknown):
+    with pytest.raises(ValueError, match="additive.*affine.*flow"):
+        get(unknown)
