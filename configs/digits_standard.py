@@ -13,9 +13,9 @@ def digits() -> ConfigDict:
     c.schedule.name = "one_cycle"
     c.schedule.learning_rate = 0.003
     c.optimizer.name = "adam"
-    for name, radius in (("flow_0.155", 0.155), ("flow_0.25", 0.25)):
-        c.attacks[name.replace(".", "_")] = dict(
-            kind="pgd", perturbation="flow", norm="linf", radius=radius, steps=20, restarts=3)
+    flow = dict(kind="pgd", perturbation="flow", norm="linf", steps=20, restarts=3)
+    c.attacks.flow_0_155 = flow | dict(radius=0.155, curve=(0.0, 0.5, 1.0, 1.5, 2.0))
+    c.attacks.flow_0_25 = flow | dict(radius=0.25)
     c.attacks.additive = dict(kind="pgd", perturbation="additive", norm="linf", radius=0.1, steps=20, restarts=3)
     return c
 

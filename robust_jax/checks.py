@@ -20,7 +20,8 @@ def check_images(images: Any) -> None:
         what = f"{getattr(images, 'dtype', type(images).__name__)} {getattr(images, 'shape', '')}"
         raise ValueError(f"images must be floats [B, H, W, C] in [0, 1], got {what}.")
     if _concrete(images) and images.size:
-        low, high = float(images.min()), float(images.max())
+        values = np.asarray(images)  # inside jit JAX traces operations on constants too
+        low, high = float(values.min()), float(values.max())
         if not (low >= 0 and high <= 1):
             raise ValueError(
                 f"images must lie in [0, 1], got values from {low:g} to {high:g}: divide bytes by 255, and "
@@ -39,7 +40,7 @@ def check_batch(images: Any, labels: Any, logits_fn: Callable[[Any], Any]) -> No
         shape = jax.eval_shape(logits_fn, images).shape
         if len(shape) != 2 or shape[0] != len(images):
             raise ValueError(f"logits_fn must return [B, K]; for {len(images)} images it returns {shape}.")
-        low, high = int(labels.min()), int(labels.max())
+        low, high = int(np.asarray(labels).min()), int(np.asarray(labels).max())
         if low < 0 or high >= shape[1]:
             raise ValueError(f"labels go from {low} to {high}, but the model has {shape[1]} classes (0 to {shape[1] - 1}).")
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 from ml_collections.config_flags import config_flags
 
 from robust_jax.config import complete, number
@@ -39,7 +40,11 @@ def load_config(path: str) -> ConfigDict:
         sys.path.pop(0)
     if not hasattr(module, "get_config"):
         raise ValueError(f"--config={path}: the file defines no get_config().")
-    return module.get_config()
+    try:
+        return module.get_config()
+    except (AttributeError, KeyError, TypeError) as error:  # how a ConfigDict refuses a key or a type
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+        raise ValueError(f"{path}, line {lines[-1]}: {error}") from error
 
 
 def overridden(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
@@ -55,9 +60,11 @@ def overridden(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
         match = OVERRIDE.fullmatch(argument)
         assert match
         path, value = match.groups()
-        current = _at(config, path)
+        group, name, current = _at(config, path)
         if isinstance(current, ConfigDict):
             raise ValueError(f"--config.{path} is a group: override one of its keys, {sorted(current)}.")
+        if current is None:  # no type yet, such as step_size: any will do
+            group[name] = config_dict.placeholder(object)
         if isinstance(value, str) and "/" in value:
             value = str(number(value))
         accepted.append(argument if value is None else f"--config.{path}={value}")
@@ -70,15 +77,16 @@ def overridden(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
     return complete(parsed.config)
 
 
-def _at(config: ConfigDict, path: str) -> Any:
-    here: Any = config
+def _at(config: ConfigDict, path: str) -> tuple[ConfigDict, str, Any]:
+    """The group that holds the key, the key's own name, and its value."""
+    group = here = config
     for i, name in enumerate(names := path.split(".")):
         if not isinstance(here, ConfigDict) or name not in here:
             where = ".".join(["config", *names[:i]])
             valid = f"valid keys are {sorted(here)}" if isinstance(here, ConfigDict) else "it is a value, no group"
             raise ValueError(f"--config.{path}: {where} has no key {name!r}; {valid}.")
-        here = here[name]
-    return here
+        group, here = here, here[name]
+    return group, names[-1], here
 
 
 def run(main: Callable[[flags.FlagValues, list[str]], None], arguments: Sequence[str] | None = None) -> None:

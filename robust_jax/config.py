@@ -16,10 +16,12 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
-from robust_jax import attacks, losses, models
+from robust_jax import attacks, losses, models, norms, perturbations
+from robust_jax.attacks.pgd import KEEP
 from robust_jax.checks import check_options, choose, options_of
+from robust_jax.gradients import METHODS
 from robust_jax.objectives import POINTS, TERMS, make_objective
 from robust_jax.optimizers import OPTIMIZERS, SCHEDULES
 from robust_jax.threat_models import ThreatModel
@@ -33,6 +35,11 @@ KINDS: dict[str, tuple[Mapping[str, Any], dict[str, Any]]] = {
     "attacks": (attacks.ATTACKS, {"perturbation": None, "norm": "linf", "radius": None, "curve": ()}),
 }
 
+# Options of points, terms and attacks that are one of a few names.
+CHOICES: dict[str, Any] = {
+    "loss": losses.LOSSES, "keep": KEEP, "method": METHODS, "batch_norm": ("eval", "train"),
+}  # fmt: skip
+POSITIVE = ("epochs", "batch_size", "eval_every_epochs", "log_every_steps")
 NUMERIC = ("weight", "radius", "sigma", "step_size", "scale", "curve")  # numbers, or tuples of them
 
 STATISTICS = {  # mean and standard deviation of the training images, in [0, 1]
@@ -117,7 +124,7 @@ def _is_numeric(value: Any) -> bool:
 def complete(config: ConfigDict) -> ConfigDict:
     """The config with each point's, term's and attack's options filled in and all of it checked.
 
-    Fractions such as "8/255" become numbers. What has no default but None stays open (step_size).
+    Fractions such as "8/255" become numbers.
 
     Raises:
       ValueError: what `check` finds.
@@ -138,8 +145,6 @@ def complete(config: ConfigDict) -> ConfigDict:
 
 
 def _default(value: Any) -> Any:
-    if value is None:
-        return config_dict.placeholder(object)
     return getattr(value, "__name__", value) if callable(value) else value
 
 
@@ -149,6 +154,7 @@ def check(config: Mapping[str, Any]) -> None:
     Raises:
       ValueError: the first mistake, with the path of its key and all valid choices.
     """
+    _check_keys(config, base())
     choose("precision", config["precision"], PRECISIONS)
     choose("model.name", config["model"]["name"], models.MODELS)
     choose("model.dtype", config["model"]["dtype"], DTYPES)
@@ -156,6 +162,9 @@ def check(config: Mapping[str, Any]) -> None:
     choose("schedule.name", config["schedule"]["name"], SCHEDULES)
     choose("evaluation.split", config["evaluation"]["split"], ("test", "validation", "train"))
     choose("select_by", config["select_by"], ("clean", *config["attacks"]))
+    for key in POSITIVE:
+        if not config[key] > 0:
+            raise ValueError(f"{key}={config[key]!r} must be above 0.")
     if not config["data"]["validation"] > 0:
         raise ValueError("data.validation must be above 0: checkpoints are chosen on the validation split.")
     for section, (known, own) in KINDS.items():
@@ -165,16 +174,29 @@ def check(config: Mapping[str, Any]) -> None:
             for option in set(NUMERIC) & set(entry):
                 if entry[option] is not None and not _is_numeric(entry[option]):
                     raise ValueError(f"{path}.{option}={entry[option]!r}: give a number, a fraction such as 8/255, or a tuple.")
-            if "loss" in entry:
-                choose(f"{path}.loss", entry["loss"], losses.LOSSES)
-            if "radius" in entry:
-                try:
+            for option in set(CHOICES) & set(entry):
+                choose(f"{path}.{option}", entry[option], CHOICES[option])
+            try:
+                if "radius" in entry:
                     ThreatModel(entry["perturbation"], entry["norm"], entry["radius"])
-                except ValueError as error:
-                    raise ValueError(f"{path}: {error}") from None
+                elif "perturbation" in entry:
+                    perturbations.get(entry["perturbation"])
+                    norms.exponent(entry.get("norm", "l2"))
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
             if entry.get("method") == "finite_difference" and config["sync_batch_norm"]:
                 raise ValueError(
                     f"{path}.method=finite_difference moves each device's examples by a scale of its own, which "
                     f"sync_batch_norm couples: use double_backprop or directional."
                 )
     make_objective(config["points"], config["terms"])
+
+
+def _check_keys(config: Mapping[str, Any], template: Mapping[str, Any], path: str = "") -> None:
+    """Raises ValueError for a key that `base` does not have, or one that is missing."""
+    for key in sorted({*config} ^ {*template}):
+        state = "is unknown" if key in config else "is missing"
+        raise ValueError(f"{path}{key} {state}: the keys there are {sorted(template)}.")
+    for key, value in template.items():
+        if isinstance(value, Mapping | ConfigDict) and key not in (*KINDS, "options"):
+            _check_keys(config[key], value, f"{path}{key}.")

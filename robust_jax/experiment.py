@@ -71,14 +71,17 @@ def claim(config: ConfigDict, workdir: Path) -> None:
 
     text = json.dumps(config.to_dict(), indent=2, default=plain) + "\n"
     path = workdir / "config.json"
-    if path.is_file():
+    if path.is_file() and any((workdir / "checkpoints").glob("*/[0-9]*")):
         old, new = _flat(json.loads(path.read_text())), _flat(json.loads(text))
         changed = sorted(
-            k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and not k.startswith(FREE)
+            k for k in old.keys() | new.keys()
+            if old.get(k) != new.get(k) and (k.startswith(f"attacks.{config.select_by}.") or not k.startswith(FREE))
         )
         if changed:
             was = ", ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in changed)
             raise ValueError(f"{workdir} was trained with another config ({was}): choose another workdir, or delete it.")
+    if parallel.host()[0] != 0:
+        return
     workdir.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text)

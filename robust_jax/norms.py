@@ -115,13 +115,30 @@ def project(x: Float[Array, "b ..."], norm: Norm) -> Float[Array, "b ..."]:
     return (_flat(x) / jnp.maximum(_p_norm(_flat(x), p), 1)[:, None]).reshape(x.shape)
 
 
-def steepest(gradient: Float[Array, "b ..."], norm: Norm) -> Float[Array, "b ..."]:
+def _fill(gradient: Array, room: Array) -> Array:
+    """The l1 ball's steepest direction where ``|δ| <= room``: the largest coordinates, each as far as it can go."""
+    order = jnp.argsort(-jnp.abs(gradient), axis=-1)
+    room = jnp.take_along_axis(jnp.minimum(room, 1), order, axis=-1)
+    spent = jnp.cumsum(room, axis=-1) - room
+    lengths = jnp.clip(1 - spent, 0, room)
+    return jnp.sign(gradient) * jnp.take_along_axis(lengths, jnp.argsort(order, axis=-1), axis=-1)
+
+
+def steepest(
+    gradient: Float[Array, "b ..."], norm: Norm, room: Float[Array, "b ..."] | None = None
+) -> Float[Array, "b ..."]:
     """``argmax_{‖δ‖ <= 1} <gradient, δ>`` per example; 0 where the gradient is 0.
+
+    With ``room`` coordinates that have none are left out, and for l1 the maximum is over ``|δ| <= room`` too.
 
     l_p: ``sign(g) (|g| / ‖g‖_q)^(q - 1)`` with 1/p + 1/q = 1 (Lyu et al. 2015, eq. 9); linf: ``sign(g)``; l1: the one
     largest coordinate (the first of equals); l2inf: every vector at length 1; l21: the one longest vector.
     """
     p = exponent(norm)
+    if room is not None:
+        if p == 1:
+            return _fill(_flat(gradient), _flat(room)).reshape(gradient.shape)
+        gradient = jnp.where(room > 0, gradient, 0)
     if p is None:
         vectors = gradient.reshape(gradient.shape[0], -1, gradient.shape[-1])
         lengths = _p_norm(vectors, 2.0)

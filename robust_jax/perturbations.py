@@ -177,6 +177,23 @@ def _imported(path: str) -> Perturbation:
     return found
 
 
+def room(perturbation: Perturbation, images: Images, delta: Delta, direction: Delta) -> Delta:
+    """How far each coordinate of δ can go towards ``sign(direction)`` before `confine` holds it back, up to 1.
+
+    Infinite for a perturbation that confines nothing.
+    """
+    if perturbation.parts:
+        rooms = []
+        for part, d, v in zip(perturbation.parts, delta, direction, strict=True):
+            rooms.append(room(part, images, d, v))
+            images = part.apply(images, d)
+        return tuple(rooms)
+    if perturbation.confine is None:
+        return jnp.full_like(delta, jnp.inf)
+    sign = jnp.sign(direction)
+    return jnp.maximum((perturbation.confine(images, delta + sign) - delta) * sign, 0)
+
+
 def example_keys(key: Key[Array, "..."], count: int) -> Key[Array, " b"]:
     """One key an example: keys ``[B]`` as they are, one key folded with each example's index."""
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):

@@ -120,18 +120,19 @@ def steepest(threat: ThreatModel, gradient: Delta) -> Delta:
     return _map_parts(lambda n, r, g: _times(norms.steepest(_times(g, r), n), r), threat, gradient)
 
 
-def move(threat: ThreatModel, delta: Delta, gradient: Delta, step_size: Any) -> Delta:
+def move(threat: ThreatModel, delta: Delta, gradient: Delta, step_size: Any, room: Delta) -> Delta:
     """One projected ascent step: ``Π(δ + step_size * u)``, u the unit ball's steepest direction along radius * gradient.
 
-    ``step_size`` is in units of δ and of the radius' shape, so that every coordinate moves in its own unit.
+    ``step_size`` is in units of δ and of the radius' shape, so that every coordinate moves in its own unit. ``room``
+    is how far each can move, see `perturbations.room`: l1 fills the best coordinates, other norms skip the full ones.
     """
 
-    def one(norm: norms.Norm, radius: Any, d: Array, g: Array, s: Any) -> Array:
-        relative = _divide(jnp.asarray(s, d.dtype), radius)
-        unit = norms.steepest(_times(g, radius), norm)
-        return _times(norms.project(_divide(d, radius) + relative * unit, norm), radius)
+    def one(norm: norms.Norm, radius: Any, d: Array, g: Array, s: Any, free: Array) -> Array:
+        s = jnp.asarray(s, d.dtype)
+        unit = norms.steepest(_times(g, radius), norm, jnp.where(s > 0, free / jnp.where(s > 0, s, 1), jnp.inf))
+        return _times(norms.project(_divide(d, radius) + _divide(s, radius) * unit, norm), radius)
 
-    return _map_parts(one, threat, delta, gradient, step_size)
+    return _map_parts(one, threat, delta, gradient, step_size, room)
 
 
 def gain(threat: ThreatModel, gradient: Delta) -> Float[Array, " b"]:

@@ -108,9 +108,11 @@ def make_train_step(
             (total, grads, outcome.terms, outcome.accuracy, outcome.state)
         )
         finite_terms = jnp.stack([jnp.isfinite(value) for value in terms.values()])
-        finite = jnp.isfinite(optax.global_norm(grads)) & jnp.isfinite(total) & finite_terms.all()
+        finite = jnp.isfinite(optax.tree.norm(grads)) & jnp.isfinite(total) & finite_terms.all()
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        # Finite gradients times a huge learning rate overflow too.
+        finite &= jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves((params, batch_stats))]).all()
         new = state.replace(
             params=params,
             batch_stats=batch_stats,
@@ -203,7 +205,7 @@ def _train(config: ConfigDict, workdir: Path) -> TrainState:
                 if evaluating:
                     accuracies = _validate(config, model, state, dataset)
                     log.write(step, {f"validation/{k}": v for k, v in accuracies.items()}, epoch=step / steps_per_epoch)
-                    if accuracies[config.select_by] > state.best:
+                    if accuracies[config.select_by] >= state.best:
                         state = state.replace(best=np.float32(accuracies[config.select_by]))
                         saved.save("best", step, state)
                         saved.wait("best")  # before the latest checkpoint says that it is there
@@ -235,9 +237,9 @@ def _average(metrics: list[dict[str, jax.Array]]) -> dict[str, float]:
 def _stop_if_failed(replicated: TrainState, config: ConfigDict) -> None:
     failed, term = parallel.first((replicated.failed_step, replicated.failed_term))
     if failed >= 0:
-        names = [f"the term {name!r}" for name in config.terms] + ["the gradient"]
+        names = [f"the term {name!r}" for name in config.terms] + ["the gradient or the update"]
         raise NonFiniteLossError(
             f"at step {failed + 1} {names[term]} is NaN or infinite. That update was skipped and nothing saved since; "
-            f"the checkpoints before it are intact. Lower schedule.learning_rate or the term's weight, or set "
-            f"optimizer.clip_norm; starting again resumes from the last checkpoint."
+            f"the checkpoints before it are intact. Train in another workdir with a lower schedule.learning_rate or "
+            f"weight of the term, or with optimizer.clip_norm set."
         )

@@ -30,7 +30,7 @@ class TrainingLog:
     def __enter__(self) -> TrainingLog:
         if self._active:
             self._file = self._path.open("a")
-            self._events = SummaryWriter(str(self._path.parent), purge_step=self._start or None)
+            self._events = SummaryWriter(str(self._path.parent), purge_step=self._start + 1)
             # On a terminal a bar; elsewhere `write` prints a line an epoch.
             self._bar = tqdm(
                 total=self._total, initial=self._start, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty()

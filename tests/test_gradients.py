@@ -138,8 +138,7 @@ def finite_difference_bound(theta, direction, images, unit, length, h, batch_nor
 
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize(
-    "space, norm, power", [("additive", "l1", 1), ("flow", "l2", 2), (("flow", "additive"), "linf", 1),
-                           ("affine", "l2", 1), (contrast, 3, 2)], ids=str)  # fmt: skip
+    "space, norm, power", [("additive", "l1", 1), ("flow", "l2", 2), (("flow", "additive"), "linf", 1)], ids=str)  # fmt: skip
 def test_parameter_gradient_of_finite_differences_stays_in_its_bound(space, norm, power, batch_norm):
     with jax.enable_x64(True):
         theta, images = parameters(), binary_images()
@@ -148,7 +147,7 @@ def test_parameter_gradient_of_finite_differences_stays_in_its_bound(space, norm
         exact = dot(jax.jit(jax.grad(f))(theta), direction)
 
         # The direction J ∇φ(g), by definition: φ of the pullback of an image gradient, differentiated in it.
-        _, g, _ = gradients.value_and_gradient(bound(theta, batch_norm), images)
+        g = jax.jit(lambda x: gradients.value_and_gradient(bound(theta, batch_norm), x)[1])(images)
         pull = partial(perturbations.pullback, perturbations.get(space), images)
 
         def phi(g):
@@ -184,7 +183,7 @@ def test_finite_differences_in_float32_at_the_default_step():
     rounding = 10 * np.finfo(np.float32).eps * size * 8 * np.linalg.norm(g, axis=1).max() / 1e-2
     for a, b in zip(jax.tree.leaves(rounded), jax.tree.leaves(truncated), strict=True):
         assert np.abs(np.asarray(a, np.float64) - np.asarray(b)).max() <= rounding
-    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(exact))
+    largest = max(np.abs(np.asarray(leaf)).max() for leaf in jax.tree.leaves(exact))
     assert rounding < 0.05 * largest, "or the bound above says nothing"
 
 
@@ -214,21 +213,20 @@ def test_zero_gradient_has_norm_0_and_parameter_gradient_0(method, power):
     theta = parameters(dtype=np.float32)
     flat = jnp.full(SHAPE, 0.5)  # a constant image does not change under a flow
     for norm in ("l1", "l2", "linf", "l21") if power == 1 else ("l1", "l2"):
-        value, gradient = jax.value_and_grad(penalty)(theta, "flow", norm, power, method, images=flat)
+        f = jax.jit(jax.value_and_grad(lambda t, x, n=norm: penalty(t, "flow", n, power, method, images=x)))
+        value, gradient = f(theta, flat)
         assert value == 0
         jax.tree.map(lambda g: np.testing.assert_array_equal(g, 0), gradient)
-
-    # One flat image among others contributes nothing, and the others stay finite.
-    mixed = binary_images(np.float32).at[1].set(1)
-    gradient = jax.grad(penalty)(theta, "flow", "l2", power, method, images=mixed)
-    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
-    assert any(np.abs(g).max() > 0 for g in jax.tree.leaves(gradient))
+        # One flat image among others contributes nothing, and the others stay finite.
+        value, gradient = f(theta, binary_images(np.float32).at[1].set(1))
+        assert value > 0 and all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
+        assert any(np.abs(g).max() > 0 for g in jax.tree.leaves(gradient))
 
     def constant(t):
         return gradient_norm(lambda x: jnp.full(len(x), t) + 0 * x.sum((1, 2, 3)), flat, "additive",
                              "l2", power, method=method).sum()  # fmt: skip
 
-    value, gradient = jax.value_and_grad(constant)(1.0)
+    value, gradient = jax.jit(jax.value_and_grad(constant))(1.0)
     assert value == 0 and gradient == 0
 
 
@@ -246,12 +244,12 @@ def test_has_aux_and_a_training_loss_under_jit(method):
         return jax.value_and_grad(objective, has_aux=True)(theta)
 
     (total, aux), gradient = step(theta)
-    loss, norm = value_and_gradient_norm(bound(theta, True), images, "flow", method=method)
+    loss, norm = jax.jit(lambda t: value_and_gradient_norm(bound(t, True), images, "flow", method=method))(theta)
     assert total == pytest.approx(float(loss.mean() + 0.5 * norm.mean()), rel=1e-5)
     np.testing.assert_allclose(aux, images.mean((0, 1, 2)), rtol=1e-6)
-    separate = jax.grad(
+    separate = jax.jit(jax.grad(
         lambda t: losses_of(t, images, batch_norm=True).mean() + 0.5 * penalty(
-            t, "flow", "l2", 2, method, True, images))(theta)  # fmt: skip
+            t, "flow", "l2", 2, method, True, images)))(theta)  # fmt: skip
     for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(separate), strict=True):
         # finite_difference: two float32 programs differ by rounding ε |∇_θ ℓ| |v| / h, about 1e-4.
         tolerance = 1e-3 if method == "finite_difference" else 1e-4
@@ -261,7 +259,7 @@ def test_has_aux_and_a_training_loss_under_jit(method):
 def test_images_are_constants():
     theta, images = parameters(dtype=np.float32), binary_images(np.float32)
     for method in gradients.METHODS:
-        gradient = jax.grad(lambda x, m=method: penalty(theta, "flow", "l2", 2, m, images=x))(images)
+        gradient = jax.jit(jax.grad(lambda x, m=method: penalty(theta, "flow", "l2", 2, m, images=x)))(images)
         np.testing.assert_array_equal(gradient, 0)
 
 

@@ -126,6 +126,18 @@ def test_steepest_l1_takes_one_of_equal_coordinates():
     np.testing.assert_array_equal(direction, [[0, -1, 0]])
 
 
+def test_steepest_with_room():
+    g = jnp.array([[1.0, -3.0, 2.0, 0.5, 0.0]])
+    # Greedy, largest first, is the linear programme's optimum.
+    room = jnp.array([[0.5, 0.3, 0.0, 9.0, 9.0]])
+    np.testing.assert_allclose(steepest(g, "l1", room), [[0.5, -0.3, 0, 0.2, 0]], atol=1e-6)
+    np.testing.assert_array_equal(steepest(g, "l1", jnp.full((1, 5), jnp.inf)), steepest(g, "l1"))
+    np.testing.assert_array_equal(steepest(g, "l1", jnp.zeros((1, 5))), 0)
+    for norm in ("l2", "linf", 3):
+        free = steepest(g.at[0, 2].set(0), norm)
+        np.testing.assert_array_equal(steepest(g, norm, room), free)
+
+
 def independent_projection(x, norm):
     """The nearest point of the unit ball in float64: closed form, or the threshold found by bisection."""
     x = np.asarray(x, np.float64)

@@ -146,6 +146,25 @@ def test_confine_shrinks_every_part_even_where_an_earlier_one_left_the_box():
     assert (out >= -1e-6).all() and (out <= 1 + 1e-6).all()
 
 
+def test_room_is_the_way_to_the_box():
+    images = jnp.array([0.0, 0.2, 0.6, 1.0]).reshape(1, 2, 2, 1)
+    delta = jnp.array([0.1, -0.2, 0.1, 0.0]).reshape(1, 2, 2, 1)
+    up = perturbations.room(get("additive"), images, delta, jnp.ones_like(delta))
+    down = perturbations.room(get("additive"), images, delta, -jnp.ones_like(delta))
+    np.testing.assert_allclose(up.ravel(), [0.9, 1, 0.3, 0], atol=1e-7)
+    np.testing.assert_allclose(down.ravel(), [0.1, 0, 0.7, 1], atol=1e-7)
+    # After a flow, the room is that of the displaced image.
+    space = get(("flow", "additive"))
+    both = (jnp.zeros((1, 2, 2, 2)).at[..., 1].set(1), delta)
+    rooms = perturbations.room(space, images, both, jax.tree.map(jnp.ones_like, both))
+    assert np.isinf(rooms[0]).all()
+    np.testing.assert_allclose(rooms[1].ravel(), [0.7, 1, 0, 0], atol=1e-7)
+    # Brightness beyond the box: no room further out, and none counted backwards.
+    bright = (jnp.array([[0.0, 0.5]]), delta)
+    rooms = perturbations.room(get((contrast, "additive")), images, bright, jax.tree.map(jnp.ones_like, bright))
+    np.testing.assert_allclose(rooms[1].ravel(), [0.4, 0.5, 0, 0], atol=1e-7)
+
+
 def test_gaussian_delta_has_the_given_deviation_and_ignores_the_batch():
     images = jnp.zeros((200, 4, 4, 1))
     keys = jax.random.split(jax.random.key(0), 200)

@@ -39,6 +39,10 @@ def inner(a, b):
     return sum((x * y).reshape(len(x), -1).sum(-1) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
+def endless(delta):
+    return jax.tree.map(lambda d: jnp.full_like(d, jnp.inf), delta)
+
+
 def parts(threat, *deltas):
     if threat.perturbation.parts:
         return list(zip(threat.norm, threat.radius, *deltas, strict=True))
@@ -74,11 +78,11 @@ def test_projection_ends_in_the_ball_and_steepest_attains_the_gain(threat):
 def test_move_is_a_projected_step_in_the_units_of_the_radius(threat):
     zeros, gradient = threat.perturbation.zeros(IMAGES), normal_delta(threat, 1)
     quarter = jax.tree.map(lambda r: r / 4, threat.radius)
-    moved = threat_models.move(threat, zeros, gradient, quarter)
+    moved = threat_models.move(threat, zeros, gradient, quarter, endless(zeros))
     expected = jax.tree.map(lambda s: s / 4, threat_models.steepest(threat, gradient))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), moved, expected)
     for _ in range(6):
-        moved = threat_models.move(threat, moved, gradient, quarter)
+        moved = threat_models.move(threat, moved, gradient, quarter, endless(zeros))
     np.testing.assert_allclose(threat_models.size(threat, moved), 1, rtol=1e-5)
     np.testing.assert_allclose(inner(gradient, moved), threat_models.gain(threat, gradient), rtol=1e-4)
 
@@ -111,7 +115,7 @@ def test_radius_zero_is_a_ball_of_one_point(threat):
         threat_models.project(threat, gradient),
         threat_models.steepest(threat, gradient),
         threat_models.random_delta(threat, KEYS, IMAGES),
-        threat_models.move(threat, jnp.zeros_like(gradient), gradient, 0.1),
+        threat_models.move(threat, jnp.zeros_like(gradient), gradient, 0.1, endless(gradient)),
     ):
         np.testing.assert_array_equal(delta[~free], 0)
         assert np.isfinite(delta).all()

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from robust_jax import losses, threat_models
+from robust_jax import losses, perturbations, threat_models
 from robust_jax.checks import check_batch
 from robust_jax.perturbations import Delta, Images, example_keys
 from robust_jax.threat_models import ThreatModel
@@ -69,7 +69,7 @@ def pgd(
     """Maximises ``loss(logits_fn(T(x, δ)), y)`` over the ball by projected steepest ascent.
 
     ``δ <- Π_ball(δ + step_size * argmax_{‖u‖ <= 1} <∂loss/∂δ, u>)``: the sign for linf, the normalised gradient
-    for l2, the one best coordinate for l1 (Madry et al. 2018); with momentum μ the direction is taken from
+    for l2, the best coordinates, each as far as the box lets it, for l1 (Madry et al. 2018); with momentum μ the direction is taken from
     ``v <- μ v + g / ‖g‖₁`` (Dong et al. 2018). Coordinates that the box [0, 1] holds back are left out.
     Each run costs ``steps`` gradients and one forward pass, and keep="best" one forward pass more.
 
@@ -122,10 +122,9 @@ def pgd(
         if momentum:
             unit = jax.tree.map(lambda g: g / jnp.maximum(_sum_abs(g), 1e-30), gradient)
             direction = velocity = jax.tree.map(lambda v, u: momentum * v + u, velocity, unit)
-        # A small move that the box undoes marks a coordinate with no room left: the budget goes elsewhere.
-        moved = confined(jax.tree.map(lambda d, v: d + 1e-3 * jnp.sign(v), delta, direction))
-        direction = jax.tree.map(lambda m, d, v: jnp.where(m == d, 0, v), moved, delta, direction)
-        delta = threat_models.move(threat, delta, direction, size)
+        # Where the box leaves no room the budget goes elsewhere.
+        free = perturbations.room(space, images, delta, direction)
+        delta = threat_models.move(threat, delta, direction, size, free)
         return confined(delta), velocity
 
     def run(restart: Array, best: _Point) -> _Point:

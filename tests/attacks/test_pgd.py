@@ -123,11 +123,28 @@ def test_reaches_the_optimum_of_a_linear_model(norm):
             lengths = np.linalg.norm(g.reshape(len(g), -1, 2), axis=-1).sum(-1)
             dual = {"l1": abs(g).max(1), "l2": np.linalg.norm(g, axis=1), "linf": abs(g).sum(1), "l2inf": lengths}
             np.testing.assert_allclose(best, radius * dual[norm], rtol=1e-6)
-        result = attack(model, images, labels, threat, key=KEY, steps=100, loss=losses.margin)
+        # From a random start the angle to the optimum shrinks by exp(-steps * step_size / radius), so the default,
+        # 2.5 radii in all, leaves 8% of it (2% of the gain): 10 radii here. l1 instead ends within a step of it.
+        size = None if norm == "l1" else radius / 10
+        result = attack(model, images, labels, threat, key=KEY, steps=100, step_size=size, loss=losses.margin)
         check_result(model, result, images, threat, labels)
         gain = losses.margin(model(result.images), labels) - losses.margin(model(images), labels)
         assert (gain >= 0.99 * best).all(), gain / best
         assert (gain <= 1.0001 * best + 1e-5).all()
+
+
+def test_l1_reaches_the_optimum_of_an_image_sized_model_at_the_default_settings():
+    # One coordinate a step reached 33% of it here.
+    rng = np.random.default_rng(0)
+    x = np.clip(1.5 * rng.uniform(size=(2, 28, 28, 1)) - 0.25, 0, 1)
+    model = Linear(jnp.asarray(rng.normal(size=(784, 2)), jnp.float32), jnp.zeros(2))
+    images, threat = jnp.asarray(x, jnp.float32), ThreatModel("additive", "l1", 10.0)
+    labels = labels_of(model, images)
+    result = attack(model, images, labels, threat, key=KEY, loss=losses.margin)
+    check_result(model, result, images, threat, labels)
+    gain = losses.margin(model(result.images), labels) - losses.margin(model(images), labels)
+    for got, g, v in zip(gain, margin_direction(model, labels), x.reshape(2, -1), strict=True):
+        assert 0.98 * best_gain(g, v, "l1", 10.0) <= got <= 1.0001 * best_gain(g, v, "l1", 10.0)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -142,7 +159,8 @@ def test_reaches_the_optimum_of_a_multi_class_linear_model(norm):
     ])  # fmt: skip
     clean = np.asarray(losses.margin(model(images), labels))
     # A maximum over classes of linear functions has one local maximum a class: restarts look at several.
-    result = attack(model, images, labels, threat, key=KEY, steps=40, restarts=5, loss=losses.margin)
+    result = attack(model, images, labels, threat, key=KEY, steps=50, step_size=0.1 * threat.radius, restarts=5,
+                    loss=losses.margin)  # fmt: skip
     check_result(model, result, images, threat, labels)
     gain = losses.margin(model(result.images), labels) - clean
     assert (gain >= 0.99 * (best - clean)).all(), gain / (best - clean)
@@ -153,7 +171,8 @@ def test_reaches_the_optimum_of_a_multi_class_linear_model(norm):
 def test_momentum_reaches_the_optimum_in_the_box_too(norm):
     model, images, threat = linear(), sample("box"), ThreatModel("additive", norm, BOX_RADII[norm])
     labels = labels_of(model, images)
-    result = attack(model, images, labels, threat, key=KEY, steps=100, loss=losses.margin, momentum=1.0)
+    size = None if norm == "l1" else 0.1 * threat.radius
+    result = attack(model, images, labels, threat, key=KEY, steps=100, step_size=size, loss=losses.margin, momentum=0.9)
     check_result(model, result, images, threat, labels)
     gain = losses.margin(model(result.images), labels) - losses.margin(model(images), labels)
     flat = np.asarray(images, np.float64).reshape(len(images), -1)
@@ -173,17 +192,17 @@ def test_reaches_the_optimum_over_flows_of_a_plane(norm, dual):
     slopes, images = ramp()
     w = np.random.default_rng(0).normal(size=(6, 7))
     w[[0, -1]] = w[:, [0, -1]] = 0  # the border does not move freely
-    logits_fn = lambda x: jnp.stack([0 * x[:, 0, 0, 0], jnp.tensordot(x[..., 0], jnp.asarray(w, jnp.float32), 2)], 1)  # noqa: E731
+    logits_fn = Linear(jnp.asarray(np.stack([0 * w.ravel(), w.ravel()], 1), jnp.float32), jnp.zeros(2))
     labels = jnp.zeros(3, int)
     for radius in (0.25, 0.9):
         threat = ThreatModel("flow", norm, radius)
-        result = pgd(logits_fn, images, labels, threat, key=KEY, loss=losses.margin)
+        result = attack(logits_fn, images, labels, threat, key=KEY, loss=losses.margin)
         gain = losses.margin(logits_fn(result.images), labels) - losses.margin(logits_fn(images), labels)
         best = radius * abs(w).sum() * np.linalg.norm(slopes, dual, axis=1)
         assert (gain >= 0.99 * best).all() and (gain <= 1.0001 * best).all(), gain / best
         check_result(logits_fn, result, images, threat, labels)
     both = ThreatModel(("flow", "additive"), (norm, "linf"), (0.25, 0.05))
-    result = pgd(logits_fn, images, labels, both, key=KEY, loss=losses.margin)
+    result = attack(logits_fn, images, labels, both, key=KEY, loss=losses.margin)
     gain = losses.margin(logits_fn(result.images), labels) - losses.margin(logits_fn(images), labels)
     best = 0.25 * abs(w).sum() * np.linalg.norm(slopes, dual, axis=1) + 0.05 * abs(w).sum()
     assert (gain >= 0.99 * best).all() and (gain <= 1.0001 * best).all(), gain / best
@@ -225,11 +244,11 @@ def test_budget_box_and_success_hold_however_it_is_called(threat):
     assert (losses.cross_entropy(model(result.images), labels) > losses.cross_entropy(model(images), labels)).all()
     # Alone with its own key as in the batch: [B] keys make the draw independent of how the batch is cut.
     keys = example_keys(KEY, len(images))
-    for cut in (slice(1, 2), slice(3, 6)):
-        part = attack(model, images[cut], labels[cut], threat, key=keys[cut], **options)
+    for i in (1, 5):
+        part = attack(model, images[i : i + 1], labels[i : i + 1], threat, key=keys[i : i + 1], **options)
         # Matrix products of other shapes round differently; 16 steps carry it on.
-        np.testing.assert_allclose(part.images, result.images[cut], atol=1e-4)
-        np.testing.assert_array_equal(part.success, result.success[cut])
+        np.testing.assert_allclose(part.images[0], result.images[i], atol=1e-4)
+        assert part.success[0] == result.success[i]
 
 
 def test_jitted_or_not_is_the_same():
@@ -351,19 +370,23 @@ def test_more_effort_and_more_room_never_help_the_defender():
 def test_a_model_that_gives_nan_never_gives_nan_images(keep):
     base, images = net(), sample("box")
     labels = base(images).argmax(-1)
+    additive, flow = ThreatModel("additive", "l2", 0.5), ThreatModel("flow", "linf", 0.5)
     half = lambda x: jnp.where(x[:, 0, 0, :1] > 0.5, jnp.nan, base(x))  # noqa: E731
     always = lambda x: base(x) * jnp.nan  # noqa: E731
-    infinite = lambda x: base(x) * 1e38 * 10  # noqa: E731
-    for threat in (ThreatModel("additive", "l2", 0.5), ThreatModel("flow", "linf", 0.5)):
-        for model in (half, always, infinite):
-            result = pgd(model, images, labels, threat, key=KEY, steps=4, momentum=0.5, keep=keep)
-            assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((result.images, result.delta)))
-            check_result(model, result, images, threat, labels)
-    # One example's NaN does not reach its neighbours.
-    threat = ThreatModel("additive", "l2", 0.5)
+    infinite = lambda x: base(x) * jnp.inf  # noqa: E731
+    run = partial(pgd, key=KEY, steps=4, momentum=0.5, keep=keep)
+    for model, threat in ((half, additive), (always, flow), (infinite, additive)):
+        result = run(model, images, labels, threat)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((result.images, result.delta)))
+        check_result(model, result, images, threat, labels)
+
+
+def test_nan_does_not_spread_to_other_examples():
+    base, images = net(), sample("box")
+    labels, threat = base(images).argmax(-1), ThreatModel("additive", "l2", 0.5)
     spoilt = lambda x: base(x) * jnp.ones((6, 1)).at[2].set(jnp.nan)  # noqa: E731
     rest = np.array([0, 1, 3, 4, 5])
-    one, other = (pgd(m, images, labels, threat, key=KEY, steps=4, keep=keep) for m in (spoilt, base))
+    one, other = (pgd(m, images, labels, threat, key=KEY, steps=4) for m in (spoilt, base))
     np.testing.assert_allclose(one.images[rest], other.images[rest], atol=1e-5)
 
 
@@ -444,7 +467,7 @@ def test_agrees_with_foolbox_at_equal_settings(digits, norm, radius):
     logits_fn = bind(model, variables)
     settings = dict(steps=10, rel_stepsize=None, abs_stepsize=0.25 * radius, random_start=False)
     peer = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[norm](**settings)
-    wrapped = foolbox.JAXModel(jax.jit(logits_fn), bounds=(0, 1))
+    wrapped = foolbox.JAXModel(jax.jit(lambda x: logits_fn(x)), bounds=(0, 1))
     _, theirs, fooled = peer(wrapped, images, labels, epsilons=radius)
     result = attack(logits_fn, images, labels, ThreatModel("additive", norm, radius), key=KEY, steps=10,
                     step_size=0.25 * radius, random_start=False, keep="last")  # fmt: skip

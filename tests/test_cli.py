@@ -1,0 +1,198 @@
+"""Config files and --config.KEY=VALUE: applied with their types, or refused in one message, exit status 2."""
+
+from __future__ import annotations
+
+import textwrap
+
+import pytest
+from absl import flags
+
+from robust_jax import cli
+from robust_jax.checks import options_of
+from robust_jax.config import KINDS, base, complete
+
+FILE = """
+    from robust_jax.config import base, complete
+
+    def get_config():
+        c = base()
+        c.points.adv = dict(kind="attack", perturbation="additive", radius="8/255")
+        c.terms.ce = dict(kind="cross_entropy", at="adv")
+        c.terms.fgr = dict(kind="gradient_norm", perturbation="flow", weight=1)
+        c.attacks.flow = dict(kind="pgd", perturbation="flow", radius="1/4")
+        {line}
+        return complete(c)
+"""
+
+
+def write(folder, line="pass", name="mine.py", text=FILE):
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_text(textwrap.dedent(text).format(line=line))
+    return str(path)
+
+
+def overridden(path, *overrides):
+    return cli.overridden(cli.load_config(path), [f"--config.{o}" for o in overrides])
+
+
+def test_fractions_in_a_file_and_on_the_command_line(tmp_path):
+    path = write(tmp_path)
+    assert overridden(path).points.adv.radius == 8 / 255
+    c = overridden(path, "points.adv.radius=16/255", "attacks.flow.radius=0.5", "terms.fgr.weight=1/3")
+    assert (c.points.adv.radius, c.attacks.flow.radius) == (16 / 255, 0.5)
+    assert c.terms.fgr.weight == pytest.approx(1 / 3)
+    assert overridden(path, "data.data_dir=/some/dir/1").data.data_dir == "/some/dir/1"
+
+
+def test_values_take_the_type_of_their_key(tmp_path):
+    c = overridden(
+        write(tmp_path), "epochs=3", "sync_batch_norm", "optimizer.nesterov=true", "schedule.boundaries=(40,60)",
+        "attacks.flow.curve=(0,0.5,1)", "terms.fgr.norm=1.5", "model.mean=(0.5,)", "terms.fgr.weight=2",
+    )  # fmt: skip
+    assert (c.epochs, type(c.epochs), c.sync_batch_norm, c.optimizer.nesterov) == (3.0, float, True, True)
+    assert (c.schedule.boundaries, c.attacks.flow.curve, c.model.mean) == ((40, 60), (0, 0.5, 1), (0.5,))
+    assert (c.terms.fgr.norm, c.terms.fgr.weight) == (1.5, 2.0)
+
+
+OTHER = {
+    "perturbation": "flow", "norm": "l1", "radius": "1/8", "sigma": "0.3", "at": "adv", "weight": "2.5", "curve": "(0,2)",
+    "loss": "margin", "keep": "last", "batch_norm": "train", "method": "directional", "step_size": "1/100",
+    "random_start": "false", "targeted": "true",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("section, kind", [(s, k) for s, (known, _) in KINDS.items() for k in known])
+def test_every_option_of_every_kind_can_be_overridden(section, kind):
+    known, own = KINDS[section]
+    c = base()
+    c.points.adv = dict(kind="random", perturbation="flow", sigma=0.1)
+    c.terms.ce = dict(kind="cross_entropy")
+    needed = dict(perturbation="additive", radius=0.1, sigma=0.2)
+    options = {*options_of(known[kind]), *own}
+    c[section].mine = dict(kind=kind, **{k: v for k, v in needed.items() if k in options})
+    c = complete(complete(c))  # as a config read back from a workdir is
+    for option in options:
+        before = c[section].mine[option]
+        value = OTHER.get(option, "7" if isinstance(before, int) else "0.75")
+        after = cli.overridden(complete(c), [f"--config.{section}.mine.{option}={value}"])[section].mine[option]
+        assert after != before, option
+        if option == "step_size":
+            assert after == pytest.approx(0.01)
+
+
+def test_a_perturbation_of_ones_own_by_module_and_name(tmp_path, monkeypatch):
+    (tmp_path / "my_spaces.py").write_text(
+        "from robust_jax import perturbations\nmine = perturbations.compose(perturbations.flow, perturbations.affine)\nno = 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    path = write(tmp_path)
+    c = overridden(path, "terms.fgr.perturbation=my_spaces:mine")
+    assert c.terms.fgr.perturbation == "my_spaces:mine"
+    for name, message in (("my_spaces:nothing", "cannot be imported"), ("my_spaces:no", "is a int"), ("nowhere:x", "nowhere")):
+        with pytest.raises(ValueError, match=f"terms.fgr.*{message}"):
+            overridden(path, f"terms.fgr.perturbation={name}")
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("epoch=3", r"config has no key 'epoch'; valid keys are .*'epochs'.*'terms'"),
+        ("terms.frg.weight=3", r"config.terms has no key 'frg'; valid keys are \['ce', 'fgr'\]"),
+        ("terms.fgr.wieght=3", r"no key 'wieght'; valid keys are \['at', 'kind', 'method', 'norm'.*'weight'\]"),
+        ("epochs.x=3", "config.epochs has no key 'x'; it is a value"),
+        ("terms=3", r"is a group.*\['ce', 'fgr'\]"),
+        ("batch_size=1.5", "batch_size.*1.5"),
+        ("epochs=many", "epochs.*many"),
+        ("epochs", "epochs"),
+        ("points.adv.radius=8/x", "8/x"),
+        ("optimizer.nesterov=perhaps", "nesterov.*perhaps"),
+        ("model.name=vgg12", "model.name='vgg12'.*'vgg11', 'vgg13', 'vgg16', 'vgg19'"),
+        ("attacks.flow.step_size=small", "attacks.flow.step_size='small'.*8/255"),
+        ("points.adv.radius=-1", "radius=-1.0"),
+    ],
+)
+def test_wrong_overrides(override, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        overridden(write(tmp_path), override)
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("c.epochs = 'ten'", r"mine.py, line 10: .*epochs"),
+        ("c.optimiser.name = 'adam'", r"mine.py, line 10: .*optimiser"),
+        ("c.bach_size = 64", r"bach_size is unknown: .*'batch_size'"),
+        ("c.terms.fgr.method = 'backprop'", r"terms.fgr.method='backprop'.*'double_backprop'"),
+    ],
+)
+def test_mistakes_in_a_config_file(line, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        cli.load_config(write(tmp_path, line))
+
+
+def test_files_that_are_not_there_or_no_config(tmp_path):
+    write(tmp_path, name="a.py"), write(tmp_path, name="b.py")
+    with pytest.raises(ValueError, match=r"no such file. There are: .*a.py.*b.py"):
+        cli.load_config(str(tmp_path / "c.py"))
+    with pytest.raises(ValueError, match="no such file"):
+        cli.load_config(str(tmp_path / "nowhere" / "c.py"))
+    with pytest.raises(ValueError, match="defines no get_config"):
+        cli.load_config(write(tmp_path, text="x = 1\n"))
+
+
+def test_config_files_import_each_other(tmp_path):
+    write(tmp_path / "configs_of_mine", name="first.py")
+    text = "from configs_of_mine.first import get_config as first\n\ndef get_config():\n    return first()\n"
+    assert cli.load_config(write(tmp_path / "configs_of_mine", name="second.py", text=text)).epochs == 10
+
+
+@pytest.fixture
+def program(monkeypatch, tmp_path):
+    """Runs `cli.run` as a program with one flag of its own: (status, stderr, what main got)."""
+    fresh = flags.FlagValues()
+    flags.DEFINE_string("workdir", "", "A folder.", flag_values=fresh, module_name="prog.py")
+    monkeypatch.setattr(flags, "FLAGS", fresh)
+    path, seen = write(tmp_path), []
+
+    def main(options, overrides):
+        seen.append((options.workdir, overrides))
+        cli.overridden(cli.load_config(path), overrides)
+
+    def run(*arguments):
+        try:
+            cli.run(main, ["prog.py", *arguments])
+        except SystemExit as end:
+            return end.code, seen
+        return 0, seen
+
+    return run
+
+
+def test_run_hands_flags_and_overrides_on(program):
+    assert program("--workdir=/x", "--config.epochs=3", "-config.seed=4") == (
+        0, [("/x", ["--config.epochs=3", "-config.seed=4"])]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--wrkdir=/x"], "wrkdir.*--workdir.*--config.KEY=VALUE"),
+        (["--config.epoch=3"], "no key 'epoch'.*'epochs'"),
+        (["--config.epochs", "3"], "unexpected .*'3'.*--config.KEY=VALUE"),
+        (["spare"], "unexpected .*'spare'"),
+    ],
+)
+def test_run_exits_with_2_and_one_message(program, arguments, message, capsys):
+    status, _ = program(*arguments)
+    stderr = capsys.readouterr().err
+    assert status == 2 and stderr.startswith("prog.py: ") and stderr.count("\n") == 1
+    assert "Traceback" not in stderr
+    import re
+
+    assert re.search(message, stderr)
+
+
+def test_default_workdir():
+    assert cli.default_workdir("configs/digits_fgr.py") == "runs/digits_fgr"

@@ -1,0 +1,138 @@
+"""A config is complete, plain data; every mistake is one message with all valid choices."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from robust_jax import objectives
+from robust_jax.attacks import ATTACKS
+from robust_jax.checks import options_of
+from robust_jax.config import KINDS, base, check, complete, number
+
+
+def some():
+    c = base()
+    c.points.adv = dict(kind="attack", perturbation="additive", radius="8/255")
+    c.points.warped = dict(kind="random", perturbation="flow", sigma="1 / 10")
+    c.terms.ce = dict(kind="cross_entropy", at="adv")
+    c.terms.fgr = dict(kind="gradient_norm", at="warped", perturbation="flow", weight=4)
+    c.terms.gain = dict(kind="first_order_gain", perturbation="affine", radius=("30", 3, 3))
+    c.attacks.flow = dict(kind="pgd", perturbation="flow", radius=0.155)
+    c.attacks.fgsm = dict(kind="fgsm", perturbation="additive", radius="8/255", curve=(0, "1/2", 1))
+    return c
+
+
+def test_number():
+    assert number("8/255") == 8 / 255 and number("0.5") == 0.5 and number("1e-3") == 1e-3 and number(" 1 / 4 ") == 0.25
+    assert number(("1/2", 3)) == (0.5, 3) and number(["1/2"]) == (0.5,)
+    for other in ("l2", "flow", "a/b", "8/0", None, True, 3, ""):
+        assert number(other) is other
+
+
+def test_complete_fills_in_every_option_of_every_kind():
+    c = complete(some())
+    assert c.points.adv.radius == 8 / 255 and c.attacks.fgsm.radius == 8 / 255 and c.attacks.fgsm.curve == (0, 0.5, 1)
+    assert c.points.warped.sigma == 0.1 and c.terms.gain.radius == (30, 3, 3)
+    assert (c.terms.ce.weight, c.terms.fgr.weight, c.terms.gain.at) == (1.0, 4.0, "clean")
+    assert type(c.terms.fgr.weight) is float and type(c.terms.fgr.power) is float and type(c.points.adv.steps) is int
+    for section, (known, own) in KINDS.items():
+        for entry in c[section].values():
+            assert set(entry) == {"kind", *own, *options_of(known[entry.kind])}
+    assert c.attacks.flow.loss == "cross_entropy" and c.attacks.flow.step_size is None
+    assert set(KINDS["points"][0]) == set(objectives.POINTS) and KINDS["attacks"][0] is ATTACKS
+    json.dumps(c.to_dict())  # plain data
+
+
+def test_complete_is_idempotent_and_leaves_its_argument_alone():
+    c = some()
+    before = c.to_dict()
+    once = complete(c)
+    assert c.to_dict() == before
+    assert complete(once).to_dict() == once.to_dict() == complete(complete(once)).to_dict()
+    assert ConfigDict(json.loads(json.dumps(once.to_dict()))).to_json() == once.to_json()
+
+
+def set_at(config, path, value):
+    *groups, name = path.split(".")
+    for group in groups:
+        config = config[group]
+    with config.ignore_type():
+        config[name] = value
+
+
+MISTAKES = [
+    ("precision", "float64", ["float32", "tensorfloat32", "bfloat16", "default"]),
+    ("model.name", "digit_cnn", ["digits_cnn", "small_cnn", "vgg11", "vgg13", "vgg16", "vgg19"]),
+    ("model.dtype", "float16", ["float32", "bfloat16"]),
+    ("optimizer.name", "lion", ["sgd", "adam", "adamw"]),
+    ("schedule.name", "step", ["constant", "piecewise", "cosine", "one_cycle"]),
+    ("evaluation.split", "held_out", ["test", "validation", "train"]),
+    ("select_by", "pgd", ["clean", "flow", "fgsm"]),
+    ("points.adv.kind", "pgd", ["attack", "clean", "random"]),
+    ("points.adv.perturbation", "flw", ["additive", "affine", "flow", "flow_symmetric", "module:name"]),
+    ("points.warped.perturbation", "flw", ["additive", "affine", "flow", "flow_symmetric"]),
+    ("points.adv.norm", "l9", ["l1", "l2", "l21", "l2inf", "linf"]),
+    ("points.adv.loss", "hinge", ["cross_entropy", "dlr", "margin"]),
+    ("points.adv.keep", "first", ["best", "highest_loss", "last"]),
+    ("points.adv.batch_norm", "both", ["eval", "train"]),
+    ("points.adv.steps", 2.5, ["int", "float"]),
+    ("points.adv.random_start", 1, ["bool"]),
+    ("points.adv.radius", -0.1, ["radius"]),
+    ("points.adv.radius", "8 over 255", ["8/255"]),
+    ("points.adv.radius", True, ["radius"]),
+    ("points.warped.sigma", "big", ["float"]),
+    ("terms.ce.kind", "crossentropy", ["cross_entropy", "gradient_norm", "first_order_gain"]),
+    ("terms.ce.at", "warp", ["adv", "clean", "warped"]),
+    ("terms.ce.wieght", 3.0, ["at", "kind", "label_smoothing", "weight"]),
+    ("terms.fgr.norm", "l9", ["l1", "l2", "l21", "l2inf", "linf"]),
+    ("terms.fgr.perturbation", "flo", ["additive", "affine", "flow", "flow_symmetric"]),
+    ("terms.fgr.method", "backprop", ["double_backprop", "directional", "finite_difference"]),
+    ("terms.fgr.weight", "heavy", ["number", "8/255"]),
+    ("attacks.flow.kind", "pdg", ["fgsm", "pgd"]),
+    ("attacks.flow.step", 3, ["steps", "step_size", "restarts", "momentum", "curve"]),
+    ("attacks.flow.radius", None, ["radius"]),
+    ("data.validation", 0.0, ["validation"]),
+    ("data.validaton", 0.1, ["validation", "augment", "data_dir"]),
+    ("data.augment.crop", 4, ["flip", "padding", "resize"]),
+    ("batchsize", 3, ["batch_size", "epochs", "terms"]),
+    ("optimizer.beta", 0.9, ["momentum", "weight_decay", "clip_norm"]),
+    ("batch_size", 0, ["above 0"]),
+    ("log_every_steps", 0, ["above 0"]),
+    ("eval_every_epochs", 0.0, ["above 0"]),
+    ("epochs", -1.0, ["above 0"]),
+]
+
+
+@pytest.mark.parametrize("path, value, choices", MISTAKES, ids=[f"{p}={v}" for p, v, _ in MISTAKES])
+def test_mistakes(path, value, choices):
+    config = some()
+    set_at(config, path, value)
+    with pytest.raises(ValueError) as error:
+        complete(config)
+    message = str(error.value)
+    assert "\n" not in message
+    for text in (*path.split("."), *choices):
+        assert text in message
+    if isinstance(value, str) and path.split(".")[-1] != "kind":
+        assert repr(value) in message
+
+
+def test_no_terms_a_missing_key_and_impossible_combinations():
+    with pytest.raises(ValueError, match="at least one term.*cross_entropy"):
+        complete(base())
+    config = some()
+    del config.data["limit"]
+    with pytest.raises(ValueError, match="data.limit is missing"):
+        check(config)
+    config = some()
+    config.terms.fgr.method = "finite_difference"
+    config.sync_batch_norm = True
+    with pytest.raises(ValueError, match="sync_batch_norm.*double_backprop or directional"):
+        complete(config)
+    config = some()
+    set_at(config, "points.adv.perturbation", ("flow", "additive"))
+    with pytest.raises(ValueError, match="points.adv: a composition of 2.*tuple"):
+        complete(config)

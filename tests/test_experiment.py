@@ -1,0 +1,149 @@
+"""What a config builds, the workdir's claim on its config, and a run restored from its workdir."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robust_jax import checkpoints, experiment
+from robust_jax.config import base, complete
+from robust_jax.perturbations import Perturbation
+from robust_jax.training import init_state
+
+
+def config(**changes):
+    c = base()
+    c.terms.ce = dict(kind="cross_entropy")
+    c.attacks.flow = dict(kind="pgd", perturbation="flow", radius="1/4")
+    for path, value in changes.items():
+        *groups, name = path.split("__")
+        at = c
+        for group in groups:
+            at = at[group]
+        at[name] = value
+    return complete(c)
+
+
+def save(workdir, kind, step, **changes):
+    import optax
+
+    c = config()
+    variables = experiment.init_variables(experiment.create_model(c, 10), (8, 8, 1), seed=step)
+    state = init_state(variables, optax.sgd(0.1), 0.0).replace(step=jnp.int32(step), **changes)
+    with checkpoints.opened(workdir) as saved:
+        saved.save(kind, step, jax.device_get(state))
+    return variables
+
+
+def test_the_dataset_and_its_limit():
+    whole = experiment.load_dataset(config())
+    assert (len(whole.train), len(whole.validation), len(whole.test)) == (1293, 144, 360)
+    few = experiment.load_dataset(config(data__limit=50))
+    again = experiment.load_dataset(config(data__limit=50))
+    other = experiment.load_dataset(config(data__limit=50, seed=1))
+    assert len(few.train) == len(set(few.train.ids)) == 50 and len(few.validation) == 144
+    np.testing.assert_array_equal(few.train.ids, again.train.ids)
+    assert set(few.train.ids) <= set(whole.train.ids) and set(few.train.ids) != set(other.train.ids)
+    assert len(experiment.load_dataset(config(data__limit=1293)).train) == 1293
+    for wrong in (1294, -1):
+        with pytest.raises(ValueError, match=f"data.limit={wrong} of 1293"):
+            experiment.load_dataset(config(data__limit=wrong))
+
+
+def test_the_model_has_the_configs_settings():
+    model = experiment.create_model(config(model__dtype="bfloat16"), 7)
+    assert (model.num_classes, model.mean, model.dtype) == (7, (0.305,), jnp.bfloat16)
+    variables = experiment.init_variables(model, (8, 8, 1), seed=3)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    vgg = experiment.create_model(config(model__name="vgg11", sync_batch_norm=True), 10)
+    assert vgg.batch_norm_axis == "devices"
+    assert experiment.create_model(config(model__name="vgg11"), 10).batch_norm_axis is None
+    with pytest.raises(ValueError, match="digits_cnn.*batch_norm_axis"):
+        experiment.create_model(config(sync_batch_norm=True), 10)
+
+
+def test_the_seed_draws_the_weights():
+    model = experiment.create_model(config(), 10)
+    one, same, other = (experiment.init_variables(model, (8, 8, 1), seed) for seed in (0, 0, 1))
+    kernels = [v["params"]["Dense_1"]["kernel"] for v in (one, same, other)]
+    np.testing.assert_array_equal(kernels[0], kernels[1])
+    assert np.abs(kernels[0] - kernels[2]).max() > 0.01
+
+
+def test_claim_writes_the_config_and_it_reads_back(tmp_path):
+    c = config(schedule__boundaries=(1.0, 2.0), epochs=3.0)
+    experiment.claim(c, tmp_path / "a" / "b")
+    assert [p.name for p in (tmp_path / "a" / "b").iterdir()] == ["config.json"]
+    back = experiment.read_config(tmp_path / "a" / "b")
+    assert back.to_dict() == c.to_dict() == complete(back).to_dict()
+    assert back.attacks.flow.radius == 0.25 and back.schedule.boundaries == (1.0, 2.0)
+
+
+def test_a_perturbation_of_ones_own_is_written_by_its_name(tmp_path):
+    c = config()
+    mine = Perturbation(lambda x: jnp.zeros((len(x), 1)), lambda x, d: x + d[:, :, None, None], name="brightness")
+    c.terms.gain = dict(kind="first_order_gain", perturbation=mine, radius=0.1)
+    c = complete(c)
+    assert c.terms.gain.perturbation is mine
+    experiment.claim(c, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["terms"]["gain"]["perturbation"] == "brightness"
+
+
+def test_another_config_is_refused_once_there_is_a_checkpoint_and_the_keys_are_named(tmp_path):
+    experiment.claim(config(), tmp_path)
+    experiment.claim(config(seed=1), tmp_path)  # nothing was trained yet, say after a mistake
+    experiment.claim(config(), tmp_path)
+    save(tmp_path, "latest", 3)
+    experiment.claim(config(), tmp_path)
+    with pytest.raises(ValueError) as error:
+        experiment.claim(config(seed=1, optimizer__momentum=0.5), tmp_path)
+    for text in ("optimizer.momentum: 0.9 there, 0.5 now", "seed: 0 there, 1 now", "another workdir"):
+        assert text in str(error.value)
+    assert experiment.read_config(tmp_path).seed == 0  # the refused one left no trace
+    more = config()
+    more.terms.fgr = dict(kind="gradient_norm", perturbation="flow")
+    with pytest.raises(ValueError, match="terms.fgr.weight: None there, 1.0 now"):
+        experiment.claim(complete(more), tmp_path)
+
+
+def test_what_changes_no_weight_may_change(tmp_path):
+    experiment.claim(config(), tmp_path)
+    save(tmp_path, "latest", 3)
+    free = config(attacks__flow__steps=100, log_every_steps=7, checkpoint_every_steps=3, evaluation__limit=5, data__data_dir="/x")
+    experiment.claim(free, tmp_path)
+    assert experiment.read_config(tmp_path).attacks.flow.steps == 100
+
+
+def test_the_attack_that_selects_checkpoints_may_not_change(tmp_path):
+    experiment.claim(config(select_by="flow"), tmp_path)
+    save(tmp_path, "latest", 3)
+    with pytest.raises(ValueError, match="attacks.flow.steps: 40 there, 100 now"):
+        experiment.claim(config(select_by="flow", attacks__flow__steps=100), tmp_path)
+
+
+def test_restore(tmp_path):
+    experiment.claim(config(), tmp_path)
+    with pytest.raises(ValueError, match="no best checkpoint yet"):
+        experiment.restore(tmp_path)
+    expected = {kind: save(tmp_path, kind, step) for kind, step in (("best", 3), ("latest", 9))}
+    for kind, step in (("best", 3), ("latest", 9)):
+        found = experiment.restore(tmp_path, kind)
+        assert (found.step, found.dataset.name, found.config.attacks.flow.radius) == (step, "digits", 0.25)
+        assert jax.tree.structure(found.variables) == jax.tree.structure(expected[kind])
+        jax.tree.map(np.testing.assert_array_equal, found.variables, expected[kind])
+        logits = jax.eval_shape(lambda v, m=found.model: m.apply(v, jnp.zeros((2, 8, 8, 1))), found.variables)
+        assert logits.shape == (2, 10)
+    with pytest.raises(ValueError, match="'newest'.*latest.*best"):
+        experiment.restore(tmp_path, "newest")
+    with pytest.raises(ValueError, match="is no workdir of train.py"):
+        experiment.restore(tmp_path / "nowhere")
+
+
+def test_averaged_weights_are_the_ones_to_evaluate():
+    state = dict(params={"w": 1}, ema={"w": 2}, batch_stats={"m": 3})
+    assert experiment.evaluation_variables(state) == {"params": {"w": 2}, "batch_stats": {"m": 3}}
+    assert experiment.evaluation_variables(state | {"ema": {}, "batch_stats": {}}) == {"params": {"w": 1}}
