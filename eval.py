@@ -1,15 +1,16 @@
 """Measures trained workdirs: clean accuracy, accuracy under every attack, the worst case; tables, JSON, pictures.
 
-python eval.py --workdir=runs/digits_standard,runs/digits_fgr [--config=configs/digits_fgr.py] [--config.attacks.flow.steps=100 ...]
+python eval.py --workdir=runs/digits_standard,runs/digits_fgr [--config=FILE] [--config.KEY=VALUE ...]
 
-Without --config each workdir is measured by the attacks it was configured with.
+Without --config each workdir is measured by the attacks it was configured with; overrides start from the first one's
+and then serve all.
 """
 
 from absl import flags, logging
 
 from robust_jax import cli, evaluation, experiment
 
-flags.DEFINE_string("workdir", "runs/digits_fgr", "What train.py wrote; several, separated by commas, share the pictures.")
+flags.DEFINE_string("workdir", "runs/digits_fgr", "What train.py wrote; several, with commas, share pictures.")
 flags.DEFINE_string("config", "", "A config whose attacks and evaluation settings are used for all workdirs.")
 
 

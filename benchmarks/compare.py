@@ -1,6 +1,6 @@
 """Trains several configs with several seeds, measures all, prints one Markdown table: the tables of the README.
 
-python benchmarks/compare.py --configs=digits_standard,digits_fgr --seeds=0,1,2 --workdir=runs/compare [--config.KEY=VALUE ...]
+python benchmarks/compare.py --configs=digits_standard,digits_fgr --seeds=0,1,2 [--config.KEY=VALUE ...]
 
 A column `NAME:KEY=VALUE[:KEY=VALUE]` is a config with overrides of its own: digits_fgr:terms.fgr.weight=0.
 Runs that are there already are not trained again; every workdir keeps its evaluation.json.

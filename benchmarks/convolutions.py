@@ -72,9 +72,7 @@ def main(names):
                 times[form, use] = seconds(function, variables, images)
         for use in uses(model, images, labels):
             slow, fast = times["lax", use], times["ours", use]
-            print(
-                f"{name:<10} {use:<21} {slow:>8.3f}s {fast:>8.3f}s  {slow / fast:.1f}", flush=True
-            )
+            print(f"{name:<10} {use:<21} {slow:>8.3f}s {fast:>8.3f}s  {slow / fast:.1f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -35,9 +35,7 @@ def augment(
       ValueError: `resize` less than the image, negative padding, wrong rank or type, not one key each.
     """
     if images.ndim != 4 or keys.shape != images.shape[:1]:
-        raise ValueError(
-            f"augment takes images [B, H, W, C] and keys [B], not {images.shape} and {keys.shape}."
-        )
+        raise ValueError(f"augment takes images [B, H, W, C] and keys [B], not {images.shape} and {keys.shape}.")
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"augment takes float images, not {images.dtype}: use data.to_float.")
     if padding < 0:
@@ -85,9 +83,7 @@ def resize_images(images: Float[Array, "b h w c"], resize: int) -> Float[Array, 
     if resize in (0, shorter):
         return images
     if resize < shorter:
-        raise ValueError(
-            f"resize = {resize} is less than the images' {height}x{width}; give 0 or >= {shorter}."
-        )
+        raise ValueError(f"resize = {resize} is less than the images' {height}x{width}; give 0 or >= {shorter}.")
     size = resize * height // shorter, resize * width // shorter
     resized = jax.image.resize(images, (len(images), *size, images.shape[3]), "bilinear")
     return jnp.clip(resized, 0, 1)  # The weights sum to 1 up to rounding.

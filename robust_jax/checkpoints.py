@@ -23,9 +23,7 @@ class Checkpoints:
 
     def __init__(self, directory: Path):
         options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True)
-        self._managers = {
-            kind: ocp.CheckpointManager((directory / kind).absolute(), options=options) for kind in KINDS
-        }
+        self._managers = {kind: ocp.CheckpointManager((directory / kind).absolute(), options=options) for kind in KINDS}
 
     def save(self, kind: str, step: int, state: Any) -> None:
         """Starts writing; a checkpoint of the same step (of a run killed later) is replaced."""

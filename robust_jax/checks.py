@@ -33,16 +33,16 @@ def check_batch(images: Any, labels: Any, logits_fn: Callable[[Any], Any]) -> No
     """`check_images`, and labels are ``[B]`` integers below the number of logits."""
     check_images(images)
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"labels must be integers [{len(images)}], one an image; got {labels.dtype} {labels.shape}."
-        )
+        raise ValueError(f"labels must be integers [{len(images)}], one an image; got {labels.dtype} {labels.shape}.")
     if _concrete(images, labels) and labels.size:
         shape = jax.eval_shape(logits_fn, images).shape
         if len(shape) != 2 or shape[0] != len(images):
             raise ValueError(f"logits_fn must return [B, K]; for {len(images)} images it returns {shape}.")
         low, high = int(np.asarray(labels).min()), int(np.asarray(labels).max())
         if low < 0 or high >= shape[1]:
-            raise ValueError(f"labels go from {low} to {high}, but the model has {shape[1]} classes (0 to {shape[1] - 1}).")
+            raise ValueError(
+                f"labels go from {low} to {high}, but the model has {shape[1]} classes (0 to {shape[1] - 1})."
+            )
 
 
 def options_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -58,7 +58,7 @@ def choose(what: str, value: Any, choices: Iterable[Any]) -> None:
         raise ValueError(f"{what}={value!r} is unknown: choose one of {choices}.")
 
 
-_TYPES = {"int": int, "float": (int, float), "bool": bool, "str": str}
+_TYPES: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool, "str": str}
 
 
 def check_options(

@@ -92,19 +92,25 @@ def _at(config: ConfigDict, path: str) -> tuple[ConfigDict, str, Any]:
 def run(main: Callable[[flags.FlagValues, list[str]], None], arguments: Sequence[str] | None = None) -> None:
     """Parses the flags that the program defined, calls ``main(FLAGS, overrides)``, and exits.
 
-    What a user can mend (ValueError) becomes one message on stderr and exit status 2.
+    What a user can mend, a ValueError raised by this package, becomes one message on stderr and exit status 2.
     """
     given = list(sys.argv if arguments is None else arguments)
+    if {"-h", "--help"} & set(given):
+        print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help(), sep="\n")
+        return
     overrides = [a for a in given if OVERRIDE.fullmatch(a)]
     try:
         try:
             rest = flags.FLAGS([a for a in given if a not in overrides])
         except flags.Error as error:
-            raise ValueError(f"{error}. Flags: {sorted(_own_flags(given[0]))}, and --config.KEY=VALUE.") from None
+            raise ValueError(f"{error}. Flags: {_own_flags(given[0])}, and --config.KEY=VALUE.") from None
         if rest[1:]:
             raise ValueError(f"unexpected {rest[1:]}: overrides are written --config.KEY=VALUE.")
         main(flags.FLAGS, overrides)
     except ValueError as error:
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        if Path(__file__).parent not in raised_in.parents and raised_in.name != Path(given[0]).name:
+            raise  # not of ours: the traceback is needed
         print(f"{Path(given[0]).name}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -114,7 +120,7 @@ def run(main: Callable[[flags.FlagValues, list[str]], None], arguments: Sequence
 
 def _own_flags(program: str) -> list[str]:
     known = flags.FLAGS.flags_by_module_dict()
-    return [f"--{flag.name}" for flag in known.get(program, known.get("__main__", []))]
+    return sorted(f"--{flag.name}" for flag in known.get(program, known.get("__main__", [])))
 
 
 def default_workdir(config_path: str) -> str:

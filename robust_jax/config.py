@@ -173,7 +173,7 @@ def check(config: Mapping[str, Any]) -> None:
             check_options(path, entry, known, own)
             for option in set(NUMERIC) & set(entry):
                 if entry[option] is not None and not _is_numeric(entry[option]):
-                    raise ValueError(f"{path}.{option}={entry[option]!r}: give a number, a fraction such as 8/255, or a tuple.")
+                    raise ValueError(f"{path}.{option}={entry[option]!r}: give a number, or one as 8/255, or a tuple.")
             for option in set(CHOICES) & set(entry):
                 choose(f"{path}.{option}", entry[option], CHOICES[option])
             try:

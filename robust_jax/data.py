@@ -41,9 +41,7 @@ class Source:
     per-example randomness is folded in from it.
     """
 
-    def __init__(
-        self, name: str, size: int, image_shape: tuple[int, ...], num_classes: int, decode: Decode
-    ):
+    def __init__(self, name: str, size: int, image_shape: tuple[int, ...], num_classes: int, decode: Decode):
         """Wrap a decoder; `from_arrays` wraps arrays.
 
         Args:
@@ -124,9 +122,7 @@ class Source:
                     f"expected uint8 {list(self.image_shape)} (height, width, channels)."
                 )
             if not 0 <= label < self.num_classes:
-                raise ValueError(
-                    f"{self.name}[{i}] has label {label}, expected 0..{self.num_classes - 1}."
-                )
+                raise ValueError(f"{self.name}[{i}] has label {label}, expected 0..{self.num_classes - 1}.")
         images, labels = zip(*records, strict=True)
         return np.stack(images), np.asarray(labels, np.int32)
 
@@ -152,9 +148,7 @@ class Dataset:
     test: Source
 
 
-def load(
-    name: str = "digits", data_dir: str | Path | None = None, validation: float = 0.1, seed: int = 0
-) -> Dataset:
+def load(name: str = "digits", data_dir: str | Path | None = None, validation: float = 0.1, seed: int = 0) -> Dataset:
     """Load a dataset and carve a validation split out of its training split.
 
     Args:
@@ -276,9 +270,7 @@ def _rows(source: Source, batch_size: int, shard_index: int, shard_count: int) -
     if not len(source):
         raise ValueError(f"{source.name}: this part has no examples to draw batches from.")
     if batch_size <= 0 or shard_count <= 0 or batch_size % shard_count:
-        raise ValueError(
-            f"batch_size = {batch_size} must be a positive multiple of shard_count = {shard_count}."
-        )
+        raise ValueError(f"batch_size = {batch_size} must be a positive multiple of shard_count = {shard_count}.")
     if not 0 <= shard_index < shard_count:
         raise ValueError(f"shard_index = {shard_index} must be in 0..{shard_count - 1}.")
     return batch_size // shard_count

@@ -34,7 +34,7 @@ def load_dataset(config: Mapping[str, Any]) -> data.Dataset:
     if not c["limit"]:
         return dataset
     if not 0 < c["limit"] <= len(dataset.train):
-        raise ValueError(f"data.limit={c['limit']} of {len(dataset.train)} training images: give 1 to that, or 0 for all.")
+        raise ValueError(f"data.limit={c['limit']}: give 1 to {len(dataset.train)} training images, or 0 for all.")
     few = np.random.RandomState(config["seed"]).permutation(len(dataset.train))[: c["limit"]]
     return data.Dataset(**{**vars(dataset), "train": dataset.train.subset(np.sort(few))})
 
@@ -74,12 +74,13 @@ def claim(config: ConfigDict, workdir: Path) -> None:
     if path.is_file() and any((workdir / "checkpoints").glob("*/[0-9]*")):
         old, new = _flat(json.loads(path.read_text())), _flat(json.loads(text))
         changed = sorted(
-            k for k in old.keys() | new.keys()
+            k
+            for k in old.keys() | new.keys()
             if old.get(k) != new.get(k) and (k.startswith(f"attacks.{config.select_by}.") or not k.startswith(FREE))
         )
         if changed:
             was = ", ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in changed)
-            raise ValueError(f"{workdir} was trained with another config ({was}): choose another workdir, or delete it.")
+            raise ValueError(f"{workdir} was trained with another config ({was}): take another workdir.")
     if parallel.host()[0] != 0:
         return
     workdir.mkdir(parents=True, exist_ok=True)
@@ -103,7 +104,7 @@ def read_config(workdir: str | Path) -> ConfigDict:
     """
     path = Path(workdir) / "config.json"
     if not path.is_file():
-        raise ValueError(f"{path} does not exist: {workdir} is no workdir of train.py. Train first, or correct --workdir.")
+        raise ValueError(f"{path} does not exist: {workdir} is no workdir of train.py.")
     return ConfigDict(_tuples(json.loads(path.read_text())), convert_dict=True)
 
 
@@ -131,7 +132,7 @@ def restore(workdir: str | Path, checkpoint: str = "best") -> Restored:
     with checkpoints.opened(workdir) as saved:
         step = saved.step(checkpoint)
         if step is None:
-            raise ValueError(f"{workdir} holds no {checkpoint} checkpoint yet: let train.py reach its first evaluation.")
+            raise ValueError(f"{workdir} holds no {checkpoint} checkpoint: let train.py reach an evaluation.")
         state = saved.restore(checkpoint)
     return Restored(config, model, evaluation_variables(state), dataset, step)
 

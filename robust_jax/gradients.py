@@ -42,7 +42,7 @@ def value_and_gradient(
         loss, aux = loss_fn(x) if has_aux else (loss_fn(x), None)
         if loss.shape != images.shape[:1]:
             raise ValueError(
-                f"loss_fn must return one loss an image, [{len(images)}]; it returned {loss.shape}. Do not take the mean."
+                f"loss_fn must return one loss an image, [{len(images)}]; it returned {loss.shape}, no mean."
             )
         return loss.sum(), (loss, aux)
 
@@ -102,6 +102,7 @@ def norm_of_gradient(
 def penalty_of(
     perturbation: Perturbation, images: Images, norm: norms.Norm, power: float, scale: Any
 ) -> Callable[[Images], Float[Array, " b"]]:
+    """The function ``image gradient -> ‖scale * pullback‖^power`` at these images, for `norm_of_gradient`."""
     images = jax.lax.stop_gradient(images)
 
     def penalty(gradient: Images) -> Float[Array, " b"]:

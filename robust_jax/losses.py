@@ -41,9 +41,7 @@ def dlr(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array, "
     return margin(logits, labels) * jnp.where(span > 0, 1 / jnp.where(span > 0, span, 1), 0)
 
 
-def kl_divergence(
-    logits: Float[Array, "b k"], reference_logits: Float[Array, "b k"]
-) -> Float[Array, " b"]:
+def kl_divergence(logits: Float[Array, "b k"], reference_logits: Float[Array, "b k"]) -> Float[Array, " b"]:
     """``KL(softmax(reference) ‖ softmax(logits))``, as in TRADES (Zhang et al. 2019)."""
     return optax.kl_divergence(jax.nn.log_softmax(logits), jax.nn.softmax(reference_logits))
 

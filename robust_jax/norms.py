@@ -30,9 +30,7 @@ def exponent(norm: Norm) -> float | None:
             return _NAMED[norm]
     elif not isinstance(norm, bool) and isinstance(norm, int | float) and norm >= 1:
         return float(norm)
-    raise ValueError(
-        f"norm={norm!r} is not a norm: choose one of {sorted([*_NAMED, *_VECTOR])} or a number p >= 1."
-    )
+    raise ValueError(f"norm={norm!r} is not a norm: choose one of {sorted([*_NAMED, *_VECTOR])} or a number p >= 1.")
 
 
 def dual(norm: Norm) -> Norm:
@@ -179,7 +177,7 @@ def random_point(key: Key[Array, ""], shape: tuple[int, ...], norm: Norm) -> Flo
         return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
     if norm == "l2inf":
         return _ball(key, shape, 2)
-    if norm == "l21":
+    if p is None:
         radius_key, direction_key = jax.random.split(key)
         direction = jax.random.normal(direction_key, (1, math.prod(shape[:-1]), shape[-1]))
         lengths = _ball(radius_key, (math.prod(shape[:-1]),), 1)

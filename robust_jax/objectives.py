@@ -20,12 +20,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
 from robust_jax import gradients, losses, perturbations, threat_models
-from robust_jax.attacks import pgd
+from robust_jax.attacks.pgd import pgd
 from robust_jax.checks import check_options, choose
 from robust_jax.perturbations import Images
 from robust_jax.threat_models import ThreatModel
@@ -69,7 +68,7 @@ class Here(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a step reports: the mean of each term (unweighted), the accuracy at the first term's point, and its state."""
+    """What a step reports: the mean of each term, unweighted, and the accuracy and state at one point."""
 
     terms: dict[str, Float[Array, ""]]
     accuracy: Float[Array, ""]
@@ -84,9 +83,7 @@ def clean(model: Model, images: Images, labels: Labels, keys: Keys) -> Images:
     return images
 
 
-def random(
-    model: Model, images: Images, labels: Labels, keys: Keys, *, perturbation: Any, sigma: float
-) -> Images:
+def random(model: Model, images: Images, labels: Labels, keys: Keys, *, perturbation: Any, sigma: float) -> Images:
     """``T(x, n)``, ``n ~ N(0, sigma²)`` per coordinate, in units of δ: the random start of FGR (Xia & Li 2021)."""
     space = perturbations.get(perturbation)
     return space.apply(images, perturbations.gaussian_delta(space, keys, images, sigma))
@@ -132,9 +129,7 @@ def gradient_norm(
     See `robust_jax.value_and_gradient_norm` for the options.
     """
     penalty = gradients.penalty_of(perturbations.get(perturbation), here.images, norm, power, scale)
-    return gradients.norm_of_gradient(
-        here.loss_fn, here.images, here.gradient, penalty, method, step
-    )
+    return gradients.norm_of_gradient(here.loss_fn, here.images, here.gradient, penalty, method, step)
 
 
 def first_order_gain(
@@ -148,9 +143,7 @@ def first_order_gain(
         space = threat.perturbation
         return threat_models.gain(threat, perturbations.pullback(space, here.images, gradient))
 
-    return gradients.norm_of_gradient(
-        here.loss_fn, here.images, here.gradient, penalty, method, step
-    )
+    return gradients.norm_of_gradient(here.loss_fn, here.images, here.gradient, penalty, method, step)
 
 
 POINTS: dict[str, Callable[..., Images]] = {"clean": clean, "random": random, "attack": attack}
@@ -168,12 +161,11 @@ def make_objective(points: Mapping[str, Any], terms: Mapping[str, Any]) -> Objec
 
     Args:
       points: NAME -> ``dict(kind=one of POINTS, **options)``. A point "clean" is always there.
-      terms: NAME -> ``dict(kind=one of TERMS, at=a point's name, weight=1.0, **options)``, in order: the accuracy and
-        the running statistics of a step are those at the first term's point.
+      terms: NAME -> ``dict(kind=one of TERMS, at=a point's name, weight=1.0, **options)``.
 
     Returns:
-      ``(model, images, labels, keys [B]) -> (total, Outcome)``. Keys are one an example, so that a batch cut
-      over devices draws the same.
+      ``(model, images, labels, keys [B]) -> (total, Outcome)``. Keys are one an example, so that a batch cut over
+      devices draws the same. Accuracy and running statistics are those at the first cross-entropy term's point.
 
     Raises:
       ValueError: no term, or an unknown kind, point or option, listing the valid ones.
@@ -191,11 +183,10 @@ def make_objective(points: Mapping[str, Any], terms: Mapping[str, Any]) -> Objec
         choose(f"terms.{name}.at", term["at"], points)
     # Only points that a term looks at are computed; every point has a key of its own, by its place in the list.
     used = {n: i for i, n in enumerate(points) if any(n == t["at"] for t in terms.values())}
-    first = next(iter(terms.values()))["at"]
+    classifying = [term["at"] for term in terms.values() if term["kind"] == "cross_entropy"]
+    first = [*classifying, *used][0]
 
-    def objective(
-        model: Model, images: Images, labels: Labels, keys: Keys
-    ) -> tuple[Float[Array, ""], Outcome]:
+    def objective(model: Model, images: Images, labels: Labels, keys: Keys) -> tuple[Float[Array, ""], Outcome]:
         seen: dict[str, Here] = {}
         states: dict[str, Any] = {}
         for name, index in used.items():

@@ -101,9 +101,7 @@ additive = Perturbation(
 flow = Perturbation(_flow_zeros, warp, "flow", partial(_flow_pullback, difference="forward"))
 """``T(x, δ) = warp(x, δ)``, δ ``[B, H, W, 2]`` (dy, dx) in pixels; the gradient at 0 uses forward differences."""
 
-flow_symmetric = Perturbation(
-    _flow_zeros, warp, "flow_symmetric", partial(_flow_pullback, difference="symmetric")
-)
+flow_symmetric = Perturbation(_flow_zeros, warp, "flow_symmetric", partial(_flow_pullback, difference="symmetric"))
 """`flow`, whose gradient at 0 is the mean of both one-sided derivatives."""
 
 affine = Perturbation(
@@ -205,9 +203,7 @@ def example_keys(key: Key[Array, "..."], count: int) -> Key[Array, " b"]:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
 
 
-def gaussian_delta(
-    perturbation: Perturbation, keys: Key[Array, " b"], images: Images, sigma: Any
-) -> Delta:
+def gaussian_delta(perturbation: Perturbation, keys: Key[Array, " b"], images: Images, sigma: Any) -> Delta:
     """δ with independent N(0, sigma²) coordinates, sigma in units of δ, broadcast to its last axis."""
     leaves, tree = jax.tree.flatten(perturbation.zeros(images))
     sigmas = sigma if perturbation.parts and isinstance(sigma, tuple | list) else [sigma] * len(leaves)

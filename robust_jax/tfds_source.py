@@ -92,9 +92,7 @@ def _split(builder: Any, name: str, split: str, shape: tuple[int, ...], classes:
                 pixels = np.asarray(picture)
                 return (pixels[..., None] if picture.mode == "L" else pixels), int(example["label"])
         except Exception as error:
-            raise ValueError(
-                f"{title}[{i}] is corrupt: {error} Prepare {builder.data_path} again."
-            ) from error
+            raise ValueError(f"{title}[{i}] is corrupt: {error} Prepare {builder.data_path} again.") from error
 
     def decode(ids: np.ndarray) -> list[tuple[np.ndarray, int]]:
         try:

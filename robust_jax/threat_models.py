@@ -121,7 +121,7 @@ def steepest(threat: ThreatModel, gradient: Delta) -> Delta:
 
 
 def move(threat: ThreatModel, delta: Delta, gradient: Delta, step_size: Any, room: Delta) -> Delta:
-    """One projected ascent step: ``Π(δ + step_size * u)``, u the unit ball's steepest direction along radius * gradient.
+    """One projected ascent step ``Π(δ + step_size * u)``, u the unit ball's steepest direction for radius * gradient.
 
     ``step_size`` is in units of δ and of the radius' shape, so that every coordinate moves in its own unit. ``room``
     is how far each can move, see `perturbations.room`: l1 fills the best coordinates, other norms skip the full ones.
@@ -137,9 +137,8 @@ def move(threat: ThreatModel, delta: Delta, gradient: Delta, step_size: Any, roo
 
 def gain(threat: ThreatModel, gradient: Delta) -> Float[Array, " b"]:
     """``max_{δ in ball} <gradient, δ>``: the dual norm of radius * gradient, summed over parts."""
-    return sum(jax.tree.leaves(
-        _map_parts(lambda n, r, g: norms.norm(_times(g, r), norms.dual(n)), threat, gradient)
-    ))  # fmt: skip
+    gains = _map_parts(lambda n, r, g: norms.norm(_times(g, r), norms.dual(n)), threat, gradient)
+    return jnp.stack(jax.tree.leaves(gains)).sum(0)
 
 
 def size(threat: ThreatModel, delta: Delta) -> Float[Array, " b"]:

@@ -28,8 +28,7 @@ class NonFiniteLossError(ValueError):
     """The loss or its gradient became NaN or infinite; the message names the step and the term."""
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """All that training carries from step to step.
 
     Attributes:
@@ -94,9 +93,7 @@ def make_train_step(
             variables = {"params": params, "batch_stats": state.batch_stats}
 
             def run(x: jax.Array) -> tuple[jax.Array, Any]:
-                logits, new = model.apply(
-                    variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": dropout}
-                )
+                logits, new = model.apply(variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": dropout})
                 return logits, new.get("batch_stats", {})
 
             # Attacks look for points, which are constants of the step: no gradient of theirs reaches the weights.
@@ -162,9 +159,7 @@ def _train(config: ConfigDict, workdir: Path) -> TrainState:
     model = experiment.create_model(config, dataset.num_classes)
     steps_per_epoch = len(dataset.train) / config.batch_size
     total_steps = max(round(config.epochs * steps_per_epoch), 1)
-    schedule = optimizers.make_schedule(
-        **config.schedule, epochs=config.epochs, steps_per_epoch=steps_per_epoch
-    )
+    schedule = optimizers.make_schedule(**config.schedule, epochs=config.epochs, steps_per_epoch=steps_per_epoch)
     ema = config.optimizer.ema
     settings = {k: v for k, v in config.optimizer.items() if k != "ema"}
     optimizer = optimizers.make_optimizer(schedule, **settings)
@@ -184,9 +179,7 @@ def _train(config: ConfigDict, workdir: Path) -> TrainState:
             state = saved.restore("latest", state)
             logging.info("Resuming %s after step %d.", workdir, state.step)
         start = int(state.step)
-        batches = data.train_batches(
-            dataset.train, config.batch_size, config.seed, start, *parallel.host()
-        )
+        batches = data.train_batches(dataset.train, config.batch_size, config.seed, start, *parallel.host())
         with TrainingLog(workdir, start, total_steps, steps_per_epoch) as log:
             replicated, waiting = parallel.replicate(state), []
             for step in range(start + 1, total_steps + 1):
@@ -219,9 +212,7 @@ def _validate(config: ConfigDict, model: nn.Module, state: TrainState, dataset: 
     name = config.select_by
     chosen = {} if name == "clean" else {name: evaluation.attack_from(name, {**config.attacks[name], "curve": ()})}
     count = min(config.select_limit or len(dataset.validation), len(dataset.validation))
-    batches = evaluation.batches(
-        dataset.validation, count, config.evaluation.batch_size, config.data.eval_resize
-    )
+    batches = evaluation.batches(dataset.validation, count, config.evaluation.batch_size, config.data.eval_resize)
     logits_fn = models.bind(model, parallel.everywhere(experiment.evaluation_variables(vars(state))))
     measured = robustness(logits_fn, batches, chosen, key=jax.random.key(config.seed))
     broken = {n: float(1 - outcome.broken.mean()) for n, outcome in measured.attacks.items()}
@@ -237,7 +228,8 @@ def _average(metrics: list[dict[str, jax.Array]]) -> dict[str, float]:
 def _stop_if_failed(replicated: TrainState, config: ConfigDict) -> None:
     failed, term = parallel.first((replicated.failed_step, replicated.failed_term))
     if failed >= 0:
-        names = [f"the term {name!r}" for name in config.terms] + ["the gradient or the update"]
+        # JAX sorts the keys of dicts.
+        names = [f"the term {name!r}" for name in sorted(config.terms)] + ["the gradient or the update"]
         raise NonFiniteLossError(
             f"at step {failed + 1} {names[term]} is NaN or infinite. That update was skipped and nothing saved since; "
             f"the checkpoints before it are intact. Train in another workdir with a lower schedule.learning_rate or "

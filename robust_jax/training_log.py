@@ -62,13 +62,18 @@ class TrainingLog:
         self._file.flush()
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
-        shown = {_short(k): f"{v:.4g}" for k, v in self._latest.items() if k not in ("steps_per_second", "learning_rate")}
+        shown = {
+            _short(k): f"{v:.4g}" for k, v in self._latest.items() if k not in ("steps_per_second", "learning_rate")
+        }
         self._bar.set_postfix(shown, refresh=False)
         if epoch is not None and self._bar.disable:
             left = (now - self._began) / (step - self._start) * (self._total - step)
             numbers = "  ".join(f"{k} {v}" for k, v in shown.items())
             speed = self._latest.get("steps_per_second", 0.0)
-            print(f"epoch {epoch:.4g}  step {step}/{self._total}  {numbers}  {speed:.3g} steps/s  {left:.0f} s left", flush=True)
+            print(
+                f"epoch {epoch:.4g}  step {step}/{self._total}  {numbers}  {speed:.3g} steps/s  {left:.0f} s left",
+                flush=True,
+            )
 
 
 def _short(name: str) -> str:

@@ -68,9 +68,7 @@ def differences(images: Float[Array, "b h w c"], difference: str = "forward") ->
     """
     b, h, w, c = images.shape
     down = jnp.concatenate([images[:, 1:] - images[:, :-1], jnp.zeros((b, 1, w, c), images.dtype)], 1)
-    across = jnp.concatenate(
-        [images[:, :, 1:] - images[:, :, :-1], jnp.zeros((b, h, 1, c), images.dtype)], 2
-    )
+    across = jnp.concatenate([images[:, :, 1:] - images[:, :, :-1], jnp.zeros((b, h, 1, c), images.dtype)], 2)
     if difference == "forward":
         return down, across
     before_down = jnp.concatenate([jnp.zeros((b, 1, w, c), images.dtype), down[:, :-1]], 1)

@@ -25,10 +25,7 @@ def keys(ids, seed=0):
 def bilinear(image, size):
     """Half-pixel centres, clamped at the border: torch's align_corners=False without antialias."""
     axes = [np.arange(n) for n in image.shape[:2]]
-    points = [
-        np.clip((np.arange(m) + 0.5) * n / m - 0.5, 0, n - 1)
-        for m, n in zip(size, image.shape[:2], strict=True)
-    ]
+    points = [np.clip((np.arange(m) + 0.5) * n / m - 0.5, 0, n - 1) for m, n in zip(size, image.shape[:2], strict=True)]
     grid = np.stack(np.meshgrid(*points, indexing="ij"), -1)
     return RegularGridInterpolator(axes, image.astype(np.float64))(grid)
 
@@ -42,9 +39,7 @@ def windows(image, height, width):
             yield (y, x, True), cut[:, ::-1]
 
 
-@pytest.mark.parametrize(
-    ("shape", "resize", "size"), [((32, 32), 36, (36, 36)), ((6, 9), 8, (8, 12))]
-)
+@pytest.mark.parametrize(("shape", "resize", "size"), [((32, 32), 36, (36, 36)), ((6, 9), 8, (8, 12))])
 def test_resize_is_bilinear(shape, resize, size):
     batch = images(2, *shape)
     expected = np.stack([bilinear(image, size) for image in batch])
@@ -74,9 +69,7 @@ def test_crop_and_mirror_by_indexing():
         np.testing.assert_array_equal(out[i], cut[:, ::-1] if mirrored[i] else cut)
 
 
-@pytest.mark.parametrize(
-    ("resize", "padding", "flip"), [(0, 1, True), (10, 0, True), (9, 1, False)]
-)
+@pytest.mark.parametrize(("resize", "padding", "flip"), [(0, 1, True), (10, 0, True), (9, 1, False)])
 def test_augmented_images_are_windows_and_all_windows_occur(resize, padding, flip):
     one = images(1, channels=1)[0]
     view = jax.jit(partial(augment.augment, resize=resize, padding=padding, flip=flip))

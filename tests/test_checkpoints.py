@@ -1,4 +1,4 @@
-"""What is saved comes back bit for bit; the newest alone is kept; a step is replaced; half-written ones are no checkpoint."""
+"""What is saved comes back bit for bit; the newest alone is kept; what was half written is no checkpoint."""
 
 from __future__ import annotations
 

@@ -56,7 +56,8 @@ def test_values_take_the_type_of_their_key(tmp_path):
 
 
 OTHER = {
-    "perturbation": "flow", "norm": "l1", "radius": "1/8", "sigma": "0.3", "at": "adv", "weight": "2.5", "curve": "(0,2)",
+    "perturbation": "flow", "norm": "l1", "radius": "1/8", "sigma": "0.3", "at": "adv", "weight": "2.5",
+    "curve": "(0,2)",
     "loss": "margin", "keep": "last", "batch_norm": "train", "method": "directional", "step_size": "1/100",
     "random_start": "false", "targeted": "true",
 }  # fmt: skip
@@ -83,13 +84,17 @@ def test_every_option_of_every_kind_can_be_overridden(section, kind):
 
 def test_a_perturbation_of_ones_own_by_module_and_name(tmp_path, monkeypatch):
     (tmp_path / "my_spaces.py").write_text(
-        "from robust_jax import perturbations\nmine = perturbations.compose(perturbations.flow, perturbations.affine)\nno = 3\n"
+        "from robust_jax.perturbations import affine, compose, flow\nmine, no = compose(flow, affine), 3\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     path = write(tmp_path)
     c = overridden(path, "terms.fgr.perturbation=my_spaces:mine")
     assert c.terms.fgr.perturbation == "my_spaces:mine"
-    for name, message in (("my_spaces:nothing", "cannot be imported"), ("my_spaces:no", "is a int"), ("nowhere:x", "nowhere")):
+    for name, message in (
+        ("my_spaces:nothing", "cannot be imported"),
+        ("my_spaces:no", "is a int"),
+        ("nowhere:x", "nowhere"),
+    ):
         with pytest.raises(ValueError, match=f"terms.fgr.*{message}"):
             overridden(path, f"terms.fgr.perturbation={name}")
 

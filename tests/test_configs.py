@@ -36,7 +36,9 @@ def test_config(name):
 
     def run(variables, images):
         def train(x):
-            logits, new = model.apply(variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)})
+            logits, new = model.apply(
+                variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}
+            )
             return logits, new.get("batch_stats", {})
 
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(4))

@@ -98,14 +98,8 @@ def test_every_epoch_has_every_example_once(batch_size):
 @pytest.mark.parametrize("count", [2, 4])
 def test_shards_make_up_the_global_batch(count):
     whole = first(data.train_batches(source(), 8, seed=1, start_step=3), 9)
-    shards = [
-        first(data.train_batches(source(), 8, 1, 3, shard_index=i, shard_count=count), 9)
-        for i in range(count)
-    ]
-    union = [
-        {k: np.concatenate([b[k] for b in step]) for k in step[0]}
-        for step in zip(*shards, strict=True)
-    ]
+    shards = [first(data.train_batches(source(), 8, 1, 3, shard_index=i, shard_count=count), 9) for i in range(count)]
+    union = [{k: np.concatenate([b[k] for b in step]) for k in step[0]} for step in zip(*shards, strict=True)]
     assert same(whole, union)
 
 

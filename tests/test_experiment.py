@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from robust_jax import checkpoints, experiment
@@ -28,12 +30,17 @@ def config(**changes):
     return complete(c)
 
 
-def save(workdir, kind, step, **changes):
-    import optax
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
-    c = config()
-    variables = experiment.init_variables(experiment.create_model(c, 10), (8, 8, 1), seed=step)
-    state = init_state(variables, optax.sgd(0.1), 0.0).replace(step=jnp.int32(step), **changes)
+
+@cache
+def initial():
+    return jax.device_get(experiment.init_variables(experiment.create_model(config(), 10), (8, 8, 1), seed=0))
+
+
+def save(workdir, kind, step):
+    variables = jax.tree.map(lambda x: x + np.float32(step), initial())
+    state = init_state(variables, optax.sgd(0.1), 0.0).replace(step=jnp.int32(step))
     with checkpoints.opened(workdir) as saved:
         saved.save(kind, step, jax.device_get(state))
     return variables
@@ -56,8 +63,9 @@ def test_the_dataset_and_its_limit():
 
 def test_the_model_has_the_configs_settings():
     model = experiment.create_model(config(model__dtype="bfloat16"), 7)
-    assert (model.num_classes, model.mean, model.dtype) == (7, (0.305,), jnp.bfloat16)
-    variables = experiment.init_variables(model, (8, 8, 1), seed=3)
+    assert (model.num_classes, model.dtype) == (7, jnp.bfloat16)
+    assert (model.mean, model.std) == (pytest.approx((0.305,)), pytest.approx((0.376,)))
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     vgg = experiment.create_model(config(model__name="vgg11", sync_batch_norm=True), 10)
     assert vgg.batch_norm_axis == "devices"
@@ -68,7 +76,7 @@ def test_the_model_has_the_configs_settings():
 
 def test_the_seed_draws_the_weights():
     model = experiment.create_model(config(), 10)
-    one, same, other = (experiment.init_variables(model, (8, 8, 1), seed) for seed in (0, 0, 1))
+    one, same, other = initial(), *(experiment.init_variables(model, (8, 8, 1), seed) for seed in (0, 1))
     kernels = [v["params"]["Dense_1"]["kernel"] for v in (one, same, other)]
     np.testing.assert_array_equal(kernels[0], kernels[1])
     assert np.abs(kernels[0] - kernels[2]).max() > 0.01
@@ -113,7 +121,9 @@ def test_another_config_is_refused_once_there_is_a_checkpoint_and_the_keys_are_n
 def test_what_changes_no_weight_may_change(tmp_path):
     experiment.claim(config(), tmp_path)
     save(tmp_path, "latest", 3)
-    free = config(attacks__flow__steps=100, log_every_steps=7, checkpoint_every_steps=3, evaluation__limit=5, data__data_dir="/x")
+    free = config(
+        attacks__flow__steps=100, log_every_steps=7, checkpoint_every_steps=3, evaluation__limit=5, data__data_dir="/x"
+    )
     experiment.claim(free, tmp_path)
     assert experiment.read_config(tmp_path).attacks.flow.steps == 100
 

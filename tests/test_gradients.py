@@ -16,11 +16,12 @@ from robust_jax.threat_models import ThreatModel
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
+# These many small programs are compiled once and run a few times: compile the cheapest way.
+jit = partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": False})
+
 contrast = Perturbation(
     zeros=lambda images: jnp.zeros((len(images), 2), images.dtype),
-    apply=lambda images, delta: (
-        images * (1 + delta[:, 0, None, None, None]) + delta[:, 1, None, None, None]
-    ),
+    apply=lambda images, delta: images * (1 + delta[:, 0, None, None, None]) + delta[:, 1, None, None, None],
     name="contrast",
 )
 SPACES = ["additive", "flow", "affine", contrast, ("flow", "additive"), "flow_symmetric"]
@@ -75,7 +76,7 @@ def by_definition(theta, space, images, batch_norm=False):
     space = perturbations.get(space)
     zeros = space.zeros(images)
     total = lambda d: losses_of(theta, space.apply(images, d), batch_norm=batch_norm).sum()  # noqa: E731
-    grad = jax.jit(jax.grad(total))(zeros)
+    grad = jit(jax.grad(total))(zeros)
     return np.concatenate([np.asarray(g).reshape(len(g), -1) for g in jax.tree.leaves(grad)], 1)
 
 
@@ -87,24 +88,29 @@ def numpy_norm(g, norm):
 
 
 CASES = [
-    *[("additive", n, p, False) for n, p in (("l1", 1), ("l1", 2), ("l2", 1), ("l2", 2), ("linf", 1),
-                                             ("linf", 2), (1.5, 1), (3, 2))],
-    *[("flow", n, p, False) for n, p in (("l1", 1), ("l2", 2), ("linf", 2), ("l21", 1), ("l2inf", 1), (1.5, 2))],
-    *[(s, n, p, False) for s in SPACES[2:5] for n, p in (("l1", 2), ("l2", 2), ("linf", 1))],
-    *[(s, n, p, True) for s, n, p in (("additive", "l1", 1), ("additive", "l2", 2), ("flow", "l2", 2),
-                                      ("flow", "linf", 1), ("affine", "l2", 1), (contrast, "l1", 2),
-                                      (("flow", "additive"), "l2", 2))],
+    *[("additive", n, p, False) for n, p in (("l1", 1), ("l1", 2), ("l2", 1), ("l2", 2), ("linf", 1), ("linf", 2),
+                                             (1.5, 1))],
+    *[("flow", n, p, False) for n, p in (("l1", 1), ("l2", 2), ("linf", 2), ("l21", 1), ("l2inf", 1), (3, 2))],
+    *[("affine", n, p, False) for n, p in (("l1", 1), ("l2", 2), ("linf", 1))],
+    *[(contrast, n, p, False) for n, p in (("l1", 2), ("linf", 1))],
+    *[(("flow", "additive"), n, p, False) for n, p in (("l1", 1), ("l2", 2), ("linf", 1))],
+    *[(s, n, p, True) for s, n, p in (("additive", "l1", 1), ("flow", "l2", 2), ("affine", "linf", 1),
+                                      (contrast, "l2", 1), (("flow", "additive"), "l2", 2))],
     ("flow_symmetric", "l2", 2, False),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("space, norm, power, batch_norm", CASES, ids=str)
+def case_id(value):
+    return getattr(value, "name", str(value))
+
+
+@pytest.mark.parametrize("space, norm, power, batch_norm", CASES, ids=case_id)
 def test_value_and_parameter_gradient_of_the_exact_methods(space, norm, power, batch_norm):
     with jax.enable_x64(True):
         theta = parameters()
         direction = direction_like(theta)
         f = partial(penalty, space=space, norm=norm, power=power, batch_norm=batch_norm)
-        evaluate = jax.jit(lambda t: [jax.value_and_grad(partial(f, method=m))(t) for m in EXACT])
+        evaluate = jit(lambda t: [jax.value_and_grad(partial(f, method=m))(t) for m in EXACT])
         results, h = evaluate(theta), 1e-5
         if space != "flow_symmetric":  # by definition not the derivative of its apply
             g = by_definition(theta, space, binary_images(), batch_norm)
@@ -132,32 +138,33 @@ def finite_difference_bound(theta, direction, images, unit, length, h, batch_nor
         f = lambda th: losses_of(th, images + t * unit, batch_norm=batch_norm).mean()  # noqa: E731
         return jax.jvp(f, (theta,), (direction,))[1]
 
-    second = jax.jit(jax.vmap(jax.grad(jax.grad(slope))))(jnp.linspace(0, h, 33))
+    second = jit(jax.vmap(jax.grad(jax.grad(slope))))(jnp.linspace(0, h, 33))
     return float(length * h / 2 * jnp.abs(second).max())
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize(
-    "space, norm, power", [("additive", "l1", 1), ("flow", "l2", 2), (("flow", "additive"), "linf", 1)], ids=str)  # fmt: skip
+    "space, norm, power, batch_norm",
+    [("additive", "l1", 1, False), ("flow", "l2", 2, True), (("flow", "additive"), "linf", 1, False)],
+)
 def test_parameter_gradient_of_finite_differences_stays_in_its_bound(space, norm, power, batch_norm):
     with jax.enable_x64(True):
         theta, images = parameters(), binary_images()
         direction = direction_like(theta)
         f = partial(penalty, space=space, norm=norm, power=power, batch_norm=batch_norm)
-        exact = dot(jax.jit(jax.grad(f))(theta), direction)
+        exact = dot(jit(jax.grad(f))(theta), direction)
 
         # The direction J ∇φ(g), by definition: φ of the pullback of an image gradient, differentiated in it.
-        g = jax.jit(lambda x: gradients.value_and_gradient(bound(theta, batch_norm), x)[1])(images)
+        g = jit(lambda x: gradients.value_and_gradient(bound(theta, batch_norm), x)[1])(images)
         pull = partial(perturbations.pullback, perturbations.get(space), images)
 
         def phi(g):
             leaves = [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(pull(g))]
             return norms.norm(jnp.concatenate(leaves, 1), norm, power).sum()
 
-        v = jax.jit(jax.grad(phi))(g)
+        v = jit(jax.grad(phi))(g)
         length = float(jnp.sqrt((v**2).sum((1, 2, 3))).max())
         errors = []
-        surrogate = jax.jit(lambda t, h: jax.grad(partial(f, method="finite_difference", step=h))(t))
+        surrogate = jit(lambda t, h: jax.grad(partial(f, method="finite_difference", step=h))(t))
         for h in (1e-2, 1e-3):
             gradient = surrogate(theta, h)
             errors.append(abs(dot(gradient, direction) - exact))
@@ -172,10 +179,10 @@ def test_finite_differences_in_float32_at_the_default_step():
     with jax.enable_x64(True):
         theta = parameters()
         options = dict(space="flow", norm="l2", power=2)
-        exact, truncated = (jax.jit(jax.grad(partial(penalty, method=m, **options)))(theta) for m in
+        exact, truncated = (jit(jax.grad(partial(penalty, method=m, **options)))(theta) for m in
                             ("double_backprop", "finite_difference"))  # fmt: skip
     theta32, images = parameters(dtype=np.float32), binary_images(np.float32)
-    rounded = jax.jit(jax.grad(partial(penalty, method="finite_difference", images=images, **options)))(theta32)
+    rounded = jit(jax.grad(partial(penalty, method="finite_difference", images=images, **options)))(theta32)
     loss_gradient = jax.grad(lambda t: losses_of(t, images).mean())(theta32)
     size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(loss_gradient))
     g = by_definition(theta32, "flow", images)
@@ -196,7 +203,7 @@ def test_value_and_parameter_gradient_do_not_depend_on_the_batch(method):
             f = bound(theta, signs=jnp.asarray(SIGNS)[index])
             return gradient_norm(f, images[index], "flow", "l2", 2, method=method, step=1e-6)
 
-        both = jax.jit(lambda t, index: (value(t, index), jax.jacrev(value)(t, index)))
+        both = jit(lambda t, index: (value(t, index), jax.jacrev(value)(t, index)))
         together, jacobian = both(theta, np.arange(4))
         # finite_difference moves an example by its share of the batch's longest direction: equal to O(h) only.
         tolerance = 1e-4 if method == "finite_difference" else 1e-9
@@ -212,8 +219,8 @@ def test_value_and_parameter_gradient_do_not_depend_on_the_batch(method):
 def test_zero_gradient_has_norm_0_and_parameter_gradient_0(method, power):
     theta = parameters(dtype=np.float32)
     flat = jnp.full(SHAPE, 0.5)  # a constant image does not change under a flow
-    for norm in ("l1", "l2", "linf", "l21") if power == 1 else ("l1", "l2"):
-        f = jax.jit(jax.value_and_grad(lambda t, x, n=norm: penalty(t, "flow", n, power, method, images=x)))
+    for norm in ("l1", "linf", "l21") if method == "double_backprop" else ("l1", "l2"):
+        f = jit(jax.value_and_grad(lambda t, x, n=norm: penalty(t, "flow", n, power, method, images=x)))
         value, gradient = f(theta, flat)
         assert value == 0
         jax.tree.map(lambda g: np.testing.assert_array_equal(g, 0), gradient)
@@ -226,7 +233,7 @@ def test_zero_gradient_has_norm_0_and_parameter_gradient_0(method, power):
         return gradient_norm(lambda x: jnp.full(len(x), t) + 0 * x.sum((1, 2, 3)), flat, "additive",
                              "l2", power, method=method).sum()  # fmt: skip
 
-    value, gradient = jax.jit(jax.value_and_grad(constant))(1.0)
+    value, gradient = jit(jax.value_and_grad(constant))(1.0)
     assert value == 0 and gradient == 0
 
 
@@ -244,10 +251,10 @@ def test_has_aux_and_a_training_loss_under_jit(method):
         return jax.value_and_grad(objective, has_aux=True)(theta)
 
     (total, aux), gradient = step(theta)
-    loss, norm = jax.jit(lambda t: value_and_gradient_norm(bound(t, True), images, "flow", method=method))(theta)
+    loss, norm = jit(lambda t: value_and_gradient_norm(bound(t, True), images, "flow", method=method))(theta)
     assert total == pytest.approx(float(loss.mean() + 0.5 * norm.mean()), rel=1e-5)
     np.testing.assert_allclose(aux, images.mean((0, 1, 2)), rtol=1e-6)
-    separate = jax.jit(jax.grad(
+    separate = jit(jax.grad(
         lambda t: losses_of(t, images, batch_norm=True).mean() + 0.5 * penalty(
             t, "flow", "l2", 2, method, True, images)))(theta)  # fmt: skip
     for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(separate), strict=True):
@@ -259,7 +266,7 @@ def test_has_aux_and_a_training_loss_under_jit(method):
 def test_images_are_constants():
     theta, images = parameters(dtype=np.float32), binary_images(np.float32)
     for method in gradients.METHODS:
-        gradient = jax.jit(jax.grad(lambda x, m=method: penalty(theta, "flow", "l2", 2, m, images=x)))(images)
+        gradient = jit(jax.grad(lambda x, m=method: penalty(theta, "flow", "l2", 2, m, images=x)))(images)
         np.testing.assert_array_equal(gradient, 0)
 
 
@@ -284,12 +291,12 @@ def test_first_order_gain_is_the_largest_inner_product_over_the_ball(threat):
         flat = np.concatenate([np.asarray(d).reshape(len(d), -1) for d in jax.tree.leaves(delta)], 1)
         return (g * flat).sum(1)
 
-    gain, best = jax.jit(lambda t: [f(bound(theta), images, t) for f in (first_order_gain, steepest)])(threat)
+    gain, best = jit(lambda t: [f(bound(theta), images, t) for f in (first_order_gain, steepest)])(threat)
     gain = np.asarray(gain)
     assert (threat_models.size(threat, best) <= 1 + 1e-5).all() and (gain > 1e-3).all()
     np.testing.assert_allclose(inner(best), gain, rtol=1e-4)
     many = 60
-    draw = jax.jit(lambda key: threat_models.random_delta(threat, jax.random.split(key, 4), images))
+    draw = jit(lambda key: threat_models.random_delta(threat, jax.random.split(key, 4), images))
     for seed in range(many):
         assert (inner(draw(jax.random.key(seed))) <= gain).all()
     if not threat.perturbation.parts:

@@ -55,9 +55,7 @@ def test_kl_divergence():
     logits, _ = batch()
     reference = logits[::-1]
     p, q = (log_softmax(np.asarray(z, np.float64), -1) for z in (reference, logits))
-    np.testing.assert_allclose(
-        losses.kl_divergence(logits, reference), (np.exp(p) * (p - q)).sum(-1), rtol=1e-5
-    )
+    np.testing.assert_allclose(losses.kl_divergence(logits, reference), (np.exp(p) * (p - q)).sum(-1), rtol=1e-5)
     np.testing.assert_allclose(losses.kl_divergence(logits, logits), 0, atol=1e-6)
     extreme = jnp.array([[0.0, 200.0, -200.0]])
     gradient = jax.grad(lambda z: losses.kl_divergence(z, extreme).sum())(extreme * 0)

@@ -128,7 +128,10 @@ def test_cross_entropy_and_its_smoothing(batch):
 
 
 ADT_FGR = (
-    {"bent": dict(kind="attack", perturbation="flow", radius=0.3, steps=3), "unused": dict(kind="attack", perturbation="additive", radius=0.1)},
+    {
+        "bent": dict(kind="attack", perturbation="flow", radius=0.3, steps=3),
+        "unused": dict(kind="attack", perturbation="additive", radius=0.1),
+    },
     {
         "ce": CE | {"at": "bent", "weight": 0.7},
         "fgr": dict(kind="gradient_norm", at="bent", perturbation="flow", weight=0.2),
@@ -150,7 +153,9 @@ def test_the_gradient_of_an_objective_is_the_weighted_sum_of_its_terms(batch):
 
 def test_terms_share_one_attack_and_one_pass_and_unused_points_cost_nothing(batch, monkeypatch):
     calls = {"pgd": 0, "train": 0}
-    monkeypatch.setattr(objectives, "pgd", lambda *a, f=rj.attacks.pgd, **k: (calls.update(pgd=calls["pgd"] + 1), f(*a, **k))[1])
+    monkeypatch.setattr(
+        objectives, "pgd", lambda *a, f=rj.attacks.pgd, **k: (calls.update(pgd=calls["pgd"] + 1), f(*a, **k))[1]
+    )
     images, labels, keys = batch
     theta = parameters()
 
@@ -169,7 +174,9 @@ def test_an_attack_point_is_pgds_and_is_a_constant_of_the_step(batch):
     threat = rj.ThreatModel("flow", "linf", 0.3)
     own_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)  # the place after "clean"
     logits_fn = lambda x: logits_of(parameters(), x)  # noqa: E731
-    found = jax.jit(lambda k: rj.attacks.pgd(logits_fn, images, labels, threat, key=k, steps=3, keep="highest_loss"))(own_keys)
+    found = jax.jit(lambda k: rj.attacks.pgd(logits_fn, images, labels, threat, key=k, steps=3, keep="highest_loss"))(
+        own_keys
+    )
     assert float(jnp.abs(found.delta).max()) <= 0.3 * 1.0001
     terms = {n: t for n, t in terms.items() if n != "clean"}
     total, outcome, gradient = run(make_objective(points, terms), batch)

@@ -70,7 +70,10 @@ def test_unknown_names_and_impossible_combinations():
 PARAMS = {
     "Conv_0": {"kernel": jnp.array([3.0, -4.0]), "bias": jnp.array([1.0])},
     "BatchNorm_0": {"scale": jnp.array([2.0]), "bias": jnp.array([-1.0])},
-    "Block": {"BatchNorm_1": {"scale": jnp.array([5.0]), "bias": jnp.array([6.0])}, "Dense_0": {"kernel": jnp.array([7.0])}},
+    "Block": {
+        "BatchNorm_1": {"scale": jnp.array([5.0]), "bias": jnp.array([6.0])},
+        "Dense_0": {"kernel": jnp.array([7.0])},
+    },
 }  # fmt: skip
 
 

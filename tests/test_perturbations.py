@@ -15,11 +15,15 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 contrast = Perturbation(
     zeros=lambda images: jnp.zeros((len(images), 2), images.dtype),
-    apply=lambda images, delta: (
-        images * (1 + delta[:, 0, None, None, None]) + delta[:, 1, None, None, None]
-    ),
+    apply=lambda images, delta: images * (1 + delta[:, 0, None, None, None]) + delta[:, 1, None, None, None],
     name="contrast",
 )
+
+
+def space_id(space):
+    return "+".join(map(space_id, space)) if isinstance(space, tuple) else getattr(space, "name", space)
+
+
 SPACES = ["additive", "flow", "affine", ("flow", "additive"), ("affine", contrast, "flow"), contrast]
 
 
@@ -33,7 +37,7 @@ def random_delta(space, images, scale=0.5):
     return perturbations.gaussian_delta(space, jax.random.split(jax.random.key(0), len(images)), images, scale)
 
 
-@pytest.mark.parametrize("space", SPACES, ids=str)
+@pytest.mark.parametrize("space", SPACES, ids=space_id)
 def test_zero_changes_nothing_to_the_bit(space):
     space, (images, _) = get(space), sample()
     out = jax.jit(lambda x: space.apply(x, space.zeros(x)))(images)
@@ -41,7 +45,7 @@ def test_zero_changes_nothing_to_the_bit(space):
 
 
 @pytest.mark.parametrize("binary", [False, True])
-@pytest.mark.parametrize("space", SPACES, ids=str)
+@pytest.mark.parametrize("space", SPACES, ids=space_id)
 def test_pullback_is_the_vjp_of_apply_at_zero(space, binary):
     space, (images, g) = get(space), sample(binary=binary)
 

@@ -107,9 +107,7 @@ def test_images_and_labels_are_those_written(build):
 
 def test_validation_is_disjoint_and_train_and_validation_cover_the_split(build):
     dataset = load(build())
-    np.testing.assert_array_equal(
-        np.sort(np.concatenate([dataset.train.ids, dataset.validation.ids])), np.arange(20)
-    )
+    np.testing.assert_array_equal(np.sort(np.concatenate([dataset.train.ids, dataset.validation.ids])), np.arange(20))
 
 
 def test_gray_images(build):
@@ -260,9 +258,7 @@ def test_default_folder_is_that_of_tfds(tmp_path, monkeypatch, build):
 
 
 def test_unknown_name_lists_the_choices(tmp_path):
-    with pytest.raises(
-        ValueError, match="Unknown dataset 'cifar11'.*Did you mean cifar10"
-    ) as error:
+    with pytest.raises(ValueError, match="Unknown dataset 'cifar11'.*Did you mean cifar10") as error:
         data.load("cifar11", tmp_path)
     assert all(name in str(error.value) for name in data.NAMES)
 

@@ -107,7 +107,7 @@ def test_parts_of_a_composition_are_drawn_independently():
 
 
 @pytest.mark.parametrize("threat", [ThreatModel("additive", n, 0.0) for n in ("l1", "l2", "linf", 3, "l2inf")]
-                         + [ThreatModel("affine", "linf", (30, 0, 0))], ids=str)  # fmt: skip
+                         + [ThreatModel("affine", "linf", (30, 0, 0))], ids=lambda t: f"{t.perturbation.name}-{t.norm}")  # fmt: skip
 def test_radius_zero_is_a_ball_of_one_point(threat):
     gradient = normal_delta(threat)
     free = np.broadcast_to(np.asarray(threat.radius) > 0, gradient.shape)

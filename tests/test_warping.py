@@ -126,17 +126,13 @@ def test_symmetric_differences_are_the_mean_of_both_sided_derivatives():
         unit = jnp.zeros_like(flow).at[..., axis].set(0.5)
         forward = (warp(images, unit) - images) / 0.5
         backward = (images - warp(images, -unit)) / 0.5
-        np.testing.assert_allclose(
-            differences(images, "symmetric")[axis], (forward + backward) / 2, atol=1e-6
-        )
+        np.testing.assert_allclose(differences(images, "symmetric")[axis], (forward + backward) / 2, atol=1e-6)
 
 
 def test_normalized_to_pixels():
     assert normalized_to_pixels(0.01, 32) == pytest.approx(0.155, rel=1e-12)
     flow = jnp.ones((1, 3, 5, 2))
-    np.testing.assert_allclose(
-        normalized_to_pixels(flow, (3, 5)), jnp.broadcast_to(jnp.array([1.0, 2.0]), flow.shape)
-    )
+    np.testing.assert_allclose(normalized_to_pixels(flow, (3, 5)), jnp.broadcast_to(jnp.array([1.0, 2.0]), flow.shape))
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 7), (3, 5, 7, 3), (2, 5, 7, 2), (3, 7, 5, 2)])

@@ -69,8 +69,9 @@ def pgd(
     """Maximises ``loss(logits_fn(T(x, δ)), y)`` over the ball by projected steepest ascent.
 
     ``δ <- Π_ball(δ + step_size * argmax_{‖u‖ <= 1} <∂loss/∂δ, u>)``: the sign for linf, the normalised gradient
-    for l2, the best coordinates, each as far as the box lets it, for l1 (Madry et al. 2018); with momentum μ the direction is taken from
-    ``v <- μ v + g / ‖g‖₁`` (Dong et al. 2018). Coordinates that the box [0, 1] holds back are left out.
+    for l2 (Madry et al. 2018); for l1 the best coordinates, each as far as the box [0, 1] lets it. Coordinates that
+    the box holds back are left out. With momentum μ the direction is taken from ``v <- μ v + g / ‖g‖₁`` (Dong et
+    al. 2018).
     Each run costs ``steps`` gradients and one forward pass, and keep="best" one forward pass more.
 
     Args:

@@ -66,10 +66,7 @@ def create(
     module: Any = maker.func if isinstance(maker, partial) else maker
     known = sorted({f.name for f in dataclass_fields(module)} - set(preset) - {"parent", "name"})
     if unknown := sorted(set(fields) - set(known)):
-        raise ValueError(
-            f"model {name!r} has no field {', '.join(map(repr, unknown))}; "
-            f"it has {', '.join(known)}"
-        )
+        raise ValueError(f"model {name!r} has no field {', '.join(map(repr, unknown))}; it has {', '.join(known)}")
     if num_classes < 2:
         raise ValueError(f"num_classes is {num_classes}; a classifier needs at least 2")
     mean, std = _as_tuple(mean), _as_tuple(std)

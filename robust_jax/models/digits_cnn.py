@@ -26,9 +26,7 @@ class DigitsCNN(nn.Module):
     conv_general_dilated: Callable = layers.conv_general_dilated
 
     @nn.compact
-    def __call__(
-        self, images: Float[Array, "b h w c"], train: bool = False
-    ) -> Float[Array, "b classes"]:
+    def __call__(self, images: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b classes"]:
         del train
         layers.check_images(images, "digits_cnn", least=2)
         x = layers.normalize(images, self.mean, self.std, self.dtype)

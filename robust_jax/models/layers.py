@@ -40,8 +40,7 @@ def check_images(images: Array, name: str, least: int) -> None:
     if images.ndim != 4:
         raise ValueError(
             f"{name} takes a batch of images [batch, height, width, channels], "
-            f"got an array of shape {images.shape}"
-            + ("; for one image write image[None]" if images.ndim == 3 else "")
+            f"got an array of shape {images.shape}" + ("; for one image write image[None]" if images.ndim == 3 else "")
         )
     if min(images.shape[1:3]) < least:
         raise ValueError(
@@ -57,10 +56,7 @@ def normalize(
     channels = images.shape[-1]
     for name, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, channels):
-            raise ValueError(
-                f"{name} has {len(values)} values for images of {channels} channels; "
-                f"give 1 or {channels}"
-            )
+            raise ValueError(f"{name} has {len(values)} values for images of {channels} channels; give 1 or {channels}")
     full = logits_dtype(dtype)
     centred = images.astype(full) - jnp.asarray(mean, full)
     return (centred / jnp.asarray(std, full)).astype(dtype)
@@ -144,9 +140,7 @@ def _correlate(x: Array, g: Array, padding: Padding) -> Array:
 def _shifts(x: Array, height: int, width: int, padding: Padding) -> list[Array]:
     """The windows `[B, height, width, C]` of the padded images at every offset, in row order."""
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    offsets = [
-        (i, j) for i in range(x.shape[1] - height + 1) for j in range(x.shape[2] - width + 1)
-    ]
+    offsets = [(i, j) for i in range(x.shape[1] - height + 1) for j in range(x.shape[2] - width + 1)]
     return [x[:, i : i + height, j : j + width] for i, j in offsets]
 
 

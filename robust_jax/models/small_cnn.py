@@ -30,9 +30,7 @@ class SmallCNN(nn.Module):
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(
-        self, images: Float[Array, "b h w c"], train: bool = False
-    ) -> Float[Array, "b classes"]:
+    def __call__(self, images: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b classes"]:
         layers.check_images(images, "small_cnn", least=16)
         x = layers.normalize(images, self.mean, self.std, self.dtype)
         for features in (32, 64):

@@ -38,9 +38,7 @@ class VGG(nn.Module):
     batch_norm_axis: str | None = None
 
     @nn.compact
-    def __call__(
-        self, images: Float[Array, "b h w c"], train: bool = False
-    ) -> Float[Array, "b classes"]:
+    def __call__(self, images: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b classes"]:
         layers.check_images(images, f"vgg{self.depth}", least=32)
         x = layers.normalize(images, self.mean, self.std, self.dtype)
         for stage in STAGES[self.depth]:

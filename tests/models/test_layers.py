@@ -102,9 +102,7 @@ def test_convolution_in_shard_map(check_vma):
         def body(x, k):
             return jax.grad(lambda k: jnp.sum(jnp.sin(conv(x, k))))(k)[None]
 
-        shard = jax.shard_map(
-            body, mesh=mesh, in_specs=(spec, PartitionSpec()), out_specs=spec, check_vma=check_vma
-        )
+        shard = jax.shard_map(body, mesh=mesh, in_specs=(spec, PartitionSpec()), out_specs=spec, check_vma=check_vma)
         return shard(x, k)
 
     assert_close(*map(run, forms(padding)))
@@ -115,9 +113,7 @@ def test_convolution_under_pmap():
 
     def run(conv):
         gradient = jax.grad(lambda k, x: jnp.sum(jnp.sin(conv(x, k))))
-        step = jax.pmap(
-            lambda k, x: lax.psum(gradient(k, x), "b"), axis_name="b", in_axes=(None, 0)
-        )
+        step = jax.pmap(lambda k, x: lax.psum(gradient(k, x), "b"), axis_name="b", in_axes=(None, 0))
         return step(k, x[None])
 
     assert_close(*map(run, forms(padding)))
@@ -175,9 +171,7 @@ def test_max_pool_equals_flax(size, levels):
     def flax_pool(x):
         return nn.max_pool(x, (2, 2), (2, 2))
 
-    for a, b in zip(
-        jax.tree.leaves(run(layers.max_pool)), jax.tree.leaves(run(flax_pool)), strict=True
-    ):
+    for a, b in zip(jax.tree.leaves(run(layers.max_pool)), jax.tree.leaves(run(flax_pool)), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -192,8 +186,6 @@ def test_normalize():
     images = jax.random.uniform(jax.random.key(0), (2, 3, 3, 3))
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
     expected = np.stack([(np.asarray(images)[..., c] - mean[c]) / std[c] for c in range(3)], -1)
-    np.testing.assert_allclose(
-        layers.normalize(images, mean, std, jnp.float32), expected, rtol=1e-6
-    )
+    np.testing.assert_allclose(layers.normalize(images, mean, std, jnp.float32), expected, rtol=1e-6)
     with pytest.raises(ValueError, match="std has 2 values for images of 3 channels"):
         layers.normalize(images, mean, (0.1, 0.2), jnp.float32)

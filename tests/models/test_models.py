@@ -24,9 +24,7 @@ def variables_of(model, images):
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)
     rng = np.random.default_rng(0)
     return jax.tree.map(
-        lambda leaf: jnp.asarray(
-            rng.uniform(0.05, 1.0, leaf.shape) / np.sqrt(leaf.size), leaf.dtype
-        ),
+        lambda leaf: jnp.asarray(rng.uniform(0.05, 1.0, leaf.shape) / np.sqrt(leaf.size), leaf.dtype),
         shapes,
     )
 
@@ -74,9 +72,7 @@ def test_float64_gives_float64_logits():
     with jax.enable_x64(True):
         model = models.create("digits_cnn", num_classes=10, dtype="float64")
         images = sample("digits_cnn").astype(jnp.float64)
-        assert (
-            jax.eval_shape(model.init_with_output, jax.random.key(0), images)[0].dtype == "float64"
-        )
+        assert jax.eval_shape(model.init_with_output, jax.random.key(0), images)[0].dtype == "float64"
 
 
 def test_small_cnn_layers():
@@ -100,30 +96,20 @@ def test_small_cnn_dropout():
     first, second = run(jax.random.key(0)), run(jax.random.key(1))
     assert not jnp.allclose(first, second)
     plain = models.create("small_cnn", num_classes=3)
-    np.testing.assert_array_equal(
-        model.apply(variables, images), plain.apply(variables, images, train=True)
-    )
+    np.testing.assert_array_equal(model.apply(variables, images), plain.apply(variables, images, train=True))
 
 
 def test_vgg_running_statistics():
     """After one training step: 0.9 of the old and 0.1 of the batch's, as in torch."""
     model, images = models.create("vgg11", num_classes=10), sample("vgg11", 4)
     variables = variables_of(model, images)
-    _, updated = jax.jit(lambda v: model.apply(v, images, train=True, mutable=["batch_stats"]))(
-        variables
-    )
+    _, updated = jax.jit(lambda v: model.apply(v, images, train=True, mutable=["batch_stats"]))(variables)
     conv = variables["params"]["Conv_0"]
-    first = lax.conv_general_dilated(
-        images, conv["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    first = lax.conv_general_dilated(images, conv["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     first = first + conv["bias"]
     before, after = (v["batch_stats"]["BatchNorm_0"] for v in (variables, updated))
-    np.testing.assert_allclose(
-        after["mean"], 0.9 * before["mean"] + 0.1 * first.mean((0, 1, 2)), rtol=1e-4
-    )
-    np.testing.assert_allclose(
-        after["var"], 0.9 * before["var"] + 0.1 * first.var((0, 1, 2)), rtol=1e-4
-    )
+    np.testing.assert_allclose(after["mean"], 0.9 * before["mean"] + 0.1 * first.mean((0, 1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(after["var"], 0.9 * before["var"] + 0.1 * first.var((0, 1, 2)), rtol=1e-4)
 
 
 def test_synchronised_batch_norm_sees_the_whole_batch():
@@ -137,9 +123,7 @@ def test_synchronised_batch_norm_sees_the_whole_batch():
 
     whole = jax.jit(lambda: train(alone, images))()
     split = jax.jit(
-        lambda: jax.vmap(lambda x: train(together, x), axis_name="devices")(
-            images.reshape(2, 2, 32, 32, 3)
-        )
+        lambda: jax.vmap(lambda x: train(together, x), axis_name="devices")(images.reshape(2, 2, 32, 32, 3))
     )()
     for a, b in zip(jax.tree.leaves(whole)[:4], jax.tree.leaves(split)[:4], strict=True):
         np.testing.assert_allclose(b[0], a, rtol=1e-4, atol=1e-6)
@@ -178,9 +162,7 @@ def test_both_convolutions_give_the_same_gradients(name="digits_cnn"):
         np.testing.assert_allclose(a, b, atol=1e-3 * np.abs(b).max() + 1e-12)
 
 
-@pytest.mark.parametrize(
-    ("name", "least"), [("digits_cnn", 2), ("small_cnn", 16), ("vgg11", 32), ("vgg19", 32)]
-)
+@pytest.mark.parametrize(("name", "least"), [("digits_cnn", 2), ("small_cnn", 16), ("vgg11", 32), ("vgg19", 32)])
 def test_least_size(name, least):
     model, channels = models.create(name, num_classes=10), IMAGES[name][-1]
     make = lambda size: jax.eval_shape(  # noqa: E731
@@ -204,9 +186,7 @@ def test_vgg_takes_larger_images():
 
 
 def test_create_errors():
-    with pytest.raises(
-        ValueError, match="unknown model 'vgg12'; choose one of .*" + ", ".join(IMAGES)
-    ):
+    with pytest.raises(ValueError, match="unknown model 'vgg12'; choose one of .*" + ", ".join(IMAGES)):
         models.create("vgg12", num_classes=10)
     with pytest.raises(ValueError, match="'digits_cnn' has no field 'dropout'; it has .*dtype"):
         models.create("digits_cnn", num_classes=10, dropout=0.5)

@@ -1,0 +1,153 @@
+"""One step from one global batch, on 1 and on 8 (virtual) devices: the same parameters where examples are independent.
+
+As a program, `python test_parallel.py OUT`, this file takes the steps on the devices there are and writes the results.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from robust_jax import parallel
+from robust_jax.models import layers
+from robust_jax.objectives import make_objective
+from robust_jax.training import init_state, make_train_step
+
+CE = dict(kind="cross_entropy", label_smoothing=0.1)
+FGR = dict(kind="gradient_norm", perturbation="flow", weight=0.5)
+POINTS = {
+    "warped": dict(kind="random", perturbation="flow", sigma=0.2),
+    "bent": dict(kind="attack", perturbation="additive", radius=0.1, steps=2),
+}
+
+
+class Net(nn.Module):
+    """A convolution, normalised if so asked, and a dense layer; smooth."""
+
+    norm: bool = False
+    axis: str | None = None
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = layers.Conv3x3(4, use_bias=not self.norm, conv_general_dilated=layers.conv_general_dilated)(images)
+        if self.norm:
+            x = nn.BatchNorm(use_running_average=not train, momentum=0.9, axis_name=self.axis)(x)
+        return nn.Dense(3)(nn.tanh(x).reshape(len(x), -1))
+
+
+CASES = {
+    "independent": (
+        Net(),
+        POINTS,
+        {"ce": CE | {"at": "warped"}, "fgr": FGR | {"at": "warped"}, "adv": CE | {"at": "bent"}},
+    ),
+    "synchronised": (Net(True, parallel.AXIS), {}, {"ce": CE, "fgr": FGR}),
+    "synchronised_directional": (Net(True, parallel.AXIS), {}, {"ce": CE, "fgr": FGR | {"method": "directional"}}),
+    "unsynchronised": (Net(True), {}, {"ce": CE, "fgr": FGR}),
+}
+
+
+def batch(count=16):
+    rng = np.random.default_rng(0)
+    return {
+        "image": rng.integers(0, 256, (count, 6, 6, 1), dtype=np.uint8),
+        "label": rng.integers(0, 3, count, dtype=np.int32),
+        "id": rng.permutation(1000)[:count].astype(np.int32),
+    }
+
+
+@cache
+def initial(norm):
+    # Without the axis, which there is inside the mapped step only.
+    return jax.jit(Net(norm).init)(jax.random.key(1), jnp.zeros((1, 6, 6, 1)))
+
+
+def take_step(case):
+    """A step on all devices: parameters, statistics and metrics by name."""
+    model, points, terms = CASES[case]
+    optimizer = optax.sgd(0.5)
+    state = jax.device_get(init_state(initial(model.norm), optimizer, 0.0))
+    augmentation = dict(resize=0, padding=1, flip=True)
+    step = make_train_step(model, make_objective(points, terms), optimizer, seed=3, augmentation=augmentation)
+    state, metrics = parallel.pmap(step)(parallel.replicate(state), parallel.shard(batch()))
+    copies = [np.stack([s.data[0] for s in leaf.addressable_shards]) for leaf in jax.tree.leaves(state.params)]
+    assert all((c == c[:1]).all() for c in copies)  # the replicas stay replicas
+    result = parallel.first({"params": state.params, "batch_stats": state.batch_stats, "metrics": metrics})
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(result)}
+
+
+def virtual_devices(count):
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, quick_compile):
+    out = tmp_path_factory.mktemp("parallel") / "eight.npz"
+    other = subprocess.Popen([sys.executable, __file__, str(out)], env=virtual_devices(8))
+    assert jax.local_device_count() == 1
+    one = {case: take_step(case) for case in CASES}
+    assert other.wait(300) == 0
+    with np.load(out) as arrays:
+        assert arrays["devices"] == 8
+        eight = {case: {k: arrays[f"{case}/{k}"] for k in one[case]} for case in CASES}
+    return one, eight
+
+
+def distance(one, other):
+    return max(np.abs(one[k] - other[k]).max() / np.abs(one[k]).max() for k in one if np.abs(one[k]).max() > 0)
+
+
+@pytest.mark.parametrize("case", ["independent", "synchronised", "synchronised_directional"])
+def test_eight_devices_make_the_step_of_one(results, case):
+    one, eight = (r[case] for r in results)
+    assert any("fgr" in k for k in one) and float(one["['metrics']['terms/fgr']"]) > 1e-3
+    assert distance(one, eight) < 1e-5
+
+
+def test_the_two_exact_methods_make_the_same_step(results):
+    _, eight = results
+    assert distance(eight["synchronised"], eight["synchronised_directional"]) < 1e-4
+
+
+def test_unsynchronised_batch_norm_does_not(results):
+    one, eight = (r["unsynchronised"] for r in results)
+    assert distance(one, eight) > 1e-2
+    # On one device there is nothing to synchronise.
+    assert distance(results[0]["synchronised"], one) < 1e-6
+
+
+def test_batch_sizes_that_do_not_split(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    parallel.check_batch_size(16)
+    for size in (12, 0, -8):
+        with pytest.raises(ValueError, match=f"batch_size={size} does not split evenly over 8 devices.*multiple of 8"):
+            parallel.check_batch_size(size)
+
+
+def test_replicate_first_shard():
+    tree = {"a": np.arange(6.0).reshape(2, 3), "b": np.float32(2)}
+    copies = jax.pmap(lambda x: x)(parallel.replicate(tree))
+    jax.tree.map(np.testing.assert_array_equal, parallel.first(copies), tree)
+    assert parallel.shard({"image": np.zeros((4, 8, 8, 1))})["image"].shape == (1, 4, 8, 8, 1)
+
+
+@pytest.mark.parametrize("address", ["here", "127.0.0.1:1,2", "127.0.0.1:1,two,0"])
+def test_the_form_of_an_address(address):
+    with pytest.raises(ValueError, match="give 'auto', or HOST:PORT,COUNT,INDEX"):
+        parallel.initialize(address)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_disable_most_optimizations", True)
+    found = {f"{case}/{k}": v for case in CASES for k, v in take_step(case).items()}
+    np.savez(sys.argv[1], devices=jax.local_device_count(), **found)

@@ -1,0 +1,320 @@
+"""Training on digits with a tiny model: what it leaves, which checkpoint is best, how it resumes and how it fails."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from robust_jax import checkpoints, data, experiment, models, objectives, optimizers, parallel, training
+from robust_jax.config import base
+from robust_jax.objectives import make_objective
+from robust_jax.training import NonFiniteLossError, init_state, make_train_step, train
+
+pytestmark = pytest.mark.usefixtures("quick_compile", "tiny")
+
+
+class Tiny(nn.Module):
+    """One hidden layer, with BatchNorm."""
+
+    num_classes: int
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = nn.Dense(12, use_bias=False, dtype=self.dtype)(images.reshape(len(images), -1))
+        x = nn.tanh(nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype)(x))
+        return nn.Dense(self.num_classes, dtype=jnp.float32)(x)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setitem(models.MODELS, "tiny", Tiny)
+
+
+def config(**changes):
+    """12 steps of 16 of 64 images, an evaluation every 4, a log line every 3."""
+    c = base("digits", "tiny")
+    c.data.limit, c.batch_size, c.epochs, c.select_limit, c.log_every_steps = 64, 16, 3.0, 40, 3
+    c.schedule.learning_rate = 0.2
+    c.terms.ce = dict(kind="cross_entropy", at="clean")
+    c.attacks.shift = dict(kind="pgd", perturbation="additive", radius=0.1, steps=2)
+    for path, value in changes.items():
+        *groups, name = path.split("__")
+        at = c
+        for group in groups:
+            at = at[group]
+        at[name] = value
+    return c
+
+
+def lines(workdir, drop=("steps_per_second",)):
+    text = (workdir / "metrics.jsonl").read_text()
+    return [{k: v for k, v in json.loads(line).items() if k not in drop} for line in text.splitlines()]
+
+
+def saved_states(workdir):
+    with checkpoints.opened(workdir) as saved:
+        return {k: (saved.step(k), saved.restore(k)) for k in checkpoints.KINDS if saved.step(k) is not None}
+
+
+def same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def finite(tree):
+    return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, quick_compile):
+    """An uninterrupted run: its folder and last state."""
+    workdir = tmp_path_factory.mktemp("training") / "reference"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.MODELS, "tiny", Tiny)
+        return workdir, train(config(), workdir)
+
+
+def test_what_a_run_leaves(reference):
+    workdir, state = reference
+    assert int(state.step) == 12 and finite(state)
+    assert {"config.json", "metrics.jsonl", "checkpoints"} <= {p.name for p in workdir.iterdir()}
+    assert list(workdir.glob("events.out.tfevents.*"))
+    train_lines = [line for line in lines(workdir) if "loss" in line]
+    validations = [line for line in lines(workdir) if "validation/clean" in line]
+    assert [line["step"] for line in train_lines] == [3, 4, 6, 8, 9, 12]
+    assert [(line["step"], line["epoch"]) for line in validations] == [(4, 1.0), (8, 2.0), (12, 3.0)]
+    assert set(train_lines[0]) == {"step", "epoch", "loss", "accuracy", "terms/ce", "learning_rate"}
+    assert train_lines[-1]["loss"] < 0.5 * train_lines[0]["loss"] and train_lines[0]["learning_rate"] == pytest.approx(
+        0.2
+    )
+    states = saved_states(workdir)
+    assert states["latest"][0] == 12
+    same(states["latest"][1]["params"], state.params)
+    # Best on validation, the last of equals; and its accuracy can be measured again.
+    accuracies = [line["validation/clean"] for line in validations]
+    assert states["best"][0] == [v["step"] for v in validations if v["validation/clean"] == max(accuracies)][-1]
+    assert state.best == np.float32(max(accuracies))
+    found = experiment.restore(workdir, "best")
+    batch = found.dataset.validation.take(np.arange(40))
+    predicted = models.bind(found.model, found.variables)(data.to_float(batch["image"])).argmax(-1)
+    assert float((predicted == batch["label"]).mean()) == pytest.approx(max(accuracies))
+
+
+def test_a_finished_run_started_again_does_nothing(reference):
+    workdir, state = reference
+    before = lines(workdir, drop=())
+    same(train(config(), workdir).params, state.params)
+    assert lines(workdir, drop=()) == before
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("moment", ["batch 9", "latest 8", "best 4"])
+def test_a_run_that_died_and_was_started_again_ends_with_the_same_bits(moment, reference, tmp_path, monkeypatch):
+    what, at = moment.split()
+    make, save = data.train_batches, checkpoints.Checkpoints.save
+
+    def batches(source, batch_size, seed, start, *rest):
+        for i, batch in enumerate(make(source, batch_size, seed, start, *rest), start + 1):
+            if (what, str(i)) == ("batch", at):
+                raise Killed
+            yield batch
+
+    def saving(self, kind, step, state):
+        if (what, str(step)) == (kind, at):
+            raise Killed  # "latest": the best of that step is there already
+        save(self, kind, step, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "train_batches", batches)
+        patch.setattr(checkpoints.Checkpoints, "save", saving)
+        with pytest.raises(Killed):
+            train(config(), tmp_path)
+    state = train(config(), tmp_path)
+    same(state, reference[1])
+    assert lines(tmp_path) == lines(reference[0])
+    expected, states = saved_states(reference[0]), saved_states(tmp_path)
+    for kind in checkpoints.KINDS:
+        assert states[kind][0] == expected[kind][0]
+        same(states[kind][1], expected[kind][1])
+
+
+def test_logging_and_saving_change_no_weight(reference, tmp_path):
+    state = train(config(log_every_steps=5, checkpoint_every_steps=2), tmp_path)
+    same(state.params, reference[1].params)
+    with pytest.raises(ValueError, match="schedule.learning_rate: 0.2 there, 0.3 now"):
+        train(config(schedule__learning_rate=0.3), tmp_path)
+
+
+@pytest.mark.parametrize("select_by, best", [("clean", 12), ("shift", 8)])
+def test_the_best_checkpoint_is_that_of_select_by(select_by, best, tmp_path, monkeypatch):
+    clean, robust = iter((0.5, 0.6, 0.7)), iter((0.3, 0.4, 0.2))
+    monkeypatch.setattr(training, "_validate", lambda *_: {"clean": next(clean), "shift": next(robust)})
+    train(config(select_by=select_by), tmp_path)
+    states = saved_states(tmp_path)
+    assert (states["best"][0], states["latest"][0]) == (best, 12)
+    assert int(states["best"][1]["step"]) == best
+
+
+def test_selection_under_attack_measures_that_attack(tmp_path):
+    import robust_jax as rj
+
+    c = config(
+        select_by="shift", attacks__shift=dict(kind="pgd", perturbation="additive", radius=0.1, steps=3), epochs=2.0
+    )
+    train(c, tmp_path)
+    validations = [line for line in lines(tmp_path) if "validation/shift" in line]
+    assert [line["step"] for line in validations] == [4, 8]
+    assert all(line["validation/shift"] < line["validation/clean"] for line in validations)
+    best = max(validations, key=lambda line: (line["validation/shift"], line["step"]))
+    found = experiment.restore(tmp_path)
+    assert found.step == best["step"]
+    report = rj.evaluate(tmp_path, split="validation", limit=40, progress=False)[str(tmp_path)]
+    assert report["attacks"]["shift"]["accuracy"] == pytest.approx(best["validation/shift"])
+    assert report["clean"]["accuracy"] == pytest.approx(best["validation/clean"])
+
+
+def steps_of(c, count, **options):
+    """The states of some steps, taken by hand."""
+    dataset = experiment.load_dataset(c)
+    model = experiment.create_model(c, 10)
+    schedule = optimizers.make_schedule(**c.schedule, epochs=3.0, steps_per_epoch=4.0)
+    optimizer = optimizers.make_optimizer(schedule, **{k: v for k, v in c.optimizer.items() if k != "ema"})
+    step = parallel.pmap(
+        make_train_step(model, make_objective({}, c.terms), optimizer, seed=0, augmentation={}, ema=c.optimizer.ema)
+    )
+    state = jax.device_get(init_state(experiment.init_variables(model, (8, 8, 1), 0), optimizer, c.optimizer.ema))
+    states, batches = [state], data.train_batches(dataset.train, 16, 0)
+    for _ in range(count):
+        state, _ = step(parallel.replicate(states[-1]), parallel.shard(next(batches)))
+        states.append(parallel.first(state))
+    return states
+
+
+def test_averaged_weights_follow_the_recurrence_and_are_the_ones_validated(reference, tmp_path):
+    states = steps_of(config(optimizer__ema=0.75), 4)
+    average = states[0].params
+    for state in states[1:]:
+        average = jax.tree.map(lambda a, p: 0.75 * a + 0.25 * p, average, state.params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), state.ema, average)
+    c = config(optimizer__ema=0.75)
+    final = train(c, tmp_path)
+    same(final.params, reference[1].params)  # averaging beside training changes nothing in it
+    same(experiment.restore(tmp_path, "latest").variables["params"], final.ema)
+
+
+def test_a_step_is_the_optimisers_step_along_the_gradient_of_the_mean_loss():
+    c = config(optimizer__weight_decay=0.1)
+    before, after = steps_of(c, 1)
+    dataset, model = experiment.load_dataset(c), experiment.create_model(c, 10)
+    batch = next(data.train_batches(dataset.train, 16, 0))
+    images, labels = data.to_float(batch["image"]), batch["label"]
+
+    def loss(params):
+        variables = {"params": params, "batch_stats": before.batch_stats}
+        logits, new = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        return -jax.nn.log_softmax(logits)[jnp.arange(16), labels].mean(), new["batch_stats"]
+
+    gradient, statistics = jax.jit(jax.grad(loss, has_aux=True))(before.params)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)  # noqa: E731
+    jax.tree.map(close, after.params, jax.tree.map(lambda p, g: p - 0.2 * (g + 0.1 * p), before.params, gradient))
+    jax.tree.map(close, after.batch_stats, statistics)
+
+
+def poison(monkeypatch, at, term):
+    """Makes the batch of one step all white, where the term `poison` fails."""
+    make = data.train_batches
+
+    def batches(source, batch_size, seed, start, *rest):
+        for i, batch in enumerate(make(source, batch_size, seed, start, *rest), start + 1):
+            yield batch | {"image": np.full_like(batch["image"], 255)} if i == at else batch
+
+    def poison(here, *, strength: float = 0.0):
+        return term(here, (here.images.min() == 1))
+
+    monkeypatch.setattr(data, "train_batches", batches)
+    monkeypatch.setitem(objectives.TERMS, "poison", poison)
+
+
+BAD = {
+    "value": (lambda here, bad: jnp.where(bad, jnp.nan, 0) * here.loss, "the term 'the_bad'"),
+    "infinity": (lambda here, bad: jnp.where(bad, jnp.inf, here.loss), "the term 'the_bad'"),
+    # Finite itself; the derivative of the root at 0 is not.
+    "gradient": (lambda here, bad: jnp.sqrt(jnp.where(bad, 0, 1) * here.loss), "the gradient"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_term(kind, tmp_path, monkeypatch):
+    term, name = BAD[kind]
+    poison(monkeypatch, 5, term)
+    c = config(checkpoint_every_steps=6)
+    c.terms.the_bad = dict(kind="poison", weight=0.1)
+    with pytest.raises(NonFiniteLossError, match=f"at step 5 {name}.*learning_rate"):
+        train(c, tmp_path)
+    # Noticed at the next log step, 6, whose checkpoint was not written.
+    assert [line["step"] for line in lines(tmp_path) if "loss" in line] == [3, 4]
+    states = saved_states(tmp_path)
+    assert {k: s for k, (s, _) in states.items()} == {"latest": 4, "best": 4}
+    assert all(finite(state) for _, state in states.values())
+
+
+def test_the_failing_update_is_skipped_on_the_device(monkeypatch):
+    monkeypatch.setitem(
+        objectives.TERMS, "poison", lambda here: jnp.where(here.images.min() >= 0, jnp.nan, 0) * here.loss
+    )
+    c = config()
+    c.terms.bad = dict(kind="poison", weight=1.0)
+    before, *later = steps_of(c, 2)
+    for state in later:
+        same((state.params, state.batch_stats, state.opt_state), (before.params, before.batch_stats, before.opt_state))
+        assert (int(state.failed_step), int(state.failed_term)) == (0, 0)  # the first failure stays; bad, ce
+    assert int(later[-1].step) == 2
+
+
+def test_an_update_that_overflows_is_never_saved(tmp_path):
+    c = config(schedule__learning_rate=3e38, log_every_steps=1, eval_every_epochs=0.25)
+    c.terms.ce.weight = 1000.0
+    with pytest.raises(NonFiniteLossError, match="at step 1 the gradient or the update"):
+        train(c, tmp_path)
+    assert saved_states(tmp_path) == {}
+
+
+def test_clip_norm_tames_a_huge_gradient(tmp_path):
+    c = config(optimizer__clip_norm=1e-3, optimizer__momentum=0.0, epochs=0.25)
+    c.terms.ce.weight = 1e6
+    before = experiment.init_variables(experiment.create_model(c, 10), (8, 8, 1), 0)["params"]
+    after = train(c, tmp_path).params
+    moved = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), after, before)
+    length = np.sqrt(sum((m.astype(np.float64) ** 2).sum() for m in jax.tree.leaves(moved)))
+    assert length == pytest.approx(0.2 * 1e-3, rel=1e-2)
+
+
+def test_bfloat16_computes_in_half_and_keeps_weights_and_loss_in_float32(tmp_path):
+    c = config(model__dtype="bfloat16", epochs=1.0)
+    c.terms.igr = dict(kind="gradient_norm", perturbation="additive", weight=0.1)
+    state = train(c, tmp_path)
+    assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.batch_stats))} == {np.dtype("float32")}
+    assert finite(state) and lines(tmp_path)[0]["terms/igr"] > 0
+
+
+def test_impossible_settings_fail_before_anything_is_written(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="sync_batch_norm|batch_norm_axis"):
+        train(config(sync_batch_norm=True), tmp_path / "a")
+    with pytest.raises(ValueError, match="one_cycle warms up"):
+        train(config(schedule__name="one_cycle", schedule__warmup_epochs=1.0), tmp_path / "a")
+    with pytest.raises(ValueError, match="data.limit=5000 of 1293"):
+        train(config(data__limit=5000), tmp_path / "a")
+    monkeypatch.setattr(jax, "device_count", lambda: 3)
+    with pytest.raises(ValueError, match="batch_size=16 does not split evenly over 3 devices"):
+        train(config(), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
