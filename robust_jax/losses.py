@@ -21,7 +21,7 @@ def _of_label(logits: Array, labels: Array) -> tuple[Array, Array]:
 
 
 def margin(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array, " b"]:
-    """``max_{k != label} z_k - z_label`` (Carlini & Wagner 2017): positive exactly where misclassified."""
+    """``max_{k != label} z_k - z_label`` (Carlini & Wagner 2017): positive where misclassified, 0 at a tie."""
     label, other = _of_label(logits, labels)
     return other - label
 

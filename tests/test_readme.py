@@ -18,4 +18,4 @@ def test_the_readme_runs(tmp_path):
     assert result.delta.shape == (32, 2)
     assert jnp.all(jnp.abs(result.delta) <= jnp.array([0.3, 0.2]) * 1.0001)
     assert penalty.shape == (32,) and jnp.all(penalty > 0)
-    assert state.step == 4 and (tmp_path / "run" / "checkpoints" / "best").is_dir()
+    assert state.step == 2 and (tmp_path / "run" / "checkpoints" / "best").is_dir()

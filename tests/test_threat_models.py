@@ -106,8 +106,13 @@ def test_parts_of_a_composition_are_drawn_independently():
     assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.4
 
 
-@pytest.mark.parametrize("threat", [ThreatModel("additive", n, 0.0) for n in ("l1", "l2", "linf", 3, "l2inf")]
-                         + [ThreatModel("affine", "linf", (30, 0, 0))], ids=lambda t: f"{t.perturbation.name}-{t.norm}")  # fmt: skip
+POINTS = [
+    *[ThreatModel("additive", norm, 0.0) for norm in ("l1", "l2", "linf", 3, "l2inf")],
+    ThreatModel("affine", "linf", (30, 0, 0)),
+]
+
+
+@pytest.mark.parametrize("threat", POINTS, ids=lambda t: f"{t.perturbation.name}-{t.norm}")
 def test_radius_zero_is_a_ball_of_one_point(threat):
     gradient = normal_delta(threat)
     free = np.broadcast_to(np.asarray(threat.radius) > 0, gradient.shape)

@@ -80,7 +80,7 @@ def _as_tuple(values: float | Sequence[float]) -> tuple[float, ...]:
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["variables"], meta_fields=["model"])
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # hashed by identity: its variables are no hashable value
 class BoundModel:
     """A model and its variables: a function of images and a pytree of the variables."""
 
