@@ -8,6 +8,6 @@ from robust_jax.config import complete
 
 def get_config() -> ConfigDict:
     c = mnist()
-    c.points.deformed = dict(kind="attack", perturbation="flow", norm="linf", radius=0.5, steps=5)
+    c.points.deformed = dict(kind="attack", perturbation="flow", norm="linf", radius=0.5, steps=3)
     c.terms.ce = dict(kind="cross_entropy", at="deformed", weight=1.0)
     return complete(c)

@@ -137,7 +137,7 @@ def test_the_attack_that_selects_checkpoints_may_not_change(tmp_path):
 
 def test_restore(tmp_path):
     experiment.claim(config(), tmp_path)
-    with pytest.raises(ValueError, match="no best checkpoint yet"):
+    with pytest.raises(ValueError, match="holds no best checkpoint"):
         experiment.restore(tmp_path)
     expected = {kind: save(tmp_path, kind, step) for kind, step in (("best", 3), ("latest", 9))}
     for kind, step in (("best", 3), ("latest", 9)):

@@ -312,7 +312,7 @@ def test_impossible_settings_fail_before_anything_is_written(tmp_path, monkeypat
         train(config(sync_batch_norm=True), tmp_path / "a")
     with pytest.raises(ValueError, match="one_cycle warms up"):
         train(config(schedule__name="one_cycle", schedule__warmup_epochs=1.0), tmp_path / "a")
-    with pytest.raises(ValueError, match="data.limit=5000 of 1293"):
+    with pytest.raises(ValueError, match="data.limit=5000: give 1 to 1293"):
         train(config(data__limit=5000), tmp_path / "a")
     monkeypatch.setattr(jax, "device_count", lambda: 3)
     with pytest.raises(ValueError, match="batch_size=16 does not split evenly over 3 devices"):
