@@ -57,7 +57,7 @@ def test_the_dataset_and_its_limit():
     assert set(few.train.ids) <= set(whole.train.ids) and set(few.train.ids) != set(other.train.ids)
     assert len(experiment.load_dataset(config(data__limit=1293)).train) == 1293
     for wrong in (1294, -1):
-        with pytest.raises(ValueError, match=f"data.limit={wrong} of 1293"):
+        with pytest.raises(ValueError, match=f"data.limit={wrong}: give 1 to 1293"):
             experiment.load_dataset(config(data__limit=wrong))
 
 
