@@ -16,6 +16,8 @@ def digits() -> ConfigDict:
     flow = dict(kind="pgd", perturbation="flow", norm="linf", steps=20, restarts=3)
     c.attacks.flow_0_155 = flow | dict(radius=0.155, curve=(0.0, 0.5, 1.0, 1.5, 2.0))
     c.attacks.flow_0_25 = flow | dict(radius=0.25)
+    c.eval_every_epochs = 5.0
+    c.evaluation.checkpoint = "latest"  # 144 validation images are too few to tell late checkpoints apart
     c.attacks.additive = dict(kind="pgd", perturbation="additive", norm="linf", radius=0.1, steps=20, restarts=3)
     return c
 
