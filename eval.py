@@ -2,8 +2,8 @@
 
 python eval.py --workdir=runs/digits_standard,runs/digits_fgr [--config=FILE] [--config.KEY=VALUE ...]
 
-Without --config each workdir is measured by the attacks it was configured with; overrides start from the first one's
-and then serve all.
+Without --config each workdir is measured by the attacks it was configured with. Overrides of attacks start from
+--config's, or the first workdir's, and then serve all; data.data_dir, evaluation and attacks can be overridden.
 """
 
 from absl import flags, logging
@@ -13,23 +13,30 @@ from robust_jax import cli, evaluation, experiment
 flags.DEFINE_string("workdir", "runs/digits_fgr", "What train.py wrote; several, with commas, share pictures.")
 flags.DEFINE_string("config", "", "A config whose attacks and evaluation settings are used for all workdirs.")
 
+OVERRIDABLE = ("attacks.", "evaluation.", "data.data_dir")
+
 
 def main(options: flags.FlagValues, overrides: list[str]) -> None:
-    """Loads configs, applies overrides, evaluates."""
+    """Loads a config, applies overrides, evaluates."""
     logging.set_verbosity(logging.WARNING)
     workdirs = [w for w in options.workdir.split(",") if w]
     if not workdirs:
         raise ValueError("--workdir is empty: give one or more folders that train.py wrote.")
-    given = cli.load_config(options.config) if options.config else None
-    configs = [cli.overridden(given or experiment.read_config(w), overrides) for w in workdirs]
-    chosen = configs[0].evaluation
+    paths = [cli.OVERRIDE.fullmatch(o)[1] for o in overrides]  # type: ignore[index]
+    if trained := [path for path in paths if not path.startswith(OVERRIDABLE)]:
+        raise ValueError(f"{trained} are of training: eval.py overrides {list(OVERRIDABLE)} only.")
+    config = cli.load_config(options.config) if options.config else experiment.read_config(workdirs[0])
+    if overrides:
+        config = cli.overridden(config, overrides)
+    own_attacks = not options.config and not any(path.startswith("attacks.") for path in paths)
     evaluation.evaluate(
         workdirs,
-        None if given is None and not overrides else configs[0].attacks,
-        split=chosen.split,
-        limit=chosen.limit or None,
-        batch_size=chosen.batch_size,
-        checkpoint=chosen.checkpoint,
+        None if own_attacks else config.attacks,
+        split=config.evaluation.split,
+        limit=config.evaluation.limit or None,
+        batch_size=config.evaluation.batch_size,
+        checkpoint=config.evaluation.checkpoint,
+        data_dir=config.data.data_dir if "data.data_dir" in paths else None,
     )
 
 

@@ -1,4 +1,7 @@
-"""Adversarial deformation training on MNIST."""
+"""Adversarial deformation training of SmallCNN on MNIST, 5 epochs. Not run to the end here yet.
+
+python train.py --config=configs/mnist_adt.py --workdir=runs/mnist_adt [--config.data.data_dir=DIR]
+"""
 
 from ml_collections import ConfigDict
 

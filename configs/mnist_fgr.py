@@ -1,4 +1,11 @@
-"""FGR on MNIST."""
+"""FGR of SmallCNN on MNIST, 5 epochs; λ and σ are not tuned.
+
+python train.py --config=configs/mnist_fgr.py --workdir=runs/mnist_fgr [--config.data.data_dir=DIR]
+
+Seen (seed 0, first 1,000 test images, PGD-20 × 2 restarts): clean 99.1%; flow linf 0.25, 0.5, 0.75 px 91.6, 37.2, 1.3%;
+additive linf 0.1, 0.2 81.6, 4.2%. The control --config.terms.fgr.weight=0, random start alone: 99.4; 86.4, 17.7, 0.0;
+81.0, 2.3%. About 25 minutes of one CPU core.
+"""
 
 from ml_collections import ConfigDict
 

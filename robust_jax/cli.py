@@ -16,6 +16,7 @@ from ml_collections.config_flags import config_flags
 
 from robust_jax.config import complete, number
 
+FRACTION = re.compile(r"[\d.]+\s*/\s*[\d.]+")
 OVERRIDE = re.compile(r"--?config\.([^=]+)(?:=(.*))?", re.DOTALL)
 
 
@@ -43,8 +44,10 @@ def load_config(path: str) -> ConfigDict:
     try:
         return module.get_config()
     except (AttributeError, KeyError, TypeError) as error:  # how a ConfigDict refuses a key or a type
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
-        raise ValueError(f"{path}, line {lines[-1]}: {error}") from error
+        folder = Path(path).absolute().parent
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).parent == folder]
+        where = f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else path
+        raise ValueError(f"{where}: {error}") from error
 
 
 def overridden(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
@@ -65,8 +68,10 @@ def overridden(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
             raise ValueError(f"--config.{path} is a group: override one of its keys, {sorted(current)}.")
         if current is None:  # no type yet, such as step_size: any will do
             group[name] = config_dict.placeholder(object)
-        if isinstance(value, str) and "/" in value:
-            value = str(number(value))
+        if isinstance(value, str) and value.startswith(("(", "[")):
+            value = FRACTION.sub(lambda fraction: str(number(fraction[0])), value)
+        elif isinstance(value, str):
+            value = str(number(value)) if "/" in value else value
         accepted.append(argument if value is None else f"--config.{path}={value}")
     parsed = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", config, flag_values=parsed, sys_argv=["", *accepted])

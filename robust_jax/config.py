@@ -18,8 +18,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from robust_jax import attacks, losses, models, norms, perturbations
-from robust_jax.attacks.pgd import KEEP
+from robust_jax import attacks, checkpoints, losses, models, norms, perturbations
+from robust_jax.attacks.pgd import KEEP, check_effort
 from robust_jax.checks import check_options, choose, options_of
 from robust_jax.gradients import METHODS
 from robust_jax.objectives import POINTS, TERMS, make_objective
@@ -161,10 +161,16 @@ def check(config: Mapping[str, Any]) -> None:
     choose("optimizer.name", config["optimizer"]["name"], OPTIMIZERS)
     choose("schedule.name", config["schedule"]["name"], SCHEDULES)
     choose("evaluation.split", config["evaluation"]["split"], ("test", "validation", "train"))
+    choose("evaluation.checkpoint", config["evaluation"]["checkpoint"], checkpoints.KINDS)
     choose("select_by", config["select_by"], ("clean", *config["attacks"]))
     for key in POSITIVE:
         if not config[key] > 0:
             raise ValueError(f"{key}={config[key]!r} must be above 0.")
+    for key in ("seed", "select_limit", "checkpoint_every_steps"):
+        if config[key] < 0:
+            raise ValueError(f"{key}={config[key]!r} must not be negative.")
+    if not 0 <= config["optimizer"]["ema"] < 1:
+        raise ValueError(f"optimizer.ema={config['optimizer']['ema']!r} is a decay: 0 (none) <= ema < 1.")
     if not config["data"]["validation"] > 0:
         raise ValueError("data.validation must be above 0: checkpoints are chosen on the validation split.")
     for section, (known, own) in KINDS.items():
@@ -184,6 +190,14 @@ def check(config: Mapping[str, Any]) -> None:
                     norms.exponent(entry.get("norm", "l2"))
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from None
+            if section == "attacks" and entry.get("targeted"):
+                raise ValueError(f"{path}.targeted: an evaluation knows true labels only, which are no targets.")
+            if "restarts" in entry:
+                check_effort(path, entry["steps"], entry["restarts"], entry["random_start"], entry["keep"])
+            if entry.get("method") == "finite_difference" and config["model"]["dtype"] != "float32":
+                raise ValueError(
+                    f"{path}.method=finite_difference needs model.dtype=float32: its step is lost in bfloat16."
+                )
             if entry.get("method") == "finite_difference" and config["sync_batch_norm"]:
                 raise ValueError(
                     f"{path}.method=finite_difference moves each device's examples by a scale of its own, which "

@@ -46,6 +46,7 @@ def evaluate(
     batch_size: int = 256,
     checkpoint: str = "best",
     seed: int | None = None,
+    data_dir: str | None = None,
     progress: bool = True,
 ) -> dict[str, dict[str, Any]]:
     """Clean and attacked accuracy of trained work directories, on screen and in their folders.
@@ -60,6 +61,7 @@ def evaluate(
       batch_size: examples at a time, over all local devices. The numbers do not depend on it.
       checkpoint: "best" (on validation) or "latest".
       seed: of the attacks; default: the config's.
+      data_dir: of prepared datasets; default: the config's.
       progress: whether to show a bar, if this is a terminal.
 
     Returns:
@@ -76,7 +78,7 @@ def evaluate(
         raise ValueError(f"limit={limit}, batch_size={batch_size}: both must be at least 1")
     reports: dict[str, dict[str, Any]] = {}
     for folder in folders:
-        config, model, variables, dataset, step = experiment.restore(folder, checkpoint)
+        config, model, variables, dataset, step = experiment.restore(folder, checkpoint, data_dir)
         chosen = {
             name: spec if isinstance(spec, Attack) else attack_from(name, spec)
             for name, spec in (config.attacks if attacks is None else attacks).items()
@@ -121,6 +123,8 @@ def attack_from(name: str, spec: Mapping[str, Any]) -> Attack:
       ValueError: an unknown kind, loss or option, or no radius; the valid choices are listed.
     """
     spec = {k: number(tuple(v) if isinstance(v, list) else v) for k, v in spec.items()}
+    if spec.get("targeted"):
+        raise ValueError(f"attacks.{name}.targeted: an evaluation knows true labels only, which are no targets.")
     check_options(f"attacks.{name}", spec, ATTACKS, ("perturbation", "norm", "radius", "curve"))
     if missing := sorted({"perturbation", "radius"} - set(spec)):
         raise ValueError(f"attacks.{name} lacks {missing}")

@@ -114,12 +114,13 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def restore(workdir: str | Path, checkpoint: str = "best") -> Restored:
+def restore(workdir: str | Path, checkpoint: str = "best", data_dir: str | None = None) -> Restored:
     """A trained run from its workdir.
 
     Args:
       workdir: what `robust_jax.train` wrote.
       checkpoint: "best" on validation, or "latest".
+      data_dir: where datasets are prepared here, if not where the config says.
 
     Raises:
       ValueError: no such workdir or checkpoint.
@@ -127,6 +128,8 @@ def restore(workdir: str | Path, checkpoint: str = "best") -> Restored:
     if checkpoint not in checkpoints.KINDS:
         raise ValueError(f"checkpoint={checkpoint!r}: choose one of {list(checkpoints.KINDS)}.")
     config = read_config(workdir)
+    if data_dir is not None:
+        config.data.data_dir = data_dir
     dataset = load_dataset(config)
     model = create_model(config, dataset.num_classes)
     with checkpoints.opened(workdir) as saved:

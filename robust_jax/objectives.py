@@ -122,7 +122,7 @@ def cross_entropy(here: Here, *, label_smoothing: float = 0.0) -> PerExample:
 
 def gradient_norm(
     here: Here, *, perturbation: Any, norm: Any = "l2", power: float = 2.0, scale: Any = 1.0,
-    method: str = "double_backprop", step: float = 1e-2,
+    method: str = "double_backprop", step: float = 1e-4,
 ) -> PerExample:  # fmt: skip
     """``‖scale * ∂/∂δ ℓ(T(x, δ))‖^power`` at δ = 0: FGR for flows, Ross & Doshi-Velez (2018) for additive.
 
@@ -134,7 +134,7 @@ def gradient_norm(
 
 def first_order_gain(
     here: Here, *, perturbation: Any, norm: Any = "linf", radius: Any,
-    method: str = "double_backprop", step: float = 1e-2,
+    method: str = "double_backprop", step: float = 1e-4,
 ) -> PerExample:  # fmt: skip
     """``max_{δ in ball} <∂ℓ/∂δ, δ>``, the exact penalty of Lyu et al. (2015): radius times the dual norm."""
     threat = ThreatModel(perturbation, norm, radius)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 AXIS = "devices"
 """The name of the mapped axis: for `mean`, and for synchronised BatchNorm."""
@@ -78,6 +79,13 @@ def pmap(step: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
 def mean(tree: Any) -> Any:
     """The mean over all devices of all hosts, inside `pmap`."""
     return jax.lax.pmean(tree, AXIS)
+
+
+def agreed(tree: Any) -> Any:
+    """Process 0's numbers, on every process: what hosts decide on must not differ by rounding."""
+    if jax.process_count() == 1:
+        return tree
+    return jax.tree.map(float, multihost_utils.broadcast_one_to_all(tree))
 
 
 def spread(batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -216,7 +216,7 @@ def _validate(config: ConfigDict, model: nn.Module, state: TrainState, dataset: 
     logits_fn = models.bind(model, parallel.everywhere(experiment.evaluation_variables(vars(state))))
     measured = robustness(logits_fn, batches, chosen, key=jax.random.key(config.seed))
     broken = {n: float(1 - outcome.broken.mean()) for n, outcome in measured.attacks.items()}
-    return {"clean": float(measured.correct.mean())} | broken
+    return parallel.agreed({"clean": float(measured.correct.mean())} | broken)
 
 
 def _average(metrics: list[dict[str, jax.Array]]) -> dict[str, float]:

@@ -95,7 +95,7 @@ def pgd(
         impossible combination of options.
     """
     check_batch(images, labels, logits_fn)
-    _check_options(steps, restarts, random_start, keep)
+    check_effort("pgd", steps, restarts, random_start, keep)
     space = threat.perturbation
     keys = example_keys(key, len(images))
     sign = -1.0 if targeted else 1.0
@@ -172,12 +172,13 @@ def _sum_abs(x: Array) -> Array:
     return jnp.abs(x).sum(tuple(range(1, x.ndim)), keepdims=True)
 
 
-def _check_options(steps: int, restarts: int, random_start: bool, keep: str) -> None:
+def check_effort(path: str, steps: int, restarts: int, random_start: bool, keep: str) -> None:
+    """Raises ValueError, starting with ``path``, for settings that cannot be or make no sense together."""
     if keep not in KEEP:
-        raise ValueError(f"keep={keep!r}: choose one of {list(KEEP)}.")
+        raise ValueError(f"{path}: keep={keep!r} is unknown: choose one of {list(KEEP)}.")
     if steps < 1 or restarts < 1:
-        raise ValueError(f"steps={steps}, restarts={restarts}: both must be at least 1.")
+        raise ValueError(f"{path}: steps={steps}, restarts={restarts}, but both must be at least 1.")
     if restarts > 1 and not random_start:
-        raise ValueError(f"restarts={restarts} repeat the same run without random_start: set restarts=1.")
+        raise ValueError(f"{path}: restarts={restarts} repeat the same run without random_start: set restarts=1.")
     if restarts > 1 and keep == "last":
-        raise ValueError(f"restarts={restarts} with keep='last' returns the last restart alone: use 'best'.")
+        raise ValueError(f"{path}: restarts={restarts} with keep='last' keep the last restart alone: use 'best'.")
