@@ -75,6 +75,10 @@ def test_every_option_of_every_kind_can_be_overridden(section, kind):
     c = complete(complete(c))  # as a config read back from a workdir is
     for option in options:
         before = c[section].mine[option]
+        if (section, option) == ("attacks", "targeted"):
+            with pytest.raises(ValueError, match="true labels only"):
+                cli.overridden(complete(c), ["--config.attacks.mine.targeted=true"])
+            continue
         value = OTHER.get(option, "7" if isinstance(before, int) else "0.75")
         after = cli.overridden(complete(c), [f"--config.{section}.mine.{option}={value}"])[section].mine[option]
         assert after != before, option
@@ -201,3 +205,21 @@ def test_run_exits_with_2_and_one_message(program, arguments, message, capsys):
 
 def test_default_workdir():
     assert cli.default_workdir("configs/digits_fgr.py") == "runs/digits_fgr"
+
+
+def test_fractions_inside_a_tuple(tmp_path):
+    c = base()
+    c.terms.ce = dict(kind="cross_entropy")
+    c.attacks.turn = dict(kind="pgd", perturbation="affine", radius=(30.0, 3.0, 3.0))
+    changed = cli.overridden(complete(c), ["--config.attacks.turn.radius=(15.0, 1/2, 3.0)"])
+    assert changed.attacks.turn.radius == (15.0, 0.5, 3.0)
+
+
+def test_a_wrong_type_in_a_file_names_file_and_line(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "bad.py").write_text(
+        "from robust_jax.config import base\n\n\ndef get_config():\n    c = base()\n    c.epochs = 'abc'\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="bad.py, line 6"):
+        cli.load_config("configs/bad.py")

@@ -135,3 +135,35 @@ def test_no_terms_a_missing_key_and_impossible_combinations():
     set_at(config, "points.adv.perturbation", ("flow", "additive"))
     with pytest.raises(ValueError, match="points.adv: a composition of 2.*tuple"):
         complete(config)
+
+
+@pytest.mark.parametrize(
+    "path, value, message",
+    [
+        ("attacks.flow.steps", 0, "steps=0"),
+        ("attacks.flow.random_start", False, "restarts=2 repeat"),
+        ("attacks.flow.keep", "last", "keep='last'"),
+        ("attacks.flow.targeted", True, "true labels only"),
+        ("evaluation.checkpoint", "bset", "'best', 'latest'"),
+        ("select_limit", -1, "must not be negative"),
+        ("seed", -1, "must not be negative"),
+        ("optimizer.ema", 1.5, "ema"),
+    ],
+)
+def test_impossible_values_fail_before_training(path, value, message):
+    c = base()
+    c.terms.ce = dict(kind="cross_entropy")
+    c.attacks.flow = dict(kind="pgd", perturbation="flow", radius=0.1, restarts=2)
+    c = complete(c)
+    c.update_from_flattened_dict({path: value})
+    with pytest.raises(ValueError, match=message):
+        complete(c)
+
+
+def test_finite_differences_need_float32():
+    c = base()
+    c.model.dtype = "bfloat16"
+    c.terms.ce = dict(kind="cross_entropy")
+    c.terms.fgr = dict(kind="gradient_norm", perturbation="flow", method="finite_difference")
+    with pytest.raises(ValueError, match="needs model.dtype=float32"):
+        complete(c)
