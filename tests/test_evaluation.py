@@ -46,7 +46,7 @@ def workdirs(trained, tmp_path, monkeypatch):
     config.attacks.shift = dict(kind="pgd", perturbation="additive", norm="linf", radius=0.05, curve=(0, 1, 2), steps=5)
     config.attacks.warp = dict(kind="pgd", perturbation="flow", norm="linf", radius=0.155, steps=5, restarts=2)
 
-    def restore(workdir, checkpoint):
+    def restore(workdir, checkpoint, data_dir):
         variables, dataset = trained[workdir.name]
         return experiment.Restored(config, Linear(), variables, dataset, 7 if checkpoint == "best" else 9)
 
