@@ -28,6 +28,7 @@ from robust_jax.threat_models import ThreatModel
 
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16", "default")
 DTYPES = ("float32", "bfloat16")
+SPLITS = ("test", "validation", "train")
 # Section of a config -> (its kinds, the options that all kinds have, with their defaults).
 KINDS: dict[str, tuple[Mapping[str, Any], dict[str, Any]]] = {
     "points": (POINTS, {}),
@@ -160,7 +161,7 @@ def check(config: Mapping[str, Any]) -> None:
     choose("model.dtype", config["model"]["dtype"], DTYPES)
     choose("optimizer.name", config["optimizer"]["name"], OPTIMIZERS)
     choose("schedule.name", config["schedule"]["name"], SCHEDULES)
-    choose("evaluation.split", config["evaluation"]["split"], ("test", "validation", "train"))
+    choose("evaluation.split", config["evaluation"]["split"], SPLITS)
     choose("evaluation.checkpoint", config["evaluation"]["checkpoint"], checkpoints.KINDS)
     choose("select_by", config["select_by"], ("clean", *config["attacks"]))
     for key in POSITIVE:
@@ -190,8 +191,8 @@ def check(config: Mapping[str, Any]) -> None:
                     norms.exponent(entry.get("norm", "l2"))
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from None
-            if section == "attacks" and entry.get("targeted"):
-                raise ValueError(f"{path}.targeted: an evaluation knows true labels only, which are no targets.")
+            if section == "attacks":
+                check_untargeted(path, entry)
             if "restarts" in entry:
                 check_effort(path, entry["steps"], entry["restarts"], entry["random_start"], entry["keep"])
             if entry.get("method") == "finite_difference" and config["model"]["dtype"] != "float32":
@@ -204,6 +205,12 @@ def check(config: Mapping[str, Any]) -> None:
                     f"sync_batch_norm couples: use double_backprop or directional."
                 )
     make_objective(config["points"], config["terms"])
+
+
+def check_untargeted(path: str, attack: Mapping[str, Any]) -> None:
+    """Raises ValueError for a targeted attack in an evaluation: towards the true label it would help the model."""
+    if attack.get("targeted"):
+        raise ValueError(f"{path}.targeted: an evaluation knows true labels only, which are no targets.")
 
 
 def _check_keys(config: Mapping[str, Any], template: Mapping[str, Any], path: str = "") -> None:

@@ -29,12 +29,10 @@ from tqdm import tqdm
 from robust_jax import augment, data, experiment, losses, models, parallel, reporting
 from robust_jax.attacks import ATTACKS
 from robust_jax.checks import check_options, choose
-from robust_jax.config import number
+from robust_jax.config import SPLITS, check_untargeted, number
 from robust_jax.robustness import Attack, robustness
 from robust_jax.summary import summarise
 from robust_jax.threat_models import ThreatModel
-
-SPLITS = ("test", "validation", "train")
 
 
 def evaluate(
@@ -123,8 +121,7 @@ def attack_from(name: str, spec: Mapping[str, Any]) -> Attack:
       ValueError: an unknown kind, loss or option, or no radius; the valid choices are listed.
     """
     spec = {k: number(tuple(v) if isinstance(v, list) else v) for k, v in spec.items()}
-    if spec.get("targeted"):
-        raise ValueError(f"attacks.{name}.targeted: an evaluation knows true labels only, which are no targets.")
+    check_untargeted(f"attacks.{name}", spec)
     check_options(f"attacks.{name}", spec, ATTACKS, ("perturbation", "norm", "radius", "curve"))
     if missing := sorted({"perturbation", "radius"} - set(spec)):
         raise ValueError(f"attacks.{name} lacks {missing}")
