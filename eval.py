@@ -32,10 +32,7 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
     evaluation.evaluate(
         workdirs,
         None if own_attacks else config.attacks,
-        split=config.evaluation.split,
-        limit=config.evaluation.limit or None,
-        batch_size=config.evaluation.batch_size,
-        checkpoint=config.evaluation.checkpoint,
+        **config.evaluation,
         data_dir=config.data.data_dir if "data.data_dir" in paths else None,
     )
 

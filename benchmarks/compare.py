@@ -22,12 +22,13 @@ flags.DEFINE_list("configs", ["digits_standard", "digits_fgr"], "Names in config
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Of training and attacks.")
 flags.DEFINE_string("workdir", "runs/compare", "Every run gets a folder in it.")
 flags.DEFINE_string("split", "test", "test, or validation to choose hyper-parameters on.")
-flags.DEFINE_integer("limit", 0, "The first so many images; 0: all.")
+flags.DEFINE_integer("limit", 0, "The first so many images; 0: each config's.")
 
 
 def main(options: flags.FlagValues, overrides: list[str]) -> None:
     """Trains, evaluates, prints."""
     columns: dict[str, list[dict]] = {}
+    few = {"limit": options.limit} if options.limit else {}
     for column in options.configs:
         name, *own = column.split(":")
         for seed in options.seeds:
@@ -38,9 +39,8 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
             print(f"== {workdir}", flush=True)
             training.train(config, workdir)
             report = evaluation.evaluate(
-                workdir, config.attacks, split=options.split, limit=options.limit or None,
-                batch_size=config.evaluation.batch_size, checkpoint=config.evaluation.checkpoint,
-            )  # fmt: skip
+                workdir, config.attacks, **config.evaluation.to_dict() | {"split": options.split} | few
+            )
             columns.setdefault(column, []).append(report[str(workdir)])
     print(table(columns))
     (Path(options.workdir) / f"table_{options.split}.json").write_text(json.dumps(columns, indent=1))

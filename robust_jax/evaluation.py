@@ -39,10 +39,10 @@ def evaluate(
     workdirs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     attacks: Mapping[str, Attack | Mapping[str, Any]] | None = None,
     *,
-    split: str = "test",
+    split: str | None = None,
     limit: int | None = None,
-    batch_size: int = 256,
-    checkpoint: str = "best",
+    batch_size: int | None = None,
+    checkpoint: str | None = None,
     seed: int | None = None,
     data_dir: str | None = None,
     progress: bool = True,
@@ -54,8 +54,9 @@ def evaluate(
       attacks: NAME -> `Attack`, or its form in a config: `dict(kind="pgd", perturbation="flow",
         norm="linf", radius=0.155, curve=(0, 0.5, 1, 2), steps=20, ...)`, see `attack_from`.
         Default: those of each workdir's own config.
-      split: "test", "validation" or "train".
-      limit: only the first so many examples.
+      split: "test", "validation" or "train"; this and the next three are by default those of each workdir's
+        ``config.evaluation``.
+      limit: only the first so many examples; 0: all.
       batch_size: examples at a time, over all local devices. The numbers do not depend on it.
       checkpoint: "best" (on validation) or "latest".
       seed: of the attacks; default: the config's.
@@ -71,18 +72,21 @@ def evaluate(
     folders = [Path(w) for w in ([workdirs] if isinstance(workdirs, str | os.PathLike) else workdirs)]
     if not folders:
         raise ValueError("evaluate got no workdir: give at least one folder that train.py wrote")
-    choose("split", split, SPLITS)
-    if (limit is not None and limit < 1) or batch_size < 1:
-        raise ValueError(f"limit={limit}, batch_size={batch_size}: both must be at least 1")
+    given = {"split": split, "limit": limit, "batch_size": batch_size, "checkpoint": checkpoint}
+    given = {name: value for name, value in given.items() if value is not None}
     reports: dict[str, dict[str, Any]] = {}
     for folder in folders:
-        config, model, variables, dataset, step = experiment.restore(folder, checkpoint, data_dir)
+        settings = experiment.read_config(folder).evaluation.to_dict() | given
+        choose("split", settings["split"], SPLITS)
+        if settings["limit"] < 0 or settings["batch_size"] < 1:
+            raise ValueError(f"limit={limit}, batch_size={batch_size}: at least 0 (all) and 1.")
+        config, model, variables, dataset, step = experiment.restore(folder, settings["checkpoint"], data_dir)
         chosen = {
             name: spec if isinstance(spec, Attack) else attack_from(name, spec)
             for name, spec in (config.attacks if attacks is None else attacks).items()
         }
-        source = getattr(dataset, split)
-        n = len(source) if limit is None else min(limit, len(source))
+        source = getattr(dataset, settings["split"])
+        n = min(settings["limit"] or len(source), len(source))
         seed_here = int(config.seed if seed is None else seed)
         precision = config.get("precision", "float32")
         runs = 1 + sum(len({1.0, *attack.curve} - {0.0}) for attack in chosen.values())
@@ -93,13 +97,13 @@ def evaluate(
         ):
             measured = robustness(
                 parallel.everywhere(models.bind(model, variables)),
-                batches(source, n, batch_size, config.data.get("eval_resize", 0)),
+                batches(source, n, settings["batch_size"], config.data.get("eval_resize", 0)),
                 chosen,
                 key=jax.random.key(seed_here),
                 progress=partial(_tick, bar),
             )
         reports[str(folder)] = report = summarise(measured) | {
-            "split": split,
+            "split": settings["split"],
             "checkpoint_step": int(step),
             "batch_norm": "eval" if "batch_stats" in variables else "none",
             "precision": precision,

@@ -142,5 +142,5 @@ def restore(workdir: str | Path, checkpoint: str = "best", data_dir: str | None 
 
 def evaluation_variables(state: Mapping[str, Any]) -> dict[str, Any]:
     """The variables to evaluate of a training state's fields: averaged weights where there are such."""
-    variables = {"params": state["ema"] or state["params"]}
-    return variables | ({"batch_stats": state["batch_stats"]} if state["batch_stats"] else {})
+    source = state["ema"] or state
+    return {name: source[name] for name in ("params", "batch_stats") if source[name]}

@@ -40,11 +40,13 @@ class Model(NamedTuple):
     Attributes:
       train: ``images -> (logits, state)`` in train mode; state is what training updates beside the parameters (running
         statistics).
-      eval: ``images -> logits`` in eval mode.
+      eval: ``images -> logits`` in eval mode. Points look through this one or the next: constants of the step.
+      frozen_train: ``images -> logits`` in train mode.
     """
 
     train: Callable[[Images], tuple[Float[Array, "b k"], Any]]
     eval: Callable[[Images], Float[Array, "b k"]]
+    frozen_train: Callable[[Images], Float[Array, "b k"]]
 
 
 class Here(NamedTuple):
@@ -101,7 +103,7 @@ def attack(
     """
     choose("batch_norm", batch_norm, ("eval", "train"))
     choose("loss", loss, losses.LOSSES)
-    logits_fn = model.eval if batch_norm == "eval" else lambda x: model.train(x)[0]
+    logits_fn = model.eval if batch_norm == "eval" else model.frozen_train
     return pgd(
         logits_fn, images, labels, ThreatModel(perturbation, norm, radius), key=keys, steps=steps,
         step_size=step_size, momentum=momentum, random_start=random_start, keep=keep,
@@ -161,19 +163,18 @@ def make_objective(points: Mapping[str, Any], terms: Mapping[str, Any]) -> Objec
 
     Args:
       points: NAME -> ``dict(kind=one of POINTS, **options)``. A point "clean" is always there.
-      terms: NAME -> ``dict(kind=one of TERMS, at=a point's name, weight=1.0, **options)``.
+      terms: NAME -> ``dict(kind=one of TERMS, at=a point's name, weight=1.0, **options)``. A term of weight 0 is
+        left out, and costs nothing.
 
     Returns:
       ``(model, images, labels, keys [B]) -> (total, Outcome)``. Keys are one an example, so that a batch cut over
       devices draws the same. Accuracy and running statistics are those at the first cross-entropy term's point.
 
     Raises:
-      ValueError: no term, or an unknown kind, point or option, listing the valid ones.
+      ValueError: no term of a weight, or an unknown kind, point or option, listing the valid ones.
     """
     points = {"clean": {"kind": "clean"}} | {name: dict(p) for name, p in points.items()}
     terms = {name: {"at": "clean", "weight": 1.0} | dict(t) for name, t in terms.items()}
-    if not terms:
-        raise ValueError(f"an objective needs at least one term: kinds are {sorted(TERMS)}.")
     for kind, entries, known, own in (
         ("points", points, POINTS, set()), ("terms", terms, TERMS, {"at", "weight"}),
     ):  # fmt: skip
@@ -181,6 +182,9 @@ def make_objective(points: Mapping[str, Any], terms: Mapping[str, Any]) -> Objec
             check_options(f"{kind}.{name}", entry, known, own)
     for name, term in terms.items():
         choose(f"terms.{name}.at", term["at"], points)
+    terms = {name: term for name, term in terms.items() if term["weight"]}
+    if not terms:
+        raise ValueError(f"an objective needs at least one term whose weight is not 0: kinds are {sorted(TERMS)}.")
     # Only points that a term looks at are computed; every point has a key of its own, by its place in the list.
     used = {n: i for i, n in enumerate(points) if any(n == t["at"] for t in terms.values())}
     classifying = [term["at"] for term in terms.values() if term["kind"] == "cross_entropy"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class TrainState(flax.struct.PyTreeNode):
       params: the weights, float32.
       batch_stats: running statistics of BatchNorm, averaged over devices; {} without.
       opt_state: optax's.
-      ema: averaged weights; {} without.
+      ema: averages of params and batch_stats, in a dict of these two; {} without.
       best: the best validation accuracy so far, -1 before the first.
       failed_step: the first step whose loss or gradient was not finite, -1 for none; its update was skipped.
       failed_term: the index of the first term that was not finite there, or the number of terms for the gradient.
@@ -60,7 +61,7 @@ def init_state(variables: Mapping[str, Any], optimizer: optax.GradientTransforma
         params=params,
         batch_stats=variables.get("batch_stats", {}),
         opt_state=optimizer.init(params),
-        ema=params if ema else {},
+        ema={"params": params, "batch_stats": variables.get("batch_stats", {})} if ema else {},
         best=jnp.float32(-1),
         failed_step=jnp.int32(-1),
         failed_term=jnp.int32(-1),
@@ -92,13 +93,14 @@ def make_train_step(
         def loss(params: Any) -> tuple[jax.Array, Any]:
             variables = {"params": params, "batch_stats": state.batch_stats}
 
-            def run(x: jax.Array) -> tuple[jax.Array, Any]:
+            def run(variables: Any, x: jax.Array) -> tuple[jax.Array, Any]:
                 logits, new = model.apply(variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": dropout})
                 return logits, new.get("batch_stats", {})
 
             # Attacks look for points, which are constants of the step: no gradient of theirs reaches the weights.
             fixed = jax.lax.stop_gradient(variables)
-            return objective(Model(run, models.bind(model, fixed)), images, batch["label"], point_keys)
+            seen = Model(partial(run, variables), models.bind(model, fixed), lambda x: run(fixed, x)[0])
+            return objective(seen, images, batch["label"], point_keys)
 
         (total, outcome), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
         total, grads, terms, accuracy, batch_stats = parallel.mean(
@@ -110,11 +112,14 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         # Finite gradients times a huge learning rate overflow too.
         finite &= jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves((params, batch_stats))]).all()
+        # The average forgets the initial weights sooner than its decay would: it starts with the steps' plain mean.
+        decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))
+        averaged = {"params": params, "batch_stats": batch_stats} if ema else {}
         new = state.replace(
             params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
-            ema=optax.incremental_update(params, state.ema, 1 - ema) if ema else {},
+            ema=optax.incremental_update(averaged, state.ema, 1 - decay),
         )
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
         first_failure = ~finite & (state.failed_step < 0)
@@ -229,7 +234,8 @@ def _stop_if_failed(replicated: TrainState, config: ConfigDict) -> None:
     failed, term = parallel.first((replicated.failed_step, replicated.failed_term))
     if failed >= 0:
         # JAX sorts the keys of dicts.
-        names = [f"the term {name!r}" for name in sorted(config.terms)] + ["the gradient or the update"]
+        used = sorted(name for name, term in config.terms.items() if term.weight)
+        names = [f"the term {name!r}" for name in used] + ["the gradient or the update"]
         raise NonFiniteLossError(
             f"at step {failed + 1} {names[term]} is NaN or infinite. That update was skipped and nothing saved since; "
             f"the checkpoints before it are intact. Train in another workdir with a lower schedule.learning_rate or "

@@ -41,7 +41,9 @@ def test_a_state_comes_back_bit_for_bit_with_and_without_its_structure(tmp_path)
         same(saved.restore("latest", state(1)), saved_state)
         plain = saved.restore("latest")
     np.testing.assert_array_equal(plain["params"]["Dense_0"]["kernel"], saved_state.params["Dense_0"]["kernel"])
-    np.testing.assert_array_equal(plain["ema"]["Dense_0"]["kernel"], saved_state.ema["Dense_0"]["kernel"])
+    np.testing.assert_array_equal(
+        plain["ema"]["params"]["Dense_0"]["kernel"], saved_state.ema["params"]["Dense_0"]["kernel"]
+    )
     assert plain["step"] == 12
 
 

@@ -42,7 +42,7 @@ def test_config(name):
             return logits, new.get("batch_stats", {})
 
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(4))
-        seen = Model(train, lambda x: model.apply(variables, x, train=False))
+        seen = Model(train, lambda x: model.apply(variables, x, train=False), lambda x: train(x)[0])
         return make_objective(config.points, config.terms)(seen, images, jnp.zeros(4, int), keys)
 
     total, outcome = jax.eval_shape(run, variables, images)

@@ -143,4 +143,4 @@ def test_errors(workdirs):
     with pytest.raises(ValueError, match="test.*train.*validation"):
         evaluate(workdirs, split="held_out")
     with pytest.raises(ValueError, match="limit"):
-        evaluate(workdirs, limit=0)
+        evaluate(workdirs, limit=-1)

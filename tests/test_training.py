@@ -203,13 +203,14 @@ def steps_of(c, count, **options):
 def test_averaged_weights_follow_the_recurrence_and_are_the_ones_validated(reference, tmp_path):
     states = steps_of(config(optimizer__ema=0.75), 4)
     average = states[0].params
-    for state in states[1:]:
-        average = jax.tree.map(lambda a, p: 0.75 * a + 0.25 * p, average, state.params)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), state.ema, average)
+    for step, state in enumerate(states[1:]):
+        decay = min(0.75, (1 + step) / (10 + step))
+        average = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, average, state.params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), state.ema["params"], average)
     c = config(optimizer__ema=0.75)
     final = train(c, tmp_path)
     same(final.params, reference[1].params)  # averaging beside training changes nothing in it
-    same(experiment.restore(tmp_path, "latest").variables["params"], final.ema)
+    same(experiment.restore(tmp_path, "latest").variables["params"], final.ema["params"])
 
 
 def test_a_step_is_the_optimisers_step_along_the_gradient_of_the_mean_loss():
