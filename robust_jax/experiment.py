@@ -114,20 +114,21 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def restore(workdir: str | Path, checkpoint: str = "best", data_dir: str | None = None) -> Restored:
+def restore(workdir: str | Path, checkpoint: str | None = None, data_dir: str | None = None) -> Restored:
     """A trained run from its workdir.
 
     Args:
       workdir: what `robust_jax.train` wrote.
-      checkpoint: "best" on validation, or "latest".
+      checkpoint: "best" on validation, or "latest"; by default the config's ``evaluation.checkpoint``.
       data_dir: where datasets are prepared here, if not where the config says.
 
     Raises:
       ValueError: no such workdir or checkpoint.
     """
+    config = read_config(workdir)
+    checkpoint = checkpoint or config.evaluation.checkpoint
     if checkpoint not in checkpoints.KINDS:
         raise ValueError(f"checkpoint={checkpoint!r}: choose one of {list(checkpoints.KINDS)}.")
-    config = read_config(workdir)
     if data_dir is not None:
         config.data.data_dir = data_dir
     dataset = load_dataset(config)

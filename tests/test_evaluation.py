@@ -43,12 +43,13 @@ def trained():
 @pytest.fixture
 def workdirs(trained, tmp_path, monkeypatch):
     config = base()
+    config.evaluation.limit = 200
     config.attacks.shift = dict(kind="pgd", perturbation="additive", norm="linf", radius=0.05, curve=(0, 1, 2), steps=5)
     config.attacks.warp = dict(kind="pgd", perturbation="flow", norm="linf", radius=0.155, steps=5, restarts=2)
 
     def restore(workdir, checkpoint, data_dir):
         variables, dataset = trained[workdir.name]
-        return experiment.Restored(config, Linear(), variables, dataset, 7 if checkpoint == "best" else 9)
+        return experiment.Restored(config, Linear(), variables, dataset, 9 if checkpoint == "latest" else 7)
 
     monkeypatch.setattr(experiment, "restore", restore)
     folders = [tmp_path / name for name in trained]
@@ -58,7 +59,7 @@ def workdirs(trained, tmp_path, monkeypatch):
 
 
 def test_two_workdirs_leave_everything_the_design_lists(workdirs, capsys):
-    reports = evaluate(workdirs, limit=200, batch_size=64)
+    reports = evaluate(workdirs, batch_size=64)
     for folder in workdirs:
         report = json.loads((folder / "evaluation.json").read_text())
         assert report == json.loads(json.dumps(reports[str(folder)]))
