@@ -45,10 +45,13 @@ def check_batch(images: Any, labels: Any, logits_fn: Callable[[Any], Any]) -> No
             )
 
 
+GIVEN = ("key", "memory", "steps_done")  # by whoever calls it, not by a config
+
+
 def options_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The keyword-only parameters of a point, a term or an attack, but for its key: its options in a config."""
+    """The keyword-only parameters of a point, a term or an attack that a config gives: its options."""
     parameters = inspect.signature(function).parameters
-    return {n: p for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY and n != "key"}
+    return {n: p for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY and n not in GIVEN}
 
 
 def choose(what: str, value: Any, choices: Iterable[Any]) -> None:

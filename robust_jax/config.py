@@ -19,11 +19,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from robust_jax import attacks, checkpoints, losses, models, norms, perturbations
-from robust_jax.attacks.pgd import KEEP, check_effort
+from robust_jax.attacks.ascent import KEEP, check_effort
 from robust_jax.checks import check_options, choose, options_of
 from robust_jax.gradients import METHODS
-from robust_jax.objectives import POINTS, TERMS, make_objective
+from robust_jax.objectives import make_objective
 from robust_jax.optimizers import OPTIMIZERS, SCHEDULES
+from robust_jax.points import MODES, POINTS
+from robust_jax.terms import TERMS
 from robust_jax.threat_models import ThreatModel
 
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16", "default")
@@ -38,7 +40,7 @@ KINDS: dict[str, tuple[Mapping[str, Any], dict[str, Any]]] = {
 
 # Options of points, terms and attacks that are one of a few names.
 CHOICES: dict[str, Any] = {
-    "loss": losses.LOSSES, "keep": KEEP, "method": METHODS, "batch_norm": ("eval", "train"),
+    "loss": losses.LOSSES, "keep": KEEP, "method": METHODS, "batch_norm": MODES,
 }  # fmt: skip
 POSITIVE = ("epochs", "batch_size", "eval_every_epochs", "log_every_steps")
 NUMERIC = ("weight", "radius", "sigma", "step_size", "scale", "curve")  # numbers, or tuples of them
@@ -81,6 +83,8 @@ def base(dataset: str = "digits", model: str = "digits_cnn") -> ConfigDict:
                 "weight_decay": 0.0,
                 "decay_batch_norm": True,
                 "clip_norm": 0.0,
+                # The weights' gradient is taken after a step of so much of each layer's norm uphill (AWP); 0: at them.
+                "adversarial_weights": 0.0,
                 "ema": 0.0,  # decay of an average of weights and BatchNorm statistics, used to evaluate; 0: none
             },
             "schedule": {
@@ -140,6 +144,8 @@ def complete(config: ConfigDict) -> ConfigDict:
             # 1 for 1.0 would make an override by 1.5 a type error.
             whole = {n for n, p in options.items() if p.annotation in ("int", "bool")}
             filled |= {k: float(v) for k, v in filled.items() if type(v) is int and k not in whole}
+            schedules = {k: v for k, v in filled.items() if isinstance(v, ConfigDict)}
+            filled |= {k: {n: number(x) for n, x in v.items()} for k, v in schedules.items()}
             config[section][name] = ConfigDict(filled)
     check(config)
     return config
@@ -155,6 +161,7 @@ def check(config: Mapping[str, Any]) -> None:
     Raises:
       ValueError: the first mistake, with the path of its key and all valid choices.
     """
+    config = config.to_dict() if isinstance(config, ConfigDict) else config
     _check_keys(config, base())
     choose("precision", config["precision"], PRECISIONS)
     choose("model.name", config["model"]["name"], models.MODELS)
@@ -179,13 +186,14 @@ def check(config: Mapping[str, Any]) -> None:
             path = f"{section}.{name}"
             check_options(path, entry, known, own)
             for option in set(NUMERIC) & set(entry):
-                if entry[option] is not None and not _is_numeric(entry[option]):
+                if not isinstance(entry[option], Mapping | None) and not _is_numeric(entry[option]):
                     raise ValueError(f"{path}.{option}={entry[option]!r}: give a number, or one as 8/255, or a tuple.")
             for option in set(CHOICES) & set(entry):
                 choose(f"{path}.{option}", entry[option], CHOICES[option])
             try:
                 if "radius" in entry:
-                    ThreatModel(entry["perturbation"], entry["norm"], entry["radius"])
+                    radius = entry["radius"]  # a schedule of it is checked with the objective
+                    ThreatModel(entry["perturbation"], entry["norm"], 0.0 if isinstance(radius, Mapping) else radius)
                 elif "perturbation" in entry:
                     perturbations.get(entry["perturbation"])
                     norms.exponent(entry.get("norm", "l2"))

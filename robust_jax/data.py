@@ -237,6 +237,18 @@ def train_batches(
     return iter(own.map(source.take).to_iter_dataset(_read_options(prefetch)))
 
 
+def first_examples(source: Source, count: int) -> tuple[Float[Array, "n h w c"], Int[Array, " n"]]:
+    """The first so many images, as floats in [0, 1], and their labels.
+
+    Raises:
+      ValueError: the source has fewer.
+    """
+    if count > len(source):
+        raise ValueError(f"{count} examples are asked for, but {source.name} has {len(source)}.")
+    batch = source.take(np.arange(count))
+    return to_float(jnp.asarray(batch["image"])), jnp.asarray(batch["label"])
+
+
 def eval_batches(
     source: Source,
     batch_size: int,

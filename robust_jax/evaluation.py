@@ -72,15 +72,14 @@ def evaluate(
     folders = [Path(w) for w in ([workdirs] if isinstance(workdirs, str | os.PathLike) else workdirs)]
     if not folders:
         raise ValueError("evaluate got no workdir: give at least one folder that train.py wrote")
-    given = {"split": split, "limit": limit, "batch_size": batch_size}
-    given = {name: value for name, value in given.items() if value is not None}
-    choose("split", given.get("split", "test"), SPLITS)
-    if given.get("limit", 0) < 0 or given.get("batch_size", 1) < 1:
+    choose("split", split or "test", SPLITS)
+    if (limit or 0) < 0 or (batch_size is not None and batch_size < 1):
         raise ValueError(f"limit={limit}, batch_size={batch_size}: at least 0 (all) and 1.")
+    given = {"split": split, "limit": limit, "batch_size": batch_size}
     reports: dict[str, dict[str, Any]] = {}
     for folder in folders:
         config, model, variables, dataset, step = experiment.restore(folder, checkpoint, data_dir)
-        settings = dict(config.evaluation) | given
+        settings = dict(config.evaluation) | {name: v for name, v in given.items() if v is not None}
         chosen = {
             name: spec if isinstance(spec, Attack) else attack_from(name, spec)
             for name, spec in (config.attacks if attacks is None else attacks).items()

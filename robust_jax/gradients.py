@@ -52,7 +52,7 @@ def value_and_gradient(
     return loss, gradient, aux
 
 
-def _tree_norm(gradient: Delta, norm: norms.Norm, power: float) -> Float[Array, " b"]:
+def tree_norm(gradient: Delta, norm: norms.Norm, power: float) -> Float[Array, " b"]:
     """The norm of a gradient; for a composition that of all its parts' entries together."""
     leaves = jax.tree.leaves(gradient)
     if len(leaves) == 1:
@@ -105,7 +105,6 @@ def penalty_of(
     perturbation: Perturbation, images: Images, norm: norms.Norm, power: float, scale: Any
 ) -> Callable[[Images], Float[Array, " b"]]:
     """The function ``image gradient -> ‖scale * pullback‖^power`` at these images, for `norm_of_gradient`."""
-    images = jax.lax.stop_gradient(images)
 
     def penalty(gradient: Images) -> Float[Array, " b"]:
         pulled = perturbations.pullback(perturbation, images, gradient)
@@ -114,7 +113,7 @@ def penalty_of(
             scaled = jax.tree.map(lambda g: g * jnp.asarray(scale, g.dtype), pulled)
         else:
             scaled = tuple(g * jnp.asarray(s, g.dtype) for g, s in zip(pulled, scales, strict=True))
-        return _tree_norm(scaled, norm, power)
+        return tree_norm(scaled, norm, power)
 
     return penalty
 

@@ -43,7 +43,8 @@ def dlr(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array, "
 
 def kl_divergence(logits: Float[Array, "b k"], reference_logits: Float[Array, "b k"]) -> Float[Array, " b"]:
     """``KL(softmax(reference) ‖ softmax(logits))``, as in TRADES (Zhang et al. 2019)."""
-    return optax.kl_divergence(jax.nn.log_softmax(logits), jax.nn.softmax(reference_logits))
+    # Of log targets: where a probability underflows to 0, p log p has the gradient NaN.
+    return optax.losses.kl_divergence_with_log_targets(jax.nn.log_softmax(logits), jax.nn.log_softmax(reference_logits))
 
 
 def misclassified(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Bool[Array, " b"]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -58,6 +59,21 @@ def decayed(params: Any) -> Any:
         norm = "scale" in params
         return {k: jax.tree.map(lambda _: False, v) if norm else decayed(v) for k, v in params.items()}
     return True
+
+
+def perturbed_weights(params: Any, gradient: Any, size: float) -> Any:
+    """``w + size ‖w‖ g / ‖g‖`` of every kernel: adversarial weight perturbation (Wu et al. 2020, eq. 10).
+
+    Biases and BatchNorm parameters stay.
+    """
+
+    def one(w: jax.Array, g: jax.Array) -> jax.Array:
+        if w.ndim < 2:
+            return w
+        length = optax.safe_norm(g, 0.0)
+        return w + size * optax.safe_norm(w, 0.0) * g / jnp.where(length > 0, length, 1)
+
+    return jax.tree.map(one, params, gradient)
 
 
 def make_optimizer(

@@ -61,6 +61,12 @@ def pullback(perturbation: Perturbation, images: Images, gradient: Images) -> De
     return jax.vjp(partial(perturbation.apply, images), perturbation.zeros(images))[1](gradient)[0]
 
 
+def inner(one: Delta, other: Delta) -> Float[Array, " b"]:
+    """``<one, other>`` of two δ, or of a δ and a gradient in δ, per example; over all parts of a composition."""
+    products = jax.tree.map(lambda a, b: (a * b).reshape(len(a), -1).sum(-1), one, other)
+    return jnp.stack(jax.tree.leaves(products)).sum(0)
+
+
 def _flow_pullback(images: Images, gradient: Images, difference: str) -> Array:
     down, across = differences(images, difference)
     return jnp.stack([(gradient * down).sum(-1), (gradient * across).sum(-1)], -1)

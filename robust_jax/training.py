@@ -18,7 +18,8 @@ from ml_collections import ConfigDict
 
 from robust_jax import augment, checkpoints, data, evaluation, experiment, models, optimizers, parallel
 from robust_jax.config import complete
-from robust_jax.objectives import Model, Objective, make_objective
+from robust_jax.objectives import Objective, make_objective
+from robust_jax.points import Model
 from robust_jax.robustness import robustness
 from robust_jax.training_log import TrainingLog
 
@@ -38,6 +39,7 @@ class TrainState(flax.struct.PyTreeNode):
       batch_stats: running statistics of BatchNorm, averaged over devices; {} without.
       opt_state: optax's.
       ema: averages of params and batch_stats, in a dict of these two; {} without.
+      memory: what points remember from step to step; {} without.
       best: the best validation accuracy so far, -1 before the first.
       failed_step: the first step whose loss or gradient was not finite, -1 for none; its update was skipped.
       failed_term: the index of the first term that was not finite there, or the number of terms for the gradient.
@@ -48,12 +50,15 @@ class TrainState(flax.struct.PyTreeNode):
     batch_stats: Any
     opt_state: Any
     ema: Any
+    memory: Any
     best: jax.Array
     failed_step: jax.Array
     failed_term: jax.Array
 
 
-def init_state(variables: Mapping[str, Any], optimizer: optax.GradientTransformation, ema: float) -> TrainState:
+def init_state(
+    variables: Mapping[str, Any], optimizer: optax.GradientTransformation, ema: float, memory: Mapping[str, Any] = {}
+) -> TrainState:
     """The state before the first step."""
     params = variables["params"]
     return TrainState(
@@ -62,6 +67,7 @@ def init_state(variables: Mapping[str, Any], optimizer: optax.GradientTransforma
         batch_stats=variables.get("batch_stats", {}),
         opt_state=optimizer.init(params),
         ema={"params": params, "batch_stats": variables.get("batch_stats", {})} if ema else {},
+        memory=dict(memory),
         best=jnp.float32(-1),
         failed_step=jnp.int32(-1),
         failed_term=jnp.int32(-1),
@@ -76,6 +82,8 @@ def make_train_step(
     seed: int,
     augmentation: Mapping[str, Any],
     ema: float = 0.0,
+    adversarial_weights: float = 0.0,
+    steps_per_epoch: float = 1.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """One step ``(state, batch) -> (state, metrics)``, to be mapped by `parallel.pmap`.
 
@@ -90,19 +98,26 @@ def make_train_step(
         dropout = jax.random.fold_in(jax.random.fold_in(key, 2**32 - 1), jax.lax.axis_index(parallel.AXIS))
         images = augment.augment(data.to_float(batch["image"]), augment_keys, **augmentation)
 
-        def loss(params: Any) -> tuple[jax.Array, Any]:
+        def seen(params: Any) -> Model:
             variables = {"params": params, "batch_stats": state.batch_stats}
 
-            def run(variables: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+            def run(x: jax.Array) -> tuple[jax.Array, Any]:
                 logits, new = model.apply(variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": dropout})
                 return logits, new.get("batch_stats", {})
 
-            # Attacks look for points, which are constants of the step: no gradient of theirs reaches the weights.
-            fixed = jax.lax.stop_gradient(variables)
-            seen = Model(partial(run, variables), models.bind(model, fixed), lambda x: run(fixed, x)[0])
-            return objective(seen, images, batch["label"], point_keys)
+            return Model(run, models.bind(model, variables), parallel.mean)
 
-        (total, outcome), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        epoch = state.step / steps_per_epoch
+        found = objective.find(seen(state.params), images, batch["label"], point_keys, state.memory, state.step, epoch)
+
+        def loss(params: Any) -> tuple[jax.Array, Any]:
+            return objective.loss(seen(params), found, batch["label"], epoch)
+
+        params = state.params
+        if adversarial_weights:
+            uphill = parallel.mean(jax.grad(loss, has_aux=True)(params)[0])
+            params = optimizers.perturbed_weights(params, uphill, adversarial_weights)
+        (total, outcome), grads = jax.value_and_grad(loss, has_aux=True)(params)
         total, grads, terms, accuracy, batch_stats = parallel.mean(
             (total, grads, outcome.terms, outcome.accuracy, outcome.state)
         )
@@ -120,6 +135,7 @@ def make_train_step(
             batch_stats=batch_stats,
             opt_state=opt_state,
             ema=optax.incremental_update(averaged, state.ema, 1 - decay),
+            memory={name: found[name].memory for name in state.memory},
         )
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
         first_failure = ~finite & (state.failed_step < 0)
@@ -165,17 +181,19 @@ def _train(config: ConfigDict, workdir: Path) -> TrainState:
     steps_per_epoch = len(dataset.train) / config.batch_size
     total_steps = max(round(config.epochs * steps_per_epoch), 1)
     schedule = optimizers.make_schedule(**config.schedule, epochs=config.epochs, steps_per_epoch=steps_per_epoch)
-    ema = config.optimizer.ema
-    settings = {k: v for k, v in config.optimizer.items() if k != "ema"}
+    of_step = {name: config.optimizer[name] for name in ("ema", "adversarial_weights")}
+    settings = {k: v for k, v in config.optimizer.items() if k not in of_step}
     optimizer = optimizers.make_optimizer(schedule, **settings)
+    objective = make_objective(config.points.to_dict(), config.terms.to_dict())
     step_fn = parallel.pmap(
         make_train_step(
-            model, make_objective(config.points, config.terms), optimizer,
-            seed=config.seed, augmentation=dict(config.data.augment), ema=ema,
+            model, objective, optimizer, seed=config.seed, augmentation=dict(config.data.augment),
+            steps_per_epoch=steps_per_epoch, **of_step,
         )
     )  # fmt: skip
     variables = experiment.init_variables(model, dataset.image_shape, config.seed)
-    state = jax.device_get(init_state(variables, optimizer, ema))
+    memory = objective.remember(partial(data.first_examples, dataset.train))
+    state = jax.device_get(init_state(variables, optimizer, config.optimizer.ema, memory))
     experiment.claim(config, workdir)
 
     every = max(round(config.eval_every_epochs * steps_per_epoch), 1)

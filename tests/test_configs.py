@@ -10,7 +10,8 @@ import pytest
 
 from robust_jax import cli, experiment, optimizers
 from robust_jax.config import complete
-from robust_jax.objectives import Model, make_objective
+from robust_jax.objectives import make_objective
+from robust_jax.points import Model
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 FILES = sorted(p.name for p in FOLDER.glob("*.py") if p.name != "__init__.py")
@@ -42,12 +43,13 @@ def test_config(name):
             return logits, new.get("batch_stats", {})
 
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(4))
-        seen = Model(train, lambda x: model.apply(variables, x, train=False), lambda x: train(x)[0])
-        return make_objective(config.points, config.terms)(seen, images, jnp.zeros(4, int), keys)
+        seen = Model(train, lambda x: model.apply(variables, x, train=False))
+        return make_objective(config.points.to_dict(), config.terms.to_dict())(seen, images, jnp.zeros(4, int), keys)
 
     total, outcome = jax.eval_shape(run, variables, images)
     assert total.shape == () and total.dtype == jnp.float32 and set(outcome.terms) == set(config.terms)
 
     schedule = optimizers.make_schedule(**config.schedule, epochs=config.epochs, steps_per_epoch=100)
-    optimizer = optimizers.make_optimizer(schedule, **{k: v for k, v in config.optimizer.items() if k != "ema"})
+    of_optax = {k: v for k, v in config.optimizer.items() if k not in ("ema", "adversarial_weights")}
+    optimizer = optimizers.make_optimizer(schedule, **of_optax)
     jax.eval_shape(optimizer.init, variables["params"])

@@ -11,8 +11,9 @@ import optax
 import pytest
 
 import robust_jax as rj
-from robust_jax import objectives
-from robust_jax.objectives import Model, make_objective
+from robust_jax import points as at_points
+from robust_jax.objectives import make_objective
+from robust_jax.points import Model
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -31,8 +32,7 @@ def logits_of(theta, images):
 
 
 def model_of(theta):
-    logits_fn = lambda x: logits_of(theta, x)  # noqa: E731
-    return Model(train=lambda x: (logits_fn(x), {"seen": x.mean()}), eval=logits_fn, frozen_train=logits_fn)
+    return Model(train=lambda x: (logits_of(theta, x), {"seen": x.mean()}), eval=lambda x: logits_of(theta, x))
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_the_gradient_of_an_objective_is_the_weighted_sum_of_its_terms(batch):
 def test_terms_share_one_attack_and_one_pass_and_unused_points_cost_nothing(batch, monkeypatch):
     calls = {"pgd": 0, "train": 0}
     monkeypatch.setattr(
-        objectives, "pgd", lambda *a, f=rj.attacks.pgd, **k: (calls.update(pgd=calls["pgd"] + 1), f(*a, **k))[1]
+        at_points, "pgd", lambda *a, f=rj.attacks.pgd, **k: (calls.update(pgd=calls["pgd"] + 1), f(*a, **k))[1]
     )
     images, labels, keys = batch
     theta = parameters()
@@ -202,7 +202,7 @@ def test_a_random_point_is_a_constant_too(batch):
 def test_a_composed_threat_model_as_attack_point(batch):
     images, labels, keys = batch
     model, composed = model_of(parameters()), dict(perturbation=("flow", "additive"), norm="linf", steps=3)
-    attacked = jax.jit(lambda *radii: objectives.attack(model, images, labels, keys, **composed, radius=radii))
+    attacked = jax.jit(lambda *radii: at_points.attack(model, images, labels, keys, **composed, radius=radii).images)
     loss = loss_of(parameters(), labels)
     at, flow_alone = attacked(0.3, 0.05), attacked(0.3, 0.0)
     assert float(loss(at).mean()) > float(loss(flow_alone).mean()) > float(loss(images).mean())
@@ -214,12 +214,11 @@ def test_the_batch_norm_mode_of_the_inner_maximisation(mode, batch):
     images, labels, keys = batch
     theta, used = parameters(), []
     model = Model(
-        train=lambda x: (used.append("live"), (logits_of(theta, x), {}))[1],
+        train=lambda x: (used.append("train"), (logits_of(theta, x), {}))[1],
         eval=lambda x: (used.append("eval"), logits_of(theta, x))[1],
-        frozen_train=lambda x: (used.append("train"), logits_of(theta, x))[1],
     )
     at = dict(perturbation="additive", radius=0.1, steps=1, batch_norm=mode)
-    jax.eval_shape(lambda x: objectives.attack(model, x, labels, keys, **at), images)
+    jax.eval_shape(lambda x: at_points.attack(model, x, labels, keys, **at), images)
     assert set(used) == {mode}
 
 
@@ -228,7 +227,9 @@ def test_random_points_have_the_stated_distribution_and_depend_on_nothing_but_th
     ramp = jnp.tile(jnp.arange(9.0)[None, None, :, None] / 100, (count, 9, 1, 1))  # 0.01 a pixel along x
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(count))
     model, labels = model_of(parameters()), jnp.zeros(count, int)
-    make = jax.jit(lambda x, k: objectives.random(model, x, labels[: len(x)], k, perturbation="flow", sigma=sigma))
+    make = jax.jit(
+        lambda x, k: at_points.random(model, x, labels[: len(x)], k, perturbation="flow", sigma=sigma).images
+    )
     moved = np.asarray(make(ramp, keys) - ramp)[:, :, 2:-2, 0] * 100  # dx in pixels, away from the border
     n = moved.size
     assert abs(moved.mean()) < 5 * sigma / n**0.5
@@ -239,7 +240,7 @@ def test_random_points_have_the_stated_distribution_and_depend_on_nothing_but_th
     assert len({m.tobytes() for m in moved}) == count
 
     options = dict(perturbation=("additive", "flow"), sigma=(0.01, 0))
-    parts = jax.jit(lambda x, k: objectives.random(model, x, labels[:9], k, **options))(ramp[:9], keys[:9])
+    parts = jax.jit(lambda x, k: at_points.random(model, x, labels[:9], k, **options).images)(ramp[:9], keys[:9])
     noise = np.asarray(parts - ramp[:9])
     assert abs(noise.std() / 0.01 - 1) < 0.15
 
@@ -279,7 +280,7 @@ def test_a_batch_in_halves_means_the_same(batch):
         ({}, {"a": CE | {"wieght": 1}}, r"terms.a .*'wieght'.*'at', 'kind', 'label_smoothing', 'weight'"),
         ({}, {"a": dict(kind="gradient_norm")}, r"lacks \['perturbation'\].*'method', 'norm'"),
         ({}, {"a": CE | {"at": "warped"}}, r"terms.a.at='warped'.*\['clean'\]"),
-        ({"p": dict(kind="noise")}, {"a": CE}, "points.p.kind='noise'.*'attack', 'clean', 'random'"),
+        ({"p": dict(kind="noise")}, {"a": CE}, "points.p.kind='noise'.*'attack', 'clean', 'divergent', .*'random'"),
         ({"p": dict(kind="random", perturbation="flow")}, {"a": CE}, "points.p.*lacks.*sigma"),
         ({"p": dict(kind="attack", perturbation="flow", radius=1, steps=2.5)}, {"a": CE}, "points.p.steps=2.5.*int"),
     ],

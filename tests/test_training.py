@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from robust_jax import checkpoints, data, experiment, models, objectives, optimizers, parallel, training
+from robust_jax import checkpoints, data, experiment, models, optimizers, parallel, terms, training
 from robust_jax.config import base
 from robust_jax.objectives import make_objective
 from robust_jax.training import NonFiniteLossError, init_state, make_train_step, train
@@ -188,7 +188,9 @@ def steps_of(c, count, **options):
     dataset = experiment.load_dataset(c)
     model = experiment.create_model(c, 10)
     schedule = optimizers.make_schedule(**c.schedule, epochs=3.0, steps_per_epoch=4.0)
-    optimizer = optimizers.make_optimizer(schedule, **{k: v for k, v in c.optimizer.items() if k != "ema"})
+    optimizer = optimizers.make_optimizer(
+        schedule, **{k: v for k, v in c.optimizer.items() if k not in ("ema", "adversarial_weights")}
+    )
     step = parallel.pmap(
         make_train_step(model, make_objective({}, c.terms), optimizer, seed=0, augmentation={}, ema=c.optimizer.ema)
     )
@@ -243,7 +245,7 @@ def poison(monkeypatch, at, term):
         return term(here, (here.images.min() == 1))
 
     monkeypatch.setattr(data, "train_batches", batches)
-    monkeypatch.setitem(objectives.TERMS, "poison", poison)
+    monkeypatch.setitem(terms.TERMS, "poison", poison)
 
 
 BAD = {
@@ -270,9 +272,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_term(kind, t
 
 
 def test_the_failing_update_is_skipped_on_the_device(monkeypatch):
-    monkeypatch.setitem(
-        objectives.TERMS, "poison", lambda here: jnp.where(here.images.min() >= 0, jnp.nan, 0) * here.loss
-    )
+    monkeypatch.setitem(terms.TERMS, "poison", lambda here: jnp.where(here.images.min() >= 0, jnp.nan, 0) * here.loss)
     c = config()
     c.terms.bad = dict(kind="poison", weight=1.0)
     before, *later = steps_of(c, 2)

@@ -1,0 +1,133 @@
+"""Projected steepest ascent of any function of the perturbed images: what PGD, local flatness and others share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+from robust_jax import perturbations, threat_models
+from robust_jax.perturbations import Delta, Images, example_keys
+from robust_jax.threat_models import ThreatModel
+
+# (T(x, δ) in the box, δ) -> what to maximise, and where that is a success.
+Score = Callable[[Images, Delta], tuple[Float[Array, " b"], Bool[Array, " b"]]]
+
+KEEP = ("best", "highest_loss", "last")
+
+
+class Ascent(NamedTuple):
+    """Where an ascent ended.
+
+    Attributes:
+      images: ``T(x, δ)``, clipped to [0, 1].
+      delta: inside the ball.
+      value: the score there; -inf where it was NaN.
+      success: as the score said.
+    """
+
+    images: Images
+    delta: Delta
+    value: Float[Array, " b"]
+    success: Bool[Array, " b"]
+
+
+class _Point(NamedTuple):
+    delta: Delta
+    value: Array
+    success: Array
+
+
+def clip_box(images: Images) -> Images:
+    """Images clipped to [0, 1]."""
+    # where, not clip: a pixel exactly on 0 or 1 keeps its full gradient.
+    return jnp.where(images < 0, 0.0, jnp.where(images > 1, 1.0, images))
+
+
+def where(mask: Bool[Array, " b"], a: Any, b: Any) -> Any:
+    """Per-example choice between two pytrees of arrays ``[B, ...]``."""
+    return jax.tree.map(lambda x, y: jnp.where(mask.reshape(-1, *[1] * (x.ndim - 1)), x, y), a, b)
+
+
+def ascend(
+    score: Score, images: Images, threat: ThreatModel, *,
+    key: Key[Array, "..."], steps: int, step_size: Any = None, restarts: int = 1, momentum: float = 0.0,
+    random_start: bool = True, keep: str = "best",
+) -> Ascent:  # fmt: skip
+    """Maximises a score over the ball: ``δ <- Π_ball(δ + step_size * argmax_{‖u‖ <= 1} <∂score/∂δ, u>)``.
+
+    The options are those of `robust_jax.attacks.pgd`, which is this with the loss of a model as score.
+
+    Raises:
+      ValueError: an impossible combination of options.
+    """
+    check_effort("attack", steps, restarts, random_start, keep)
+    space = threat.perturbation
+    keys = example_keys(key, len(images))
+    if step_size is not None and space.parts and not isinstance(step_size, tuple | list):
+        raise ValueError(f"step_size={step_size!r}: {space.name} takes a tuple of {len(space.parts)}, one a part.")
+    size = jax.tree.map(lambda r: 2.5 * r / max(steps, 1), threat.radius) if step_size is None else step_size
+
+    def scored(delta: Delta) -> tuple[Array, _Point]:
+        value, success = score(clip_box(space.apply(images, delta)), delta)
+        return value.sum(), _Point(delta, jnp.nan_to_num(value, nan=-jnp.inf), success)
+
+    def confined(delta: Delta) -> Delta:
+        return delta if space.confine is None else space.confine(images, delta)
+
+    def better(new: _Point, old: _Point) -> _Point:
+        higher = new.value > old.value
+        if keep == "best":
+            higher = (new.success & ~old.success) | ((new.success == old.success) & higher)
+        return where(higher | (keep == "last"), new, old)
+
+    def move(delta: Delta, velocity: Delta, gradient: Delta) -> tuple[Delta, Delta]:
+        direction = gradient = jax.tree.map(jnp.nan_to_num, gradient)
+        if momentum:
+            unit = jax.tree.map(lambda g: g / jnp.maximum(_sum_abs(g), 1e-30), gradient)
+            direction = velocity = jax.tree.map(lambda v, u: momentum * v + u, velocity, unit)
+        # Where the box leaves no room the budget goes elsewhere.
+        free = perturbations.room(space, images, delta, direction)
+        delta = threat_models.move(threat, delta, direction, size, free)
+        return confined(delta), velocity
+
+    def run(restart: Array, best: _Point) -> _Point:
+        delta = space.zeros(images)
+        if random_start:
+            run_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, restart)
+            delta = confined(threat_models.random_delta(threat, run_keys, images))
+
+        def body(_: Array, carry: tuple[Delta, Delta, _Point]) -> tuple[Delta, Delta, _Point]:
+            delta, velocity, best = carry
+            gradient, point = jax.grad(scored, has_aux=True)(delta)
+            return *move(delta, velocity, gradient), better(point, best)
+
+        delta, _, best = jax.lax.fori_loop(0, steps, body, (delta, space.zeros(images), best))
+        return better(scored(delta)[1], best)
+
+    zeros = space.zeros(images)
+    if keep == "best":
+        best = scored(zeros)[1]
+    else:
+        best = _Point(zeros, jnp.full(len(images), -jnp.inf), jnp.zeros(len(images), bool))
+    best = jax.lax.fori_loop(0, restarts, run, best)
+    return Ascent(clip_box(space.apply(images, best.delta)), *best)
+
+
+def _sum_abs(x: Array) -> Array:
+    return jnp.abs(x).sum(tuple(range(1, x.ndim)), keepdims=True)
+
+
+def check_effort(path: str, steps: int, restarts: int, random_start: bool, keep: str) -> None:
+    """Raises ValueError, starting with ``path``, for settings that cannot be or make no sense together."""
+    if keep not in KEEP:
+        raise ValueError(f"{path}: keep={keep!r} is unknown: choose one of {list(KEEP)}.")
+    if steps < 1 or restarts < 1:
+        raise ValueError(f"{path}: steps={steps}, restarts={restarts}, but both must be at least 1.")
+    if restarts > 1 and not random_start:
+        raise ValueError(f"{path}: restarts={restarts} repeat the same run without random_start: set restarts=1.")
+    if restarts > 1 and keep == "last":
+        raise ValueError(f"{path}: restarts={restarts} with keep='last' keep the last restart alone: use 'best'.")

@@ -1,0 +1,77 @@
+"""Local flatness: the largest gradient norm in a neighbourhood (Xu, Li, Jiang & Xia 2020)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+from robust_jax import gradients, norms
+from robust_jax.attacks.ascent import Ascent, ascend
+from robust_jax.gradients import LossFn
+from robust_jax.perturbations import Delta, Images
+from robust_jax.threat_models import ThreatModel
+
+
+def roughest(
+    loss_fn: LossFn, images: Images, threat: ThreatModel, *,
+    norm: Any = None, key: Key[Array, "..."], steps: int = 40, step_size: Any = None, restarts: int = 1,
+    random_start: bool = True,
+) -> Ascent:  # fmt: skip
+    """``argmax_{δ in ball} ‖g(T(x, δ))‖``, g being the gradient in a fresh δ at 0, by ascent on the norm itself.
+
+    The ascent's gradient is the exact second derivative. The best iterate is kept, δ = 0 among them where
+    ``random_start`` is false, and clipped to [0, 1] as attacks are; ``value`` is the norm there. Options as of
+    `robust_jax.attacks.pgd`; ``norm`` is the gradient's, by default the dual of the threat model's.
+    """
+    chosen = _gradient_norm_of(threat, norm)
+
+    def score(perturbed: Images, _: Delta) -> tuple[Float[Array, " b"], Bool[Array, " b"]]:
+        gradient = jax.grad(lambda x: loss_fn(x).sum())(perturbed)
+        value = gradients.penalty_of(threat.perturbation, perturbed, chosen, 1, 1.0)(gradient)
+        return value, jnp.zeros(len(images), bool)
+
+    return ascend(
+        score, images, threat, key=key, steps=steps, step_size=step_size, restarts=restarts,
+        random_start=random_start, keep="highest_loss",
+    )  # fmt: skip
+
+
+def local_flatness(
+    loss_fn: LossFn, images: Images, threat: ThreatModel, norm: Any = None, *,
+    key: Key[Array, "..."], steps: int = 40, step_size: Any = 0.01, **options: Any,
+) -> Float[Array, " b"]:  # fmt: skip
+    """``max_{δ in ball} ‖∂/∂δ' ℓ(T(T(x, δ), δ'))‖`` at δ' = 0, ``[B]``: LFR's penalty for any space and norm.
+
+    The roughest point is found by `roughest` and is a constant; the norm there is differentiable in what ``loss_fn``
+    closes over. For additive linf of radius ε and the default norm it is ``max ‖∇ℓ(x')‖₁`` over ``‖x' - x‖∞ <= ε``
+    (Xu et al. 2020, eq. 6); with radius 0 the L1 norm of the gradient at x.
+
+    Args:
+      loss_fn: ``images -> [B]``, one loss an image.
+      images: ``[B, H, W, C]`` in [0, 1].
+      threat: the neighbourhood. Its radius does not scale the gradient.
+      norm: of the gradient; by default the dual of the threat model's norm.
+      key: one key, or one an image.
+      steps: of the ascent.
+      step_size: in units of δ.
+      **options: restarts, random_start, and those of `robust_jax.value_and_gradient_norm` but for power.
+
+    Raises:
+      ValueError: a composition whose parts have different norms, without ``norm``.
+    """
+    search = {name: options.pop(name) for name in ("restarts", "random_start") if name in options}
+    found = roughest(loss_fn, images, threat, norm=norm, key=key, steps=steps, step_size=step_size, **search)
+    at = jax.lax.stop_gradient(found.images)
+    return gradients.gradient_norm(loss_fn, at, threat.perturbation, _gradient_norm_of(threat, norm), 1, **options)
+
+
+def _gradient_norm_of(threat: ThreatModel, norm: Any) -> norms.Norm:
+    if norm is not None:
+        return norm
+    own = set(threat.norm) if threat.perturbation.parts else {threat.norm}
+    if len(own) > 1:
+        raise ValueError(f"norm=None: the parts' norms differ ({threat.norm}), so say which norm of the gradient.")
+    return norms.dual(own.pop())
