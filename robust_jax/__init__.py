@@ -11,6 +11,7 @@ One idea: a perturbation space, that can be penalised, attacked and trained at.
 
 from robust_jax import attacks, losses, models, norms, perturbations
 from robust_jax.evaluation import evaluate
+from robust_jax.flatness import local_flatness
 from robust_jax.gradients import first_order_gain, gradient_norm, steepest, value_and_gradient_norm
 from robust_jax.models import bind
 from robust_jax.norms import dual
@@ -31,6 +32,7 @@ __all__ = [
     "evaluate",
     "first_order_gain",
     "gradient_norm",
+    "local_flatness",
     "losses",
     "models",
     "normalized_to_pixels",

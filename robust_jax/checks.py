@@ -85,5 +85,7 @@ def check_options(
     for name, parameter in options.items():
         expected, value = _TYPES.get(str(parameter.annotation)), entry.get(name)
         wrong_bool = isinstance(value, bool) and expected is not bool
+        if isinstance(value, Mapping):  # a schedule
+            continue
         if expected and name in entry and (wrong_bool or not isinstance(value, expected)):
             raise ValueError(f"{path}.{name}={value!r} is of type {type(value).__name__}, not {parameter.annotation}.")
