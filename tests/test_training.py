@@ -183,7 +183,7 @@ def test_selection_under_attack_measures_that_attack(tmp_path):
     assert report["clean"]["accuracy"] == pytest.approx(best["validation/clean"])
 
 
-def steps_of(c, count, **options):
+def steps_of(c, count):
     """The states of some steps, taken by hand."""
     dataset = experiment.load_dataset(c)
     model = experiment.create_model(c, 10)
@@ -192,7 +192,15 @@ def steps_of(c, count, **options):
         schedule, **{k: v for k, v in c.optimizer.items() if k not in ("ema", "adversarial_weights")}
     )
     step = parallel.pmap(
-        make_train_step(model, make_objective({}, c.terms), optimizer, seed=0, augmentation={}, ema=c.optimizer.ema)
+        make_train_step(
+            model,
+            make_objective({}, c.terms),
+            optimizer,
+            seed=0,
+            augmentation={},
+            ema=c.optimizer.ema,
+            adversarial_weights=c.optimizer.adversarial_weights,
+        )  # fmt: skip
     )
     state = jax.device_get(init_state(experiment.init_variables(model, (8, 8, 1), 0), optimizer, c.optimizer.ema))
     states, batches = [state], data.train_batches(dataset.train, 16, 0)
@@ -231,6 +239,49 @@ def test_a_step_is_the_optimisers_step_along_the_gradient_of_the_mean_loss():
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)  # noqa: E731
     jax.tree.map(close, after.params, jax.tree.map(lambda p, g: p - 0.2 * (g + 0.1 * p), before.params, gradient))
     jax.tree.map(close, after.batch_stats, statistics)
+
+
+def test_adversarial_weights_step_along_the_gradient_uphill():
+    before, after = steps_of(config(optimizer__adversarial_weights=0.1), 1)
+    dataset, model = experiment.load_dataset(config()), experiment.create_model(config(), 10)
+    batch = next(data.train_batches(dataset.train, 16, 0))
+    images, labels = data.to_float(batch["image"]), batch["label"]
+
+    def loss(params):
+        variables = {"params": params, "batch_stats": before.batch_stats}
+        logits, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        return -jax.nn.log_softmax(logits)[jnp.arange(16), labels].mean()
+
+    gradient = jax.jit(jax.grad(loss))
+    uphill = gradient(before.params)
+
+    def moved(w, g):
+        return w + 0.1 * np.linalg.norm(w) * g / np.linalg.norm(g) if w.ndim > 1 else w
+
+    there = jax.tree.map(moved, before.params, uphill)
+    assert loss(there) > loss(before.params) + 0.01
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)  # noqa: E731
+    jax.tree.map(close, after.params, jax.tree.map(lambda p, g: p - 0.2 * g, before.params, gradient(there)))
+
+
+def test_what_a_point_remembers_is_carried_saved_and_resumed(tmp_path, monkeypatch):
+    universal = dict(kind="universal", perturbation="additive", radius=0.1, step_size=0.02)
+    changes = dict(points__all=universal, terms__ce=dict(kind="cross_entropy", at="all"))
+    whole = train(config(**changes), tmp_path / "whole")
+    assert whole.memory["all"].shape == (1, 8, 8, 1)
+    assert 0.05 < np.abs(whole.memory["all"]).max() <= 0.1 * 1.0001
+    make = data.train_batches
+
+    def batches(source, batch_size, seed, start, *rest):
+        for i, batch in enumerate(make(source, batch_size, seed, start, *rest), start + 1):
+            if i == 7:
+                raise Killed
+            yield batch
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(data, "train_batches", batches)
+        train(config(**changes), tmp_path / "cut")
+    same(train(config(**changes), tmp_path / "cut"), whole)
 
 
 def poison(monkeypatch, at, term):
