@@ -81,6 +81,7 @@ def base(dataset: str = "digits", model: str = "digits_cnn") -> ConfigDict:
                 "weight_decay": 0.0,
                 "decay_batch_norm": True,
                 "clip_norm": 0.0,
+                "max_norm": 0.0,  # the largest norm of a unit's incoming weights; 0: any
                 "ema": 0.0,  # decay of an average of the weights, used to evaluate; 0: none
             },
             "schedule": {
