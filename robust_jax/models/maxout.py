@@ -10,6 +10,9 @@ there, by 1.9365 in most layers. They differ from the paper's in that
 - dropout divides what it keeps by the share that it keeps, in the images too, where the paper's does not;
 - images are normalised by `mean` and `std`, where the paper's CIFAR-10 images have their contrast
   normalised and are ZCA-whitened.
+
+Weights start uniform in +-`irange`, 0.005 as there. Such small ones hold the convolutional networks on a
+plateau for thousands of steps; a run of few epochs may want a larger `irange`, such as 0.02.
 """
 
 from __future__ import annotations
@@ -30,9 +33,9 @@ def maxout(x: Float[Array, "*b pieces_units"], pieces: int) -> Float[Array, "*b 
     return x.reshape(*x.shape[:-1], pieces, -1).max(-2)
 
 
-def irange(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
-    """Uniform in +-0.005, pylearn2's `irange` of all layers here."""
-    return jax.random.uniform(key, shape, dtype, -0.005, 0.005)
+def uniform(irange: float) -> nn.initializers.Initializer:
+    """Uniform in +-irange; flax's own `uniform` is of [0, scale)."""
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -irange, irange)
 
 
 class MaxoutMLP(nn.Module):
@@ -50,16 +53,18 @@ class MaxoutMLP(nn.Module):
     pieces: int = 5
     input_dropout: float = 0.2
     dropout: float = 0.5
+    irange: float = 0.005
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b classes"]:
         layers.check_images(images, "maxout_mlp", least=1)
+        init = uniform(self.irange)
         x = layers.normalize(images, self.mean, self.std, self.dtype)
         x = nn.Dropout(self.input_dropout, deterministic=not train)(x.reshape(len(x), -1))
         for units in self.hidden:
-            x = maxout(nn.Dense(self.pieces * units, dtype=self.dtype, kernel_init=irange)(x), self.pieces)
+            x = maxout(nn.Dense(self.pieces * units, dtype=self.dtype, kernel_init=init)(x), self.pieces)
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.num_classes, dtype=layers.logits_dtype(self.dtype), kernel_init=irange)(x)
+        return nn.Dense(self.num_classes, dtype=layers.logits_dtype(self.dtype), kernel_init=init)(x)
 
 
 class ConvMaxout(NamedTuple):
@@ -84,6 +89,7 @@ class _Convolutions(nn.Module):
     conv_general_dilated: Callable
     input_dropout: float
     dropout: float
+    irange: float
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b features"]:
@@ -94,7 +100,7 @@ class _Convolutions(nn.Module):
                 (layer.kernel, layer.kernel),
                 padding=layer.padding,
                 dtype=self.dtype,
-                kernel_init=irange,
+                kernel_init=uniform(self.irange),
                 conv_general_dilated=self.conv_general_dilated,
             )(x)
             x = layers.max_pool(maxout(x, layer.pieces), layer.pool, 2, cover=True)
@@ -116,13 +122,18 @@ class MaxoutCNN(nn.Module):
     conv_general_dilated: Callable = layers.conv_general_dilated
     input_dropout: float = 0.2
     dropout: float = 0.5
+    irange: float = 0.005
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b classes"]:
         layers.check_images(images, "maxout_cnn", least=18)
+        init = uniform(self.irange)
         x = layers.normalize(images, self.mean, self.std, self.dtype)
-        x = _Convolutions(MNIST, self.dtype, self.conv_general_dilated, self.input_dropout, self.dropout)(x, train)
-        return nn.Dense(self.num_classes, dtype=layers.logits_dtype(self.dtype), kernel_init=irange)(x)
+        convolutions = _Convolutions(
+            MNIST, self.dtype, self.conv_general_dilated, self.input_dropout, self.dropout, self.irange
+        )
+        x = convolutions(x, train)
+        return nn.Dense(self.num_classes, dtype=layers.logits_dtype(self.dtype), kernel_init=init)(x)
 
 
 class MaxoutCIFAR(nn.Module):
@@ -139,12 +150,17 @@ class MaxoutCIFAR(nn.Module):
     conv_general_dilated: Callable = layers.conv_general_dilated
     input_dropout: float = 0.2
     dropout: float = 0.5
+    irange: float = 0.005
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b classes"]:
         layers.check_images(images, "maxout_cifar", least=10)
+        init = uniform(self.irange)
         x = layers.normalize(images, self.mean, self.std, self.dtype)
-        x = _Convolutions(CIFAR, self.dtype, self.conv_general_dilated, self.input_dropout, self.dropout)(x, train)
-        x = maxout(nn.Dense(5 * 500, dtype=self.dtype, kernel_init=irange)(x), 5)
+        convolutions = _Convolutions(
+            CIFAR, self.dtype, self.conv_general_dilated, self.input_dropout, self.dropout, self.irange
+        )
+        x = convolutions(x, train)
+        x = maxout(nn.Dense(5 * 500, dtype=self.dtype, kernel_init=init)(x), 5)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.num_classes, dtype=layers.logits_dtype(self.dtype), kernel_init=irange)(x)
+        return nn.Dense(self.num_classes, dtype=layers.logits_dtype(self.dtype), kernel_init=init)(x)
