@@ -11,8 +11,8 @@ there, by 1.9365 in most layers. They differ from the paper's in that
 - images are normalised by `mean` and `std`, where the paper's CIFAR-10 images have their contrast
   normalised and are ZCA-whitened.
 
-Weights start uniform in +-`irange`, 0.005 as there. Such small ones hold the convolutional networks on a
-plateau for thousands of steps; a run of few epochs may want a larger `irange`, such as 0.02.
+Weights start uniform in +-`irange`, 0.005 as there. From such small ones the convolutional networks leave
+the uniform prediction slowly; a run of few epochs may want a larger `irange`.
 """
 
 from __future__ import annotations

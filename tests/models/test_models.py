@@ -85,10 +85,10 @@ def test_every_model_is_covered():
 
 @pytest.mark.parametrize("name", [name for name in IMAGES if not name.startswith(("vgg", "wrn_28", "wrn_34"))])
 def test_every_model_but_vgg_takes_28_and_32_pixels(name):
-    model = models.create(name, num_classes=7)
+    model = models.create(name, num_classes=7, dtype="bfloat16")
     for shape in ((1, 28, 28, 1), (1, 32, 32, 3)):
         logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.zeros(shape))
-        assert logits.shape == (1, 7)
+        assert logits.shape == (1, 7) and logits.dtype == jnp.float32
 
 
 @pytest.mark.parametrize("name", ["small_cnn", "vgg11", "mlp", "resnet20", "wrn_16_4", "preact_resnet18"])
