@@ -83,6 +83,7 @@ def base(dataset: str = "digits", model: str = "digits_cnn") -> ConfigDict:
                 "weight_decay": 0.0,
                 "decay_batch_norm": True,
                 "clip_norm": 0.0,
+                "max_norm": 0.0,  # the largest norm of a unit's incoming weights; 0: any
                 # The weights' gradient is taken after a step of so much of each layer's norm uphill (AWP); 0: at them.
                 "adversarial_weights": 0.0,
                 "ema": 0.0,  # decay of an average of weights and BatchNorm statistics, used to evaluate; 0: none

@@ -76,28 +76,55 @@ def perturbed_weights(params: Any, gradient: Any, size: float) -> Any:
     return jax.tree.map(one, params, gradient)
 
 
+def bound_unit_norms(limit: float) -> optax.GradientTransformation:
+    """Keeps ``norm(w_u) <= limit`` for the incoming weights ``w_u`` of every unit; last in a chain.
+
+    The weights of a unit are ``kernel[..., u]`` of a kernel of two axes or more; those that an update would take
+    beyond the limit are projected onto it, ``w_u <- limit w_u / norm(w_u)`` (Srivastava et al. 2014, section 5.1).
+    The first update projects weights that start beyond. Biases and BatchNorm's parameters are left alone.
+
+    Raises:
+      ValueError: a limit that is not above 0.
+    """
+    if not limit > 0:
+        raise ValueError(f"optimizer.max_norm={limit}: a bound of norms must be above 0 (0 itself: none).")
+
+    def project(update, param):
+        if update.ndim < 2:
+            return update
+        weights = param + update
+        norms = jnp.linalg.norm(weights.reshape(-1, weights.shape[-1]), axis=0)
+        # Updates within the limit stay as they are, to the last bit.
+        return jnp.where(norms > limit, weights * (limit / norms) - param, update)
+
+    return optax.stateless_with_tree_map(project)
+
+
 def make_optimizer(
     schedule: optax.Schedule, *, name: str, momentum: float, nesterov: bool, weight_decay: float,
-    decay_batch_norm: bool, clip_norm: float,
+    decay_batch_norm: bool, clip_norm: float, max_norm: float = 0.0,
 ) -> optax.GradientTransformation:  # fmt: skip
     """SGD with momentum, Adam or AdamW.
 
     Weight decay is coupled, ``g + weight_decay * θ`` before momentum or Adam's moments, as in torch.optim.SGD;
     "adamw" decouples it (Loshchilov & Hutter 2019). ``clip_norm`` > 0 clips the global gradient norm first.
+    ``max_norm`` > 0 bounds the norm of every unit's incoming weights last (`bound_unit_norms`).
 
     Raises:
-      ValueError: an unknown name.
+      ValueError: an unknown name, or a negative ``max_norm``.
     """
     if name not in OPTIMIZERS:
         raise ValueError(f"optimizer.name={name!r} is unknown: choose one of {list(OPTIMIZERS)}.")
     mask = None if decay_batch_norm else decayed
     parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
-    if name == "adamw":
-        return optax.chain(*parts, optax.adamw(schedule, weight_decay=weight_decay, mask=mask))
-    if weight_decay:
+    if weight_decay and name != "adamw":
         parts.append(optax.add_decayed_weights(weight_decay, mask))
-    if name == "adam":
+    if name == "adamw":
+        parts.append(optax.adamw(schedule, weight_decay=weight_decay, mask=mask))
+    elif name == "adam":
         parts.append(optax.adam(schedule))
     else:
         parts.append(optax.sgd(schedule, momentum or None, nesterov=nesterov))
+    if max_norm:
+        parts.append(bound_unit_norms(max_norm))
     return optax.chain(*parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -151,3 +152,54 @@ def test_the_schedule_sets_the_step():
         updates, state = optimizer.update({"w": jnp.float32(1)}, state, params)
         moved.append(float(updates["w"]))
     np.testing.assert_allclose(moved, [-0.1, -0.01, -0.01], rtol=1e-5)
+
+
+KERNELS = {
+    "Conv_0": {"kernel": jnp.ones((3, 3, 2, 4)) * jnp.array([0.01, 0.1, 1.0, 10.0]), "bias": jnp.full(4, 9.0)},
+    "BatchNorm_0": {"scale": jnp.full(4, 9.0), "bias": jnp.full(4, 9.0)},
+    "Dense_0": {"kernel": jnp.array([[3.0, 0.3, 0.0], [4.0, 0.4, 0.0]]), "bias": jnp.full(3, 9.0)},
+}
+
+
+def unit_norms(kernel):
+    return np.sqrt((np.asarray(kernel, np.float64) ** 2).sum(tuple(range(kernel.ndim - 1))))
+
+
+def test_max_norm_projects_units_and_leaves_the_others_alone():
+    zero = jax.tree.map(jnp.zeros_like, KERNELS)
+    after = run([zero], params=KERNELS, max_norm=2.0)
+    conv, dense = after["Conv_0"]["kernel"], after["Dense_0"]["kernel"]
+    np.testing.assert_allclose(unit_norms(conv), np.minimum(unit_norms(KERNELS["Conv_0"]["kernel"]), 2.0), rtol=1e-6)
+    np.testing.assert_allclose(dense, [[1.2, 0.3, 0.0], [1.6, 0.4, 0.0]], rtol=1e-6)
+    np.testing.assert_array_equal(conv[..., :2], KERNELS["Conv_0"]["kernel"][..., :2])
+    for group, name in (("Conv_0", "bias"), ("BatchNorm_0", "scale"), ("BatchNorm_0", "bias"), ("Dense_0", "bias")):
+        np.testing.assert_array_equal(after[group][name], KERNELS[group][name])
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_max_norm_holds_after_every_step(name):
+    rng = np.random.default_rng(0)
+    gradients = [jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), KERNELS) for _ in range(5)]
+    settings = dict(params=KERNELS, name=name, rate=0.5, weight_decay=1e-3)
+    for steps in range(1, 6):
+        bounded = run(gradients[:steps], max_norm=1.0, **settings)
+        norms = np.concatenate([unit_norms(bounded[group]["kernel"]) for group in ("Conv_0", "Dense_0")])
+        assert norms.max() <= 1 + 1e-6 and (norms > 0.99).any()
+    free, loose = run(gradients, **settings), run(gradients, max_norm=1e3, **settings)
+    for a, b in zip(jax.tree.leaves(free), jax.tree.leaves(loose), strict=True):
+        np.testing.assert_array_equal(a, b)  # far from the bound it changes nothing
+
+
+def test_max_norm_of_one_step_is_the_projection_of_the_free_step():
+    gradient = jax.tree.map(lambda p: jnp.cos(7 * p) + 0.5, KERNELS)
+    free, bounded = run([gradient], params=KERNELS), run([gradient], params=KERNELS, max_norm=0.5)
+    for group in ("Conv_0", "Dense_0"):
+        kernel = np.asarray(free[group]["kernel"])
+        expected = kernel * np.minimum(1, 0.5 / unit_norms(kernel))
+        np.testing.assert_allclose(bounded[group]["kernel"], expected, atol=1e-6)
+        np.testing.assert_array_equal(bounded[group]["bias"], free[group]["bias"])
+
+
+def test_max_norm_errors():
+    with pytest.raises(ValueError, match="max_norm=-1.0.*above 0"):
+        run([], max_norm=-1.0)

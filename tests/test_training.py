@@ -351,6 +351,13 @@ def test_clip_norm_tames_a_huge_gradient(tmp_path):
     assert length == pytest.approx(0.2 * 1e-3, rel=1e-2)
 
 
+def test_max_norm_bounds_every_unit_of_the_trained_network(tmp_path):
+    params = train(config(optimizer__max_norm=0.5, epochs=0.5), tmp_path).params
+    for layer in ("Dense_0", "Dense_1"):
+        norms = np.linalg.norm(np.asarray(params[layer]["kernel"]), axis=0)
+        assert norms.max() == pytest.approx(0.5, rel=1e-5)  # both start at about 1
+
+
 def test_bfloat16_computes_in_half_and_keeps_weights_and_loss_in_float32(tmp_path):
     c = config(model__dtype="bfloat16", epochs=1.0)
     c.terms.igr = dict(kind="gradient_norm", perturbation="additive", weight=0.1)

@@ -14,10 +14,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from robust_jax.models.digits_cnn import DigitsCNN
+from robust_jax.models.maxout import MaxoutCIFAR, MaxoutCNN, MaxoutMLP
+from robust_jax.models.mlp import MLP
+from robust_jax.models.resnet import PreActResNet, ResNet, WideResNet
 from robust_jax.models.small_cnn import SmallCNN
 from robust_jax.models.vgg import VGG
 
-__all__ = ["MODELS", "BoundModel", "DigitsCNN", "SmallCNN", "VGG", "bind", "create"]
+__all__ = [
+    "MODELS", "BoundModel", "DigitsCNN", "MLP", "MaxoutCIFAR", "MaxoutCNN", "MaxoutMLP", "PreActResNet", "ResNet",
+    "SmallCNN", "VGG", "WideResNet", "bind", "create",
+]  # fmt: skip
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "digits_cnn": DigitsCNN,
@@ -26,6 +32,17 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vgg13": partial(VGG, depth=13),
     "vgg16": partial(VGG, depth=16),
     "vgg19": partial(VGG, depth=19),
+    "mlp": MLP,
+    "maxout_mlp": MaxoutMLP,
+    "maxout_cnn": MaxoutCNN,
+    "maxout_cifar": MaxoutCIFAR,
+    "resnet20": partial(ResNet, depth=20),
+    "resnet32": partial(ResNet, depth=32),
+    "resnet56": partial(ResNet, depth=56),
+    "wrn_16_4": partial(WideResNet, depth=16, width=4),
+    "wrn_28_10": partial(WideResNet, depth=28, width=10),
+    "wrn_34_10": partial(WideResNet, depth=34, width=10),
+    "preact_resnet18": PreActResNet,
 }
 
 
@@ -51,8 +68,10 @@ def create(
         mean: subtracted from the images inside the model, one number or one a channel.
         std: what they are divided by then.
         dtype: the compute dtype, e.g. `"bfloat16"`.
-        **fields: the module's own, e.g. `dropout` (small_cnn), `batch_norm_axis` (vgg*) or
-            `conv_general_dilated` (all; `jax.lax`'s instead of the one that is fast on CPU).
+        **fields: the module's own, e.g. `dropout` (small_cnn, mlp, maxout_*, wrn_*), `activation` (all
+            but digits_cnn and maxout_*), `batch_norm_axis` (vgg*, resnet*, wrn_*, preact_*) or
+            `conv_general_dilated` (all with convolutions; `jax.lax`'s instead of the one that is
+            fast on CPU).
 
     Raises:
         ValueError: for an unknown name or field, listing all there are.
@@ -72,6 +91,7 @@ def create(
     mean, std = _as_tuple(mean), _as_tuple(std)
     if any(value <= 0 for value in std):
         raise ValueError(f"std is {std}; every value must be positive")
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
     return maker(num_classes=num_classes, mean=mean, std=std, dtype=jnp.dtype(dtype), **fields)
 
 

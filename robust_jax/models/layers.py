@@ -13,7 +13,7 @@ and TPU, and for strided, dilated or grouped convolutions, it is `jax.lax.conv_g
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import flax.linen as nn
@@ -26,6 +26,13 @@ from jaxtyping import Array, Float
 
 # torch's default for Conv2d and Linear: uniform in +-1/sqrt(fan_in).
 torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+# flax keeps this share of the old running statistics; torch's momentum is 1 - 0.9.
+BatchNorm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": nn.relu, "silu": nn.silu, "softplus": nn.softplus, "gelu": nn.gelu, "sigmoid": nn.sigmoid, "tanh": nn.tanh,
+}  # fmt: skip
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -62,22 +69,50 @@ def normalize(
     return (centred / jnp.asarray(std, full)).astype(dtype)
 
 
-def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
-    """The largest of each 2x2 window, stride 2; an odd last row or column is dropped.
+def activation(name: str) -> Callable[[Array], Array]:
+    """The function of `ACTIVATIONS` with that name; all but relu have a second derivative.
 
-    The same as `flax.linen.max_pool(x, (2, 2), (2, 2))`, also in that of equal entries the first
-    in row order takes the whole gradient (`jnp.max` would share it out), as in torch. Written as
-    comparisons of slices: flax's gradient, select-and-scatter, is slower and takes more memory.
+    Raises:
+        ValueError: for an unknown name, listing all there are.
     """
-    h, w = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
-    x = x[:, :h, :w]
+    if name not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {name!r}; choose one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
 
-    def larger(a, b):
-        return jnp.where((a >= b) | jnp.isnan(a), a, b)
 
-    top = larger(x[:, 0::2, 0::2], x[:, 0::2, 1::2])
-    bottom = larger(x[:, 1::2, 0::2], x[:, 1::2, 1::2])
-    return larger(top, bottom)
+def max_pool(x: Float[Array, "b h w c"], window: int = 2, stride: int = 2, cover: bool = False) -> Array:
+    """The largest of each `window` x `window` square, `stride` apart, as `[B, H2, W2, C]`.
+
+    `H2 = (H - window) // stride + 1`: last rows and columns that fill no window are dropped. With
+    `cover` that quotient is rounded up and the last windows reach over the edge, so that every entry
+    is in one, as in cuda-convnet. `window` is a multiple of `stride`.
+
+    The same as `flax.linen.max_pool(x, (window, window), (stride, stride))`, also in that of equal
+    entries the first in row order takes the whole gradient (`jnp.max` would share it out), as in
+    torch. Written as comparisons of slices: flax's gradient, select-and-scatter, is slower and
+    takes more memory.
+    """
+    overlap, rest = divmod(window, stride)
+    if rest:
+        raise ValueError(f"a pool of window {window} and stride {stride}: the window must be a multiple of the stride")
+    for axis in (2, 1):
+        spare = x.shape[axis] - window
+        count = (-(-spare // stride) if cover else spare // stride) + 1
+        beyond = max((count - 1) * stride - spare, 0)
+        if beyond:
+            x = jnp.pad(x, [(0, beyond if i == axis else 0) for i in range(4)], constant_values=-jnp.inf)
+        # The largest of each `stride` entries, then of each `overlap` of those: fewer comparisons.
+        x = reduce(_larger, [_every(x, axis, i, count + overlap - 1, stride) for i in range(stride)])
+        x = reduce(_larger, [_every(x, axis, i, count, 1) for i in range(overlap)])
+    return x
+
+
+def _larger(a: Array, b: Array) -> Array:
+    return jnp.where((a >= b) | jnp.isnan(a), a, b)
+
+
+def _every(x: Array, axis: int, start: int, count: int, step: int) -> Array:
+    return x[(slice(None),) * axis + (slice(start, start + count * step, step),)]
 
 
 # --- convolution -----------------------------------------------------------------------------

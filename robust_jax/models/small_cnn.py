@@ -19,7 +19,8 @@ class SmallCNN(nn.Module):
     Kaiming-normal (fan-in) and the last layer at zero, so that an untrained network gives uniform
     probabilities.
     312,202 parameters for 28x28x1 and 10 classes. `dropout` is the rate between the two hidden
-    layers: 0.5 in TRADES, 0 here unless asked for.
+    layers: 0.5 in TRADES, 0 here unless asked for. `activation` may be another of
+    `layers.ACTIVATIONS` in the place of ReLU.
     """
 
     num_classes: int
@@ -28,10 +29,12 @@ class SmallCNN(nn.Module):
     dtype: jnp.dtype = jnp.float32
     conv_general_dilated: Callable = layers.conv_general_dilated
     dropout: float = 0.0
+    activation: str = "relu"
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b classes"]:
         layers.check_images(images, "small_cnn", least=16)
+        activation = layers.activation(self.activation)
         x = layers.normalize(images, self.mean, self.std, self.dtype)
         for features in (32, 64):
             for _ in range(2):
@@ -42,13 +45,13 @@ class SmallCNN(nn.Module):
                     kernel_init=nn.initializers.he_normal(),
                     conv_general_dilated=self.conv_general_dilated,
                 )(x)
-                x = nn.relu(x)
+                x = activation(x)
             x = layers.max_pool(x)
         x = x.reshape(len(x), -1)
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=layers.torch_uniform)
-        x = nn.relu(dense(200)(x))
+        x = activation(dense(200)(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        x = nn.relu(dense(200)(x))
+        x = activation(dense(200)(x))
         return nn.Dense(
             self.num_classes,
             dtype=layers.logits_dtype(self.dtype),

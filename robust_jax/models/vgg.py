@@ -27,6 +27,7 @@ class VGG(nn.Module):
     Running variances are of the biased batch variance; torch's are of the unbiased one, larger by
     n / (n - 1) for n = batch x height x width. `batch_norm_axis` names the mapped axis over which
     batch statistics are averaged (synchronised BatchNorm); None keeps them on each device.
+    `activation` may be another of `layers.ACTIVATIONS` in the place of ReLU.
     """
 
     num_classes: int
@@ -36,10 +37,12 @@ class VGG(nn.Module):
     dtype: jnp.dtype = jnp.float32
     conv_general_dilated: Callable = layers.conv_general_dilated
     batch_norm_axis: str | None = None
+    activation: str = "relu"
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b classes"]:
         layers.check_images(images, f"vgg{self.depth}", least=32)
+        activation = layers.activation(self.activation)
         x = layers.normalize(images, self.mean, self.std, self.dtype)
         for stage in STAGES[self.depth]:
             for features in stage:
@@ -49,14 +52,12 @@ class VGG(nn.Module):
                     kernel_init=layers.torch_uniform,
                     conv_general_dilated=self.conv_general_dilated,
                 )(x)
-                x = nn.BatchNorm(
+                x = layers.BatchNorm(
                     use_running_average=not train,
-                    momentum=0.9,  # the share that is kept: torch's momentum is 1 - 0.9
-                    epsilon=1e-5,
                     dtype=self.dtype,
                     axis_name=self.batch_norm_axis,
                 )(x)
-                x = nn.relu(x)
+                x = activation(x)
             x = layers.max_pool(x)
         full = layers.logits_dtype(self.dtype)
         x = x.astype(full).mean((1, 2))

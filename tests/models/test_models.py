@@ -10,9 +10,20 @@ from jax import lax
 
 from robust_jax import models
 
-IMAGES = {"digits_cnn": (8, 8, 1), "small_cnn": (28, 28, 1)} | {
-    f"vgg{depth}": (32, 32, 3) for depth in (11, 13, 16, 19)
-}
+IMAGES = (
+    {"digits_cnn": (8, 8, 1), "small_cnn": (28, 28, 1)}
+    | {f"vgg{depth}": (32, 32, 3) for depth in (11, 13, 16, 19)}
+    | {name: (28, 28, 1) for name in ("mlp", "maxout_mlp", "maxout_cnn")}
+    | {
+        name: (32, 32, 3)
+        for name in (
+            "maxout_cifar",
+            *("resnet20", "resnet32", "resnet56"),
+            *("wrn_16_4", "wrn_28_10", "wrn_34_10"),
+            "preact_resnet18",
+        )
+    }
+)
 
 
 def sample(name, batch=2):
@@ -42,6 +53,21 @@ def variables_of(model, images):
         ("vgg13", 9_416_010),
         ("vgg16", 14_728_266),
         ("vgg19", 20_040_522),
+        ("mlp", 784 * 500 + 500 + 500 * 500 + 500 + 5000 + 10),
+        ("maxout_mlp", 784 * 1200 + 1200 + 240 * 1200 + 1200 + 2400 + 10),
+        ("maxout_cnn", 64 * 96 + 96 + 64 * 48 * 96 + 96 + 25 * 48 * 96 + 96 + 9 * 24 * 10 + 10),
+        (
+            "maxout_cifar",
+            192 * 192 + 192 + 64 * 96 * 384 + 384 + 25 * 192 * 384 + 384 + 25 * 192 * 2500 + 2500 + 5000 + 10,
+        ),
+        # as torch counts them: akamaster/pytorch_resnet_cifar10, xternalz/WideResNet-pytorch, pytorch-cifar
+        ("resnet20", 269_722),
+        ("resnet32", 464_154),
+        ("resnet56", 853_018),
+        ("wrn_16_4", 2_748_890),
+        ("wrn_28_10", 36_479_194),
+        ("wrn_34_10", 46_160_474),
+        ("preact_resnet18", 11_171_146),
     ],
 )
 def test_parameters_and_output(name, parameters):
@@ -57,7 +83,31 @@ def test_every_model_is_covered():
     assert set(models.MODELS) == set(IMAGES)
 
 
-@pytest.mark.parametrize("name", ["digits_cnn", "small_cnn"])
+@pytest.mark.parametrize("name", [name for name in IMAGES if not name.startswith(("vgg", "wrn_28", "wrn_34"))])
+def test_every_model_but_vgg_takes_28_and_32_pixels(name):
+    model = models.create(name, num_classes=7, dtype="bfloat16")
+    for shape in ((1, 28, 28, 1), (1, 32, 32, 3)):
+        logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.zeros(shape))
+        assert logits.shape == (1, 7) and logits.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", ["small_cnn", "vgg11", "mlp", "resnet20", "wrn_16_4", "preact_resnet18"])
+def test_activation_is_the_only_one(name):
+    images = sample(name, 1)
+
+    def used(**fields):
+        model = models.create(name, num_classes=10, **fields)
+        variables = jax.eval_shape(model.init, jax.random.key(0), images)
+        jaxpr = str(jax.make_jaxpr(model.apply)(variables, images))
+        return {kind for kind in ("name=relu", "logistic", "name=softplus") if kind in jaxpr}
+
+    assert used() == {"logistic" if name == "mlp" else "name=relu"}
+    assert used(activation="softplus") == {"name=softplus"}
+    with pytest.raises(ValueError, match="unknown activation 'swish'; choose one of relu"):
+        used(activation="swish")
+
+
+@pytest.mark.parametrize("name", ["digits_cnn", "small_cnn", "mlp", "maxout_mlp"])
 def test_bfloat16_gives_float32_logits_close_to_float32(name):
     images = sample(name)
     full = models.create(name, num_classes=10)
@@ -130,7 +180,7 @@ def test_synchronised_batch_norm_sees_the_whole_batch():
         np.testing.assert_array_equal(b[0], b[1])
 
 
-@pytest.mark.parametrize("name", ["digits_cnn", "small_cnn"])
+@pytest.mark.parametrize("name", ["digits_cnn", "small_cnn", "mlp", "maxout_mlp"])
 def test_normalisation_inside_equals_outside(name):
     images = sample(name)
     channels = images.shape[-1]
@@ -162,7 +212,11 @@ def test_both_convolutions_give_the_same_gradients(name="digits_cnn"):
         np.testing.assert_allclose(a, b, atol=1e-3 * np.abs(b).max() + 1e-12)
 
 
-@pytest.mark.parametrize(("name", "least"), [("digits_cnn", 2), ("small_cnn", 16), ("vgg11", 32), ("vgg19", 32)])
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [("digits_cnn", 2), ("small_cnn", 16), ("vgg11", 32), ("vgg19", 32), ("mlp", 1), ("maxout_mlp", 1)]
+    + [("maxout_cnn", 18), ("maxout_cifar", 10), ("resnet20", 4), ("wrn_16_4", 4), ("preact_resnet18", 8)],
+)
 def test_least_size(name, least):
     model, channels = models.create(name, num_classes=10), IMAGES[name][-1]
     make = lambda size: jax.eval_shape(  # noqa: E731
@@ -203,6 +257,8 @@ def test_equal_models_are_equal_and_hashable():
     make = lambda **f: models.create("small_cnn", **(dict(num_classes=10, mean=[0.1]) | f))  # noqa: E731
     assert make() == make(mean=0.1, dtype="float32") and hash(make()) == hash(make())
     assert make() != make(mean=0.2)
+    widths = [models.create("mlp", num_classes=10, hidden=hidden) for hidden in ([7, 8], (7, 8))]
+    assert widths[0] == widths[1] and hash(widths[0]) == hash(widths[1])
 
 
 def test_bind_compiles_once_for_all_weights():

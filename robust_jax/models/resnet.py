@@ -1,0 +1,176 @@
+"""Residual networks with BatchNorm: ResNet for CIFAR, WideResNet and PreActResNet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from robust_jax.models import layers
+
+# torch's kaiming_normal_(mode="fan_out"): variance 2 / (kernel height * width * features).
+fan_out_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class BasicBlock(nn.Module):
+    """`activation(norm(conv(activation(norm(conv(x))))) + shortcut)`, the first convolution with the stride.
+
+    The shortcut is option A of He et al.: x at every `stride`-th row and column, zeros for the new channels.
+    """
+
+    features: int
+    stride: int
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+    activation: Callable[[Array], Array]
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 f"]:
+        y = self.activation(self.norm()(self.conv(self.features, strides=self.stride)(x)))
+        y = self.norm()(self.conv(self.features)(y))
+        shortcut = x[:, :: self.stride, :: self.stride]
+        shortcut = jnp.pad(shortcut, ((0, 0), (0, 0), (0, 0), (0, self.features - x.shape[-1])))
+        return self.activation(y + shortcut)
+
+
+class PreActBlock(nn.Module):
+    """`conv(dropout(activation(norm(conv(z))))) + shortcut` of `z = activation(norm(x))`, strided as in BasicBlock.
+
+    The shortcut is x, or a 1x1 convolution of z where size or number of channels change.
+    """
+
+    features: int
+    stride: int
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+    activation: Callable[[Array], Array]
+    dropout: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 f"]:
+        z = self.activation(self.norm()(x))
+        shortcut = x
+        if self.stride != 1 or x.shape[-1] != self.features:
+            shortcut = self.conv(self.features, kernel_size=(1, 1), strides=self.stride, padding=0)(z)
+        y = self.conv(self.features, strides=self.stride)(z)
+        y = self.dropout()(self.activation(self.norm()(y)))
+        return self.conv(self.features)(y) + shortcut
+
+
+class _Residual(nn.Module):
+    """What the three have in common: 3x3 convolutions without bias, BatchNorm, the mean over the last map."""
+
+    num_classes: int
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    dtype: jnp.dtype = jnp.float32
+    conv_general_dilated: Callable = layers.conv_general_dilated
+    batch_norm_axis: str | None = None
+    activation: str = "relu"
+
+    def parts(self, kernel_init: nn.initializers.Initializer, train: bool) -> dict[str, Any]:
+        """The convolution, BatchNorm and activation that the blocks are made of."""
+        conv = partial(
+            layers.Conv3x3,
+            padding=1,  # not "SAME", which pads strided convolutions on one side only
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=kernel_init,
+            conv_general_dilated=self.conv_general_dilated,
+        )
+        norm = partial(
+            layers.BatchNorm,
+            use_running_average=not train,
+            dtype=self.dtype,
+            axis_name=self.batch_norm_axis,
+        )
+        return dict(conv=conv, norm=norm, activation=layers.activation(self.activation))
+
+    def logits(self, x: Float[Array, "b h w c"]) -> Float[Array, "b classes"]:
+        """The linear layer of the mean over the map."""
+        full = layers.logits_dtype(self.dtype)
+        return nn.Dense(self.num_classes, dtype=full, kernel_init=layers.torch_uniform)(x.astype(full).mean((1, 2)))
+
+
+class ResNet(_Residual):
+    """ResNet for CIFAR of He et al. 2016 (arXiv:1512.03385, section 4.2), of depth 6n + 2.
+
+    A convolution of 16 channels, then n `BasicBlock`s each of 16, 32 and 64 channels, the latter two with stride
+    2. Shortcuts have no parameters (option A), convolutions start Kaiming-normal (fan-in). ResNet-20,
+    32 and 56 have 269,722, 464,154 and 853,018 parameters for 3 channels and 10 classes. BatchNorm
+    as in `VGG`; `activation` is one of `layers.ACTIVATIONS`.
+    """
+
+    depth: int = 20
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b classes"]:
+        blocks, rest = divmod(self.depth - 2, 6)
+        if rest or blocks < 1:
+            raise ValueError(f"a ResNet for CIFAR has a depth of 6n + 2 (20, 32, 56, ...), not {self.depth}")
+        layers.check_images(images, f"resnet{self.depth}", least=4)
+        parts = self.parts(nn.initializers.he_normal(), train)
+        x = layers.normalize(images, self.mean, self.std, self.dtype)
+        x = parts["activation"](parts["norm"]()(parts["conv"](16)(x)))
+        for stage, features in enumerate((16, 32, 64)):
+            for block in range(blocks):
+                x = BasicBlock(features, 2 if stage and not block else 1, **parts)(x)
+        return self.logits(x)
+
+
+class WideResNet(_Residual):
+    """WRN-depth-width of Zagoruyko & Komodakis 2016 (arXiv:1605.07146), of depth 6n + 4.
+
+    A convolution of 16 channels, n `PreActBlock`s each of 16, 32 and 64 times `width` channels, the latter two
+    with stride 2, then BatchNorm and the activation. Convolutions start Kaiming-normal (fan-out) as in the
+    authors' code. WRN-16-4, 28-10 and 34-10 have 2,748,890, 36,479,194 and 46,160,474 parameters for
+    3 channels and 10 classes. `dropout` is the rate between the two convolutions of a block: 0.3 in
+    some of the paper's networks. BatchNorm as in `VGG`; `activation` is one of `layers.ACTIVATIONS`.
+    """
+
+    depth: int = 28
+    width: int = 10
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b classes"]:
+        blocks, rest = divmod(self.depth - 4, 6)
+        if rest or blocks < 1:
+            raise ValueError(f"a WideResNet has a depth of 6n + 4 (16, 28, 34, 40, ...), not {self.depth}")
+        layers.check_images(images, f"wrn_{self.depth}_{self.width}", least=4)
+        parts = self.parts(fan_out_normal, train)
+        dropout = partial(nn.Dropout, self.dropout, deterministic=not train)
+        x = layers.normalize(images, self.mean, self.std, self.dtype)
+        x = parts["conv"](16)(x)
+        for stage, features in enumerate((16, 32, 64)):
+            for block in range(blocks):
+                x = PreActBlock(features * self.width, 2 if stage and not block else 1, dropout=dropout, **parts)(x)
+        return self.logits(parts["activation"](parts["norm"]()(x)))
+
+
+class PreActResNet(_Residual):
+    """PreAct ResNet of He et al. 2016 (arXiv:1603.05027) as in github.com/kuangliu/pytorch-cifar.
+
+    A convolution of 64 channels, then `blocks` `PreActBlock`s of 64, 128, 256 and 512 channels, all stages but
+    the first with stride 2. As there, and unlike the paper, no BatchNorm and activation follow the
+    last block. Weights start as torch's do. PreActResNet-18, the default, has 11,171,146 parameters
+    for 3 channels and 10 classes. BatchNorm as in `VGG`; `activation` is one of `layers.ACTIVATIONS`.
+    """
+
+    blocks: tuple[int, int, int, int] = (2, 2, 2, 2)
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b classes"]:
+        layers.check_images(images, f"preact_resnet{2 * sum(self.blocks) + 2}", least=8)
+        parts = self.parts(layers.torch_uniform, train)
+        dropout = partial(nn.Dropout, 0.0, deterministic=True)
+        x = layers.normalize(images, self.mean, self.std, self.dtype)
+        x = parts["conv"](64)(x)
+        for stage, (features, blocks) in enumerate(zip((64, 128, 256, 512), self.blocks, strict=True)):
+            for block in range(blocks):
+                x = PreActBlock(features, 2 if stage and not block else 1, dropout=dropout, **parts)(x)
+        return self.logits(x)
