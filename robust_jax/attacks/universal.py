@@ -48,15 +48,15 @@ def universal(
     steps: int = 20,
     overshoot: float = 0.02,
     candidates: int = 10,
+    reach: float = 10.0,
     batch_size: int = 128,
     targeted: bool = False,
 ) -> AttackResult:
     """One δ that changes the class of most images (universal adversarial perturbation, Moosavi-Dezfooli et al. 2017).
 
     In random order, for each image that the δ so far does not fool, the smallest step that does is added (see
-    `deepfool`): ``δ <- δ + argmin {‖u / radius‖: T(x_i, δ + u) is misclassified, δ + u in the ball}``. The search is
-    in the ball, where the paper projects after it: a step cut short need not fool anyone. Passes over the images end
-    once ``fraction`` of them are fooled; the δ after the best pass is returned, or δ = 0.
+    `deepfool`) and δ is projected: ``δ <- Π_ball(δ + argmin {‖u / radius‖: T(x_i, δ + u) is misclassified})``. Passes
+    over the images end once ``fraction`` of them are fooled; the δ after the best pass is returned, or δ = 0.
     The paper fools the model's own predictions: pass them as labels for its fooling rate. Images go one by one, and a
     pass costs up to ``steps`` gradients an image: `universal_gradient` is faster on many.
 
@@ -71,6 +71,8 @@ def universal(
       steps: of each search for a smallest step, at most.
       overshoot: of each search, see `deepfool`.
       candidates: of each search.
+      reach: how far from 0 a search may go, in radii. At 1 it stays in the ball and nothing is left to project: slower,
+        as searches fail, and worth a try where few images are fooled.
       batch_size: images at a time when the fooled ones are counted.
       targeted: whether labels are targets.
 
@@ -87,7 +89,10 @@ def universal(
     _check("universal", key, epochs, batch_size)
     if not 0 < fraction <= 1:
         raise ValueError(f"universal: fraction={fraction} of the images must be above 0 and at most 1.")
+    if not reach >= 1:
+        raise ValueError(f"universal: reach={reach} radii must be at least 1: the search is to cover the ball.")
     images, labels = jnp.asarray(images), jnp.asarray(labels)
+    wide = threat_models.scaled(threat, reach)
     needed = math.ceil(fraction * len(images) - 1e-6)
 
     def fooled(delta: Delta) -> Array:
@@ -100,10 +105,10 @@ def universal(
         def visit(i: Array, delta: Delta) -> Delta:
             at = order[i][None]
             found, hit = minimal_step(
-                logits_fn, images[at], labels[at], threat, delta,
+                logits_fn, images[at], labels[at], wide, delta,
                 steps=steps, overshoot=overshoot, candidates=candidates, targeted=targeted, confine=False,
             )  # fmt: skip
-            return _choose(hit[0], found, delta)
+            return _choose(hit[0], threat_models.project(threat, found), delta)
 
         delta = jax.lax.fori_loop(0, len(images), visit, delta)
         now = fooled(delta)
