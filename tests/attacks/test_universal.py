@@ -20,11 +20,12 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 KEY = jax.random.key(0)
 SHAPE = (10, 5, 5, 1)
-STATIC = ("epochs", "batch_size", "loss", "keep", "targeted", "fraction", "steps", "restarts", "candidates")
+STATIC = ("epochs", "batch_size", "loss", "keep", "fraction", "reach", "restarts", "method")
 
 
 def jitted(function):
-    return jax.jit(function, static_argnames=[n for n in STATIC if n in options_of(function)] or ("method", "epochs"))
+    options = options_of(function)
+    return jax.jit(function, static_argnames=[n for n in STATIC if n in options or "method" in options])
 
 
 gradient, deepfool, towards = map(jitted, (universal_gradient, universal, universal_targeted))
@@ -62,8 +63,8 @@ class Net(nn.Module):
 def net(images, seed=2):
     """A random net whose mean logits over the images are equal: every class is near."""
     variables = Net().init(jax.random.key(seed), images)
-    bias = variables["params"]["Dense_1"]["bias"]
-    variables["params"]["Dense_1"]["bias"] = bias - bind(Net(), variables)(images).mean(0)
+    bias = variables["params"]["Dense_0"]["bias"]
+    variables["params"]["Dense_0"]["bias"] = bias - bind(Net(), variables)(images).mean(0)
     return bind(Net(), variables)
 
 
@@ -104,7 +105,6 @@ def test_reaches_the_optimum_of_the_mean_of_a_linear_model(norm, order, batch_si
     best = float(threat.radius) * 0.4 * np.linalg.norm(w[:, 1] - w[:, 0], order)
     mean = lambda x: float(losses.margin(model(x), labels).mean())  # noqa: E731
     gain = mean(result.images) - mean(images)
-    # Batches of different means pull each their way: the last small steps of an epoch stay short of the optimum.
     assert 0.99 * best <= gain <= 1.0001 * best, gain / best
 
 
@@ -148,7 +148,9 @@ def test_any_space_targeted(threat, method):
     model = net(images)
     clean = np.bincount(model(images).argmax(-1), minlength=3)
     target = int(clean.argmin())
-    result = towards(model, images, target, threat, key=KEY, method=method, epochs=8)
+    # Three numbers have local maxima.
+    more = {"restarts": 4} if (method, threat.perturbation.name) == ("sign_gradient", "affine") else {}
+    result = towards(model, images, target, threat, key=KEY, method=method, epochs=8, **more)
     check_result(model, result, images, threat, jnp.full(len(images), target), targeted=True)
     assert result.success.sum() > clean[target] and result.success.mean() >= 0.5, (clean, result.success.mean())
 
@@ -166,8 +168,12 @@ def test_any_space_untargeted_and_deterministic(run):
         jax.tree.map(np.testing.assert_array_equal, result, again)
         assert not np.array_equal(jax.tree.leaves(other.delta)[0], jax.tree.leaves(result.delta)[0])
     eager = {gradient: universal_gradient, deepfool: universal}[run]
-    unjitted = eager(model, np.asarray(images), np.asarray(labels), threat, key=KEY, epochs=4, batch_size=4)
-    np.testing.assert_allclose(unjitted.images, result.images, atol=1e-4)
+    # Smooth in δ: signs and kinks would carry the last bit on.
+    threat = ThreatModel("additive", "l2", 0.3)
+    result = run(model, images, labels, threat, key=KEY, epochs=2, batch_size=4)
+    unjitted = eager(model, np.asarray(images), np.asarray(labels), threat, key=KEY, epochs=2, batch_size=4)
+    np.testing.assert_allclose(unjitted.images, result.images, atol=1e-3)
+    np.testing.assert_array_equal(unjitted.success, result.success)
 
 
 def test_what_is_kept():
