@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from robust_jax import attacks, checkpoints, losses, models, norms, perturbations
 from robust_jax.attacks.ascent import KEEP, check_effort
+from robust_jax.attacks.deepfool import check_search
 from robust_jax.checks import check_options, choose, options_of
 from robust_jax.gradients import METHODS
 from robust_jax.objectives import make_objective
@@ -204,6 +205,8 @@ def check(config: Mapping[str, Any]) -> None:
                 check_untargeted(path, entry)
             if "restarts" in entry:
                 check_effort(path, entry["steps"], entry["restarts"], entry["random_start"], entry["keep"])
+            if "overshoot" in entry:
+                check_search(path, entry["steps"], entry["overshoot"], entry["candidates"])
             if entry.get("method") == "finite_difference" and config["model"]["dtype"] != "float32":
                 raise ValueError(
                     f"{path}.method=finite_difference needs model.dtype=float32: its step is lost in bfloat16."

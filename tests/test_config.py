@@ -144,6 +144,9 @@ def test_no_terms_a_missing_key_and_impossible_combinations():
         ("attacks.flow.random_start", False, "restarts=2 repeat"),
         ("attacks.flow.keep", "last", "keep='last'"),
         ("attacks.flow.targeted", True, "true labels only"),
+        ("attacks.fool.targeted", True, "true labels only"),
+        ("attacks.fool.steps", 0, "attacks.fool: steps=0"),
+        ("attacks.fool.overshoot", -0.1, "overshoot=-0.1"),
         ("evaluation.checkpoint", "bset", "'best', 'latest'"),
         ("select_limit", -1, "must not be negative"),
         ("seed", -1, "must not be negative"),
@@ -154,6 +157,7 @@ def test_impossible_values_fail_before_training(path, value, message):
     c = base()
     c.terms.ce = dict(kind="cross_entropy")
     c.attacks.flow = dict(kind="pgd", perturbation="flow", radius=0.1, restarts=2)
+    c.attacks.fool = dict(kind="deepfool", perturbation="affine", radius=(30, 3, 3))
     c = complete(c)
     c.update_from_flattened_dict({path: value})
     with pytest.raises(ValueError, match=message):

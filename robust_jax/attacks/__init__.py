@@ -1,7 +1,22 @@
 """Attacks: ``attack(logits_fn, images, labels, threat, *, key, ...) -> AttackResult``, pure and not jitted inside."""
 
+from collections.abc import Callable
+
+from robust_jax.attacks.deepfool import deepfool
 from robust_jax.attacks.pgd import AttackResult, fgsm, pgd
+from robust_jax.attacks.universal import apply_universal, universal, universal_gradient, universal_targeted
 
-ATTACKS = {"pgd": pgd, "fgsm": fgsm}
+# Not the universal ones: made from the batch that they are measured on, their numbers would depend on its size.
+ATTACKS: dict[str, Callable[..., AttackResult]] = {"pgd": pgd, "fgsm": fgsm, "deepfool": deepfool}
 
-__all__ = ["ATTACKS", "AttackResult", "fgsm", "pgd"]
+__all__ = [
+    "ATTACKS",
+    "AttackResult",
+    "apply_universal",
+    "deepfool",
+    "fgsm",
+    "pgd",
+    "universal",
+    "universal_gradient",
+    "universal_targeted",
+]

@@ -1,0 +1,310 @@
+"""Universal perturbations: one δ for all images, untargeted or towards one class, over any threat model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from robust_jax import losses, threat_models
+from robust_jax.attacks.ascent import KEEP, clip_box
+from robust_jax.attacks.deepfool import check_search, minimal_step
+from robust_jax.attacks.pgd import AttackResult, LogitsFn, LossFn
+from robust_jax.checks import check_batch, choose
+from robust_jax.perturbations import Delta, Images
+from robust_jax.threat_models import ThreatModel
+
+
+class _Point(NamedTuple):
+    delta: Delta
+    mean: Array
+    success: Array
+
+
+def apply_universal(threat: ThreatModel, images: Images, delta: Delta) -> Images:
+    """``T(x, δ)`` clipped to [0, 1] for one δ and any number of images.
+
+    Args:
+      threat: of which only the perturbation counts.
+      images: ``[N, H, W, C]``, for δ of image shape (additive, flow) of the size that δ was made for.
+      delta: ``[1, ...]``, or as an `AttackResult` of this module holds it, ``[B, ...]`` of which all are equal.
+    """
+    return clip_box(threat.perturbation.apply(images, _spread(delta, len(images))))
+
+
+def universal(
+    logits_fn: LogitsFn,
+    images: Images,
+    labels: Int[Array, " b"],
+    threat: ThreatModel,
+    *,
+    key: Key[Array, ""],
+    epochs: int = 10,
+    fraction: float = 0.8,
+    steps: int = 20,
+    overshoot: float = 0.02,
+    candidates: int = 10,
+    reach: float = 10.0,
+    batch_size: int = 128,
+    targeted: bool = False,
+) -> AttackResult:
+    """One δ that changes the class of most images (universal adversarial perturbation, Moosavi-Dezfooli et al. 2017).
+
+    In random order, for each image that the δ so far does not fool, the smallest step that does is added (see
+    `deepfool`) and δ is projected: ``δ <- Π_ball(δ + argmin {‖u / radius‖: T(x_i, δ + u) is misclassified})``. Passes
+    over the images end once ``fraction`` of them are fooled; the δ after the best pass is returned, or δ = 0.
+    The paper fools the model's own predictions: pass them as labels for its fooling rate. Images go one by one, and a
+    pass costs up to ``steps`` gradients an image: `universal_gradient` is faster on many.
+
+    Args:
+      logits_fn: any JAX function of images.
+      images: in [0, 1].
+      labels: the true labels; with ``targeted`` the targets.
+      threat: perturbation, norm and radius.
+      key: one key, of the orders.
+      epochs: at most so many passes.
+      fraction: of the images (the paper's 1 - δ) that suffices; the ones fooled without δ count.
+      steps: of each search for a smallest step, at most.
+      overshoot: of each search, see `deepfool`.
+      candidates: of each search.
+      reach: how far from 0 a search may go, in radii. At 1 it stays in the ball and nothing is left to project: slower,
+        as searches fail, and worth a try where few images are fooled.
+      batch_size: images at a time when the fooled ones are counted.
+      targeted: whether labels are targets.
+
+    Returns:
+      The images, δ repeated for each of them (``delta[:1]`` is all of it, see `apply_universal`), and which are
+      fooled.
+
+    Raises:
+      ValueError: images outside [0, 1] or of the wrong rank, labels out of range (on concrete arrays), more than one
+        key, or an impossible option.
+    """
+    check_batch(images, labels, logits_fn)
+    check_search("universal", steps, overshoot, candidates)
+    _check("universal", key, epochs, batch_size)
+    if not 0 < fraction <= 1:
+        raise ValueError(f"universal: fraction={fraction} of the images must be above 0 and at most 1.")
+    if not reach >= 1:
+        raise ValueError(f"universal: reach={reach} radii must be at least 1: the search is to cover the ball.")
+    images, labels = jnp.asarray(images), jnp.asarray(labels)
+    wide = threat_models.scaled(threat, reach)
+    needed = math.ceil(fraction * len(images) - 1e-6)
+
+    def fooled(delta: Delta) -> Array:
+        return _measure(logits_fn, images, labels, threat, delta, losses.margin, targeted, batch_size)[1]
+
+    def one_pass(carry: tuple[Array, Delta, Delta, Array]) -> tuple[Array, Delta, Delta, Array]:
+        epoch, delta, best, success = carry
+        order = jax.random.permutation(jax.random.fold_in(key, epoch), len(images))
+
+        def visit(i: Array, delta: Delta) -> Delta:
+            at = order[i][None]
+            found, hit = minimal_step(
+                logits_fn, images[at], labels[at], wide, delta,
+                steps=steps, overshoot=overshoot, candidates=candidates, targeted=targeted, confine=False,
+            )  # fmt: skip
+            return _choose(hit[0], threat_models.project(threat, found), delta)
+
+        delta = jax.lax.fori_loop(0, len(images), visit, delta)
+        now = fooled(delta)
+        more = now.sum() > success.sum()
+        return epoch + 1, delta, _choose(more, delta, best), jnp.where(more, now, success)
+
+    zeros = threat.perturbation.zeros(images[:1])
+    first = (jnp.array(0), zeros, zeros, fooled(zeros))
+    _, _, best, success = jax.lax.while_loop(lambda c: (c[0] < epochs) & (c[-1].sum() < needed), one_pass, first)
+    return _result(threat, images, best, success)
+
+
+def universal_gradient(
+    logits_fn: LogitsFn,
+    images: Images,
+    labels: Int[Array, " b"],
+    threat: ThreatModel,
+    *,
+    key: Key[Array, ""],
+    epochs: int = 40,
+    batch_size: int = 128,
+    step_size: Any = None,
+    loss: LossFn = losses.cross_entropy,
+    clip: float = math.inf,
+    restarts: int = 1,
+    targeted: bool = False,
+    keep: str = "best",
+) -> AttackResult:
+    """Maximises the mean over images of ``loss(logits_fn(T(x, δ)), y)`` over one δ, by projected steepest ascent.
+
+    ``δ <- Π_ball(δ + step_size * argmax_{‖u‖ <= 1} <mean gradient, u>)`` from δ = 0, for linf the sign of the mean
+    gradient, one step for each batch of the shuffled images (Shafahi et al. 2020). A δ of few numbers (affine) has
+    local maxima, for which there are ``restarts``.
+
+    Args:
+      logits_fn: any JAX function of images.
+      images: in [0, 1].
+      labels: the true labels; with ``targeted`` the targets.
+      threat: perturbation, norm and radius.
+      key: one key, of the orders and the restarts; with one batch and one run it has no effect.
+      epochs: passes over the images.
+      batch_size: images of a step, and at a time when they are measured.
+      step_size: in units of δ, of the radius' shape; by default ``2.5 * radius`` over the number of steps.
+      loss: ``(logits, labels) -> [B]``, maximised (targeted: minimised).
+      clip: an image counts ``min(loss, clip)`` (targeted: ``min(-loss, clip)``), so that a few of unbounded loss do
+        not take all of the mean (Shafahi et al. 2020, for cross-entropy).
+      restarts: runs, the first from δ = 0, the others from random points of the ball.
+      targeted: whether labels are targets.
+      keep: "best": the δ after the pass with most images fooled, then of highest mean, or δ = 0; "highest_loss": of
+        highest mean; "last": the last δ, without a forward pass over the images after each pass.
+
+    Returns:
+      The images, δ repeated for each of them (``delta[:1]`` is all of it, see `apply_universal`), and which are
+      fooled.
+
+    Raises:
+      ValueError: images outside [0, 1] or of the wrong rank, labels out of range (on concrete arrays), more than one
+        key, or an impossible option.
+    """
+    check_batch(images, labels, logits_fn)
+    choose("universal_gradient: keep", keep, KEEP)
+    _check("universal_gradient", key, epochs, batch_size)
+    if restarts < 1 or (restarts > 1 and keep == "last"):
+        raise ValueError(f"universal_gradient: restarts={restarts} with keep={keep!r}: the last run alone would count.")
+    images, labels = jnp.asarray(images), jnp.asarray(labels)
+    space, sign = threat.perturbation, -1.0 if targeted else 1.0
+    if step_size is not None and space.parts and not isinstance(step_size, tuple | list):
+        raise ValueError(f"step_size={step_size!r}: {space.name} takes a tuple of {len(space.parts)}, one a part.")
+    batches = -(-len(images) // batch_size)
+    default = jax.tree.map(lambda r: 2.5 * r / (epochs * batches), threat.radius)
+    size = default if step_size is None else step_size
+
+    def gains(logits: Array, labels: Array) -> Array:
+        return jnp.minimum(sign * loss(logits, labels), clip)
+
+    def measured(delta: Delta) -> _Point:
+        value, success = _measure(logits_fn, images, labels, threat, delta, gains, targeted, batch_size)
+        return _Point(delta, jnp.nan_to_num(value.mean(), nan=-jnp.inf), success)
+
+    def ascend(delta: Delta, batch: tuple[Array, Array]) -> tuple[Delta, None]:
+        index, weight = batch
+
+        def mean(delta: Delta) -> Array:
+            logits = logits_fn(apply_universal(threat, images[index], delta))
+            # where: an infinite loss of weight 0 is not 0.
+            return jnp.where(weight > 0, gains(logits, labels[index]), 0).sum() / weight.sum()
+
+        gradient = jax.tree.map(jnp.nan_to_num, jax.grad(mean)(delta))
+        free = jax.tree.map(lambda d: jnp.full_like(d, jnp.inf), delta)
+        return threat_models.move(threat, delta, gradient, size, free), None
+
+    def better(new: _Point, old: _Point) -> _Point:
+        higher = new.mean > old.mean
+        if keep == "best":
+            most, least = new.success.sum(), old.success.sum()
+            higher = (most > least) | ((most == least) & higher)
+        return _choose(higher, new, old)
+
+    def run(restart: Array, best: _Point) -> _Point:
+        run_key = jax.random.fold_in(key, restart)
+        start = threat_models.random_delta(threat, run_key[None], images[:1])
+
+        def one_pass(epoch: Array, carry: tuple[Delta, _Point]) -> tuple[Delta, _Point]:
+            delta, best = carry
+            order = jax.random.permutation(jax.random.fold_in(run_key, epoch), len(images))
+            delta, _ = jax.lax.scan(ascend, delta, _batches(order, batch_size))
+            return delta, best if keep == "last" else better(measured(delta), best)
+
+        delta, best = jax.lax.fori_loop(0, epochs, one_pass, (_choose(restart > 0, start, zeros), best))
+        return measured(delta) if keep == "last" else best
+
+    zeros = space.zeros(images[:1])
+    best = jax.lax.fori_loop(0, restarts, run, measured(zeros))
+    return _result(threat, images, best.delta, best.success)
+
+
+METHODS: dict[str, Callable[..., AttackResult]] = {"sign_gradient": universal_gradient, "deepfool": universal}
+
+
+def universal_targeted(
+    logits_fn: LogitsFn,
+    images: Images,
+    target: int | Int[Array, "..."],
+    threat: ThreatModel,
+    *,
+    key: Key[Array, ""],
+    method: str = "sign_gradient",
+    **options: Any,
+) -> AttackResult:
+    """One δ that makes the model see the class ``target`` in all images (as RAT trains against, Wang et al. 2021).
+
+    Args:
+      logits_fn: any JAX function of images.
+      images: in [0, 1]; those of the target class are in the mean and in success too, so leave them out beforehand.
+      target: one class, or the same one ``[B]`` times.
+      threat: perturbation, norm and radius.
+      key: one key.
+      method: "sign_gradient", `universal_gradient`, for any norm; or "deepfool", `universal`.
+      **options: of that function.
+
+    Returns:
+      As `universal`; success where the image is classified as the target.
+
+    Raises:
+      ValueError: an unknown method, different targets, and what the method raises.
+    """
+    choose("method", method, METHODS)
+    if not isinstance(target, jax.core.Tracer) and np.unique(np.asarray(target)).size != 1:
+        raise ValueError(f"target={target!r}: a universal perturbation has one target, the same for all images.")
+    labels = jnp.broadcast_to(jnp.asarray(target), len(images))
+    return METHODS[method](logits_fn, images, labels, threat, key=key, targeted=True, **options)
+
+
+def _spread(delta: Delta, count: int) -> Delta:
+    return jax.tree.map(lambda d: jnp.broadcast_to(d[:1], (count, *d.shape[1:])), delta)
+
+
+def _choose(condition: Array, a: Any, b: Any) -> Any:
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+
+
+def _batches(order: Int[Array, " b"], batch_size: int) -> tuple[Int[Array, "n m"], Float[Array, "n m"]]:
+    """The order cut into batches, the last one filled up with weight 0."""
+    shape = -(-len(order) // batch_size), min(batch_size, len(order))
+    weight = jnp.arange(math.prod(shape)) < len(order)
+    return jnp.resize(order, shape), weight.reshape(shape).astype(jnp.float32)
+
+
+def _measure(
+    logits_fn: LogitsFn,
+    images: Images,
+    labels: Int[Array, " b"],
+    threat: ThreatModel,
+    delta: Delta,
+    loss: LossFn,
+    targeted: bool,
+    batch_size: int,
+) -> tuple[Float[Array, " b"], Bool[Array, " b"]]:
+    """The loss of every image at one δ, and which are fooled."""
+
+    def one(index: Array) -> tuple[Array, Array]:
+        logits = logits_fn(apply_universal(threat, images[index], delta))
+        return loss(logits, labels[index]), losses.misclassified(logits, labels[index]) != targeted
+
+    found = jax.lax.map(one, _batches(jnp.arange(len(images)), batch_size)[0])
+    value, success = (leaf.reshape(-1)[: len(images)] for leaf in found)
+    return value, success
+
+
+def _result(threat: ThreatModel, images: Images, delta: Delta, success: Bool[Array, " b"]) -> AttackResult:
+    return AttackResult(apply_universal(threat, images, delta), _spread(delta, len(images)), success)
+
+
+def _check(path: str, key: Any, epochs: int, batch_size: int) -> None:
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.ndim:
+        raise ValueError(f"{path}: key must be one key, made by jax.random.key(seed); got {key.dtype} {key.shape}.")
+    if epochs < 1 or batch_size < 1:
+        raise ValueError(f"{path}: epochs={epochs}, batch_size={batch_size}, but both must be at least 1.")
