@@ -27,7 +27,7 @@ from jaxtyping import Array, Float
 from robust_jax import gradients, losses
 from robust_jax.checks import check_options, choose, options_of
 from robust_jax.perturbations import Images
-from robust_jax.points import MEMORIES, POINTS, Found, Keys, Labels, Model
+from robust_jax.points import MEMORIES, POINTS, Examples, Found, Keys, Labels, Model
 from robust_jax.terms import TERMS, Here, PerExample
 
 SCHEDULE = ("start", "end", "epochs")
@@ -50,12 +50,13 @@ class Objective(NamedTuple):
         constants of the step. Keys are one an example, so that a batch cut over devices draws the same.
       loss: ``(model, found, labels, epoch=0.0) -> (total, Outcome)``. Accuracy and running statistics are those at the
         first cross-entropy term's point.
-      remember: ``examples -> memory`` before the first step; ``examples(n)`` are the first n training examples.
+      remember: ``(examples, classes) -> memory`` before the first step; ``examples(n)`` are the first n training
+        examples.
     """
 
     find: Callable[..., dict[str, Found]]
     loss: Callable[..., tuple[Float[Array, ""], Outcome]]
-    remember: Callable[[Callable[[int], tuple[Images, Labels]]], dict[str, Any]]
+    remember: Callable[[Examples, int], dict[str, Any]]
 
     def __call__(self, model: Model, images: Images, labels: Labels, keys: Keys) -> tuple[Float[Array, ""], Outcome]:
         """The loss at the points, of an objective that remembers nothing."""
@@ -131,11 +132,10 @@ def make_objective(points: Mapping[str, Any], terms: Mapping[str, Any]) -> Objec
         accuracy = (seen[first].logits.argmax(-1) == labels).mean()
         return total, Outcome(values, accuracy, states[first])
 
-    def remember(examples: Callable[[int], tuple[Images, Labels]]) -> dict[str, Any]:
-        chosen = {n: points[n] for n in used if points[n]["kind"] in MEMORIES}
-        return {
-            n: MEMORIES[p["kind"]](examples, **{k: v for k, v in p.items() if k != "kind"}) for n, p in chosen.items()
-        }
+    def remember(examples: Examples, classes: int) -> dict[str, Any]:
+        options = {n: {k: v for k, v in points[n].items() if k != "kind"} for n in used}
+        kinds = {n: points[n]["kind"] for n in used if points[n]["kind"] in MEMORIES}
+        return {n: MEMORIES[kind](examples, classes, **options[n]) for n, kind in kinds.items()}
 
     return Objective(find, loss, remember)
 

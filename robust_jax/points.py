@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from robust_jax import flatness, gradients, losses, perturbations, threat_models
-from robust_jax.attacks.ascent import ascend
+from robust_jax.attacks.ascent import ascend, clip_box
 from robust_jax.attacks.pgd import pgd
+from robust_jax.attacks.universal import universal_targeted
 from robust_jax.checks import choose
 from robust_jax.perturbations import Delta, Images
 from robust_jax.threat_models import ThreatModel
@@ -191,18 +192,75 @@ def universal(
     return Found(space.apply(images, spread(moved)), spread(moved), moved)
 
 
+def targeted_universal(
+    model: Model, images: Images, labels: Labels, keys: Keys, *,
+    memory: dict[str, Any], steps_done: Array, perturbation: Any, norm: Any = "linf", radius: Any, target: int = -1,
+    examples: int = 100, refresh: int = 100, epochs: int = 20, batch_norm: str = "eval",
+) -> Found:  # fmt: skip
+    """``T(x, v_t)``, v_t universal towards class t: region adversarial training (RAT, Wang et al. 2021).
+
+    v_t is made by `robust_jax.attacks.universal_targeted` from the first ``examples`` training images, anew every
+    ``refresh`` steps, in ``epochs`` passes. ``target``: t; -1: for each image a random class that is not its own.
+    """
+    threat = ThreatModel(perturbation, norm, radius)
+    logits_fn, deltas = _logits_fn(model, batch_norm), memory["deltas"]
+    count = len(jax.tree.leaves(deltas)[0])
+
+    def towards(t: Array) -> Delta:
+        key = jax.random.fold_in(jax.random.key(0), steps_done)  # of the images' order only
+        made = universal_targeted(logits_fn, memory["images"], t, threat, key=key, epochs=epochs, keep="highest_loss")
+        return jax.tree.map(lambda d: d[0], made.delta)
+
+    def made(_: Delta) -> Delta:
+        return jax.lax.map(towards, jnp.arange(count) if target < 0 else jnp.array([target]))
+
+    deltas = jax.lax.cond(steps_done % refresh == 0, made, lambda old: old, deltas)
+    index = jnp.zeros(len(images), int)
+    if target < 0:
+        other = jax.vmap(lambda k: jax.random.randint(k, (), 1, count))(keys)
+        index = (labels + other) % count
+    delta = jax.tree.map(lambda d: d[index], deltas)
+    return Found(clip_box(threat.perturbation.apply(images, delta)), delta, memory | {"deltas": deltas})
+
+
 def _loss_of(logits_fn: LogitsFn, labels: Labels) -> Callable[[Images], Float[Array, " b"]]:
     return lambda x: losses.cross_entropy(logits_fn(x), labels)
 
 
 POINTS: dict[str, Callable[..., Found]] = {
-    f.__name__: f for f in (clean, random, uniform, attack, divergent, steepest, roughest, nonlinear, universal)
+    f.__name__: f
+    for f in (
+        clean,
+        random,
+        uniform,
+        attack,
+        divergent,
+        steepest,
+        roughest,
+        nonlinear,
+        universal,
+        targeted_universal,
+    )  # fmt: skip
 }
 
 
-def _no_delta(examples: Any, *, perturbation: Any, **_: Any) -> Delta:
+Examples = Callable[[int], tuple[Images, Labels]]
+
+
+def _no_delta(examples: Examples, classes: int, *, perturbation: Any, **_: Any) -> Delta:
     return perturbations.get(perturbation).zeros(examples(1)[0])
 
 
-# (n -> the first n training examples as (images, labels), **options) -> what the point remembers at first.
-MEMORIES: dict[str, Callable[..., Any]] = {"universal": _no_delta}
+def _a_delta_a_class(
+    first: Examples, classes: int, *, perturbation: Any, target: int = -1, examples: int = 100, **_: Any
+) -> dict[str, Any]:
+    if not -1 <= target < classes:
+        raise ValueError(f"target={target} is no class of 0 to {classes - 1}, nor -1 for all.")
+    images = first(examples)[0]
+    one = perturbations.get(perturbation).zeros(images[:1])
+    deltas = jax.tree.map(lambda d: jnp.repeat(d, classes if target < 0 else 1, 0), one)
+    return {"images": images, "deltas": deltas}
+
+
+# (n -> the first n training examples as (images, labels), classes, **options) -> what the point remembers at first.
+MEMORIES: dict[str, Callable[..., Any]] = {"universal": _no_delta, "targeted_universal": _a_delta_a_class}

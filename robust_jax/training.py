@@ -192,7 +192,7 @@ def _train(config: ConfigDict, workdir: Path) -> TrainState:
         )
     )  # fmt: skip
     variables = experiment.init_variables(model, dataset.image_shape, config.seed)
-    memory = objective.remember(partial(data.first_examples, dataset.train))
+    memory = objective.remember(partial(data.first_examples, dataset.train), dataset.num_classes)
     state = jax.device_get(init_state(variables, optimizer, config.optimizer.ema, memory))
     experiment.claim(config, workdir)
 

@@ -118,7 +118,7 @@ def test_one_universal_delta_climbs_the_mean_loss_and_is_remembered(images):
     terms = {"ce": dict(kind="cross_entropy", at="all")}
     spec = dict(kind="universal", perturbation="additive", radius=0.1, step_size=0.02)
     objective = make_objective({"all": spec}, terms)
-    memory = objective.remember(lambda n: (images[:n], LABELS[:n]))
+    memory = objective.remember(lambda n: (images[:n], LABELS[:n]), K)
     assert memory["all"].shape == (1, H, W, 1) and not memory["all"].any()
     seen = []
 
@@ -139,6 +139,34 @@ def test_one_universal_delta_climbs_the_mean_loss_and_is_remembered(images):
     clear = np.abs(gradient) > 0.05
     assert clear.sum() > H * W / 2
     np.testing.assert_allclose(np.asarray(memory["all"])[clear], 0.1 * np.sign(gradient)[clear], rtol=1e-5)
+
+
+@pytest.mark.parametrize("target", [-1, 2])
+def test_rat_warps_towards_other_classes_and_makes_its_deltas_anew(target, images):
+    spec = dict(
+        kind="targeted_universal", perturbation="flow", radius=0.5, examples=3, refresh=2, epochs=5, target=target
+    )
+    objective = make_objective({"region": spec}, {"ce": dict(kind="cross_entropy", at="region")})
+    memory = objective.remember(lambda n: (images[:n], LABELS[:n]), K)
+    assert memory["region"]["deltas"].shape == (K if target < 0 else 1, H, W, 2)
+    at = jax.jit(lambda scale, m, s: objective.find(model_of(lambda x: scale * smooth(x)), images, LABELS, KEYS, m, s))
+    first = at(1.0, memory, 0)["region"]
+    deltas = first.memory["deltas"]
+    key = jax.random.fold_in(jax.random.key(0), 0)
+    for i, t in enumerate(range(K) if target < 0 else [target]):
+        made = rj.attacks.universal_targeted(
+            smooth, images[:3], t, rj.ThreatModel("flow", "linf", 0.5), key=key, epochs=5, keep="highest_loss"
+        )
+        np.testing.assert_allclose(deltas[i], made.delta[0], atol=1e-5)
+    for i, label in enumerate(LABELS):
+        others = [k for k in range(len(deltas)) if target >= 0 or k != label]
+        assert any(np.array_equal(first.delta[i], deltas[k]) for k in others)
+    assert 0 <= float(first.images.min()) <= float(first.images.max()) <= 1
+    # Between refreshes the deltas stay, whatever became of the model.
+    second = at(-1.0, {"region": first.memory}, 1)["region"]
+    np.testing.assert_array_equal(second.memory["deltas"], deltas)
+    third = at(-1.0, {"region": second.memory}, 2)["region"]
+    assert not np.allclose(third.memory["deltas"], deltas)
 
 
 def test_schedules(images):
