@@ -2,7 +2,8 @@
 
 python benchmarks/compare.py --configs=digits_standard,digits_fgr --seeds=0,1,2 [--config.KEY=VALUE ...]
 
-A column `NAME:KEY=VALUE[:KEY=VALUE]` is a config with overrides of its own: digits_fgr:terms.fgr.weight=0.
+A column `NAME[:ARGUMENT][:KEY=VALUE...]` is a config, with its argument and overrides of its own:
+digits_fgr:terms.fgr.weight=0, digits_methods:trades.
 Runs that are there already are not trained again; every workdir keeps its evaluation.json.
 """
 
@@ -31,8 +32,10 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
     few = {"limit": options.limit} if options.limit else {}
     for column in options.configs:
         name, *own = column.split(":")
+        path = ":".join([str(ROOT / "configs" / f"{name}.py"), *(part for part in own if "=" not in part)])
+        own = [part for part in own if "=" in part]
         for seed in options.seeds:
-            config = cli.load_config(str(ROOT / "configs" / f"{name}.py"))
+            config = cli.load_config(path)
             changes = [*overrides, *(f"--config.{change}" for change in own), f"--config.seed={seed}"]
             config = cli.overridden(config, changes)
             workdir = Path(options.workdir) / f"{column.replace(':', '_').replace('=', '_')}_seed{seed}"

@@ -21,11 +21,13 @@ OVERRIDE = re.compile(r"--?config\.([^=]+)(?:=(.*))?", re.DOTALL)
 
 
 def load_config(path: str) -> ConfigDict:
-    """The result of ``get_config()`` in a Python file.
+    """The result of ``get_config()`` in a Python file, for ``FILE:ARGUMENT`` of ``get_config(ARGUMENT)``.
 
     Raises:
-      ValueError: no such file, or no such function in it.
+      ValueError: no such file, no such function in it, or what it raises.
     """
+    path, _, argument = path.partition(".py:")
+    path += ".py" if argument else ""
     if not Path(path).is_file():
         folder = Path(path).parent
         known = sorted(str(p) for p in folder.glob("*.py")) if folder.is_dir() else []
@@ -42,7 +44,7 @@ def load_config(path: str) -> ConfigDict:
     if not hasattr(module, "get_config"):
         raise ValueError(f"--config={path}: the file defines no get_config().")
     try:
-        return module.get_config()
+        return module.get_config(*[argument][: bool(argument)])
     except (AttributeError, KeyError, TypeError) as error:  # how a ConfigDict refuses a key or a type
         folder = Path(path).absolute().parent
         frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).parent == folder]

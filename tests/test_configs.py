@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from configs.methods import METHODS
 from robust_jax import cli, experiment, optimizers
 from robust_jax.config import complete
 from robust_jax.objectives import make_objective
 from robust_jax.points import Model
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
-FILES = sorted(p.name for p in FOLDER.glob("*.py") if p.name != "__init__.py")
+FILES = sorted(p.name for p in FOLDER.glob("*.py") if p.name not in ("__init__.py", "methods.py"))
+NAMES = [*FILES, *(f"digits_methods.py:{method}" for method in METHODS), "mnist_methods.py:lfr"]
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3)}
 
 
@@ -22,13 +24,13 @@ def test_there_are_configs():
     assert len(FILES) >= 6
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", NAMES)
 def test_config(name):
     config = cli.load_config(str(FOLDER / name))
     assert complete(config).to_dict() == config.to_dict()
     assert cli.overridden(config, ["--config.seed=3"]).seed == 3
     assert config.data.name == name.split("_")[0]
-    assert config.attacks and (FOLDER / name).read_text().startswith('"""')
+    assert config.attacks and (FOLDER / name.split(":")[0]).read_text().startswith('"""')
 
     classes = 100 if config.data.name == "cifar100" else 10
     images = jax.ShapeDtypeStruct((4, *SHAPES[config.data.name]), jnp.float32)
@@ -44,7 +46,9 @@ def test_config(name):
 
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(4))
         seen = Model(train, lambda x: model.apply(variables, x, train=False))
-        return make_objective(config.points.to_dict(), config.terms.to_dict())(seen, images, jnp.zeros(4, int), keys)
+        objective, labels = make_objective(config.points.to_dict(), config.terms.to_dict()), jnp.zeros(4, int)
+        memory = objective.remember(lambda n: (jnp.zeros((n, *images.shape[1:])), jnp.zeros(n, int)), classes)
+        return objective.loss(seen, objective.find(seen, images, labels, keys, memory), labels)
 
     total, outcome = jax.eval_shape(run, variables, images)
     assert total.shape == () and total.dtype == jnp.float32 and set(outcome.terms) == set(config.terms)
@@ -53,3 +57,8 @@ def test_config(name):
     of_optax = {k: v for k, v in config.optimizer.items() if k not in ("ema", "adversarial_weights")}
     optimizer = optimizers.make_optimizer(schedule, **of_optax)
     jax.eval_shape(optimizer.init, variables["params"])
+
+
+def test_an_unknown_method_lists_all():
+    with pytest.raises(ValueError, match="'tradse' is unknown.*'trades'"):
+        cli.load_config(str(FOLDER / "digits_methods.py") + ":tradse")

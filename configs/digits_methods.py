@@ -1,0 +1,25 @@
+"""Every training method on scikit-learn's digits, and the attacks that compare them.
+
+python train.py --config=configs/digits_methods.py:trades --workdir=runs/digits_trades
+
+The methods are the functions of configs/methods.py.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.digits_standard import digits
+from configs.methods import Sizes, choose
+from robust_jax.config import complete
+
+SIZES = Sizes(intensity=0.1, pixels=0.25, rotation=(15.0, 0.5, 0.5), steps=5, side=8)
+
+
+def get_config(method: str = "standard") -> ConfigDict:
+    c = digits()
+    c.attacks = {}
+    strong = dict(kind="pgd", norm="linf", steps=20, restarts=2)
+    c.attacks.additive = strong | dict(perturbation="additive", radius=SIZES.intensity)
+    c.attacks.flow = strong | dict(perturbation="flow", radius=SIZES.pixels)
+    c.attacks.affine = strong | dict(perturbation="affine", radius=SIZES.rotation)
+    choose(c, method, SIZES)
+    return complete(c)

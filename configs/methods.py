@@ -1,0 +1,307 @@
+"""Every training method as points and terms, for any dataset: what digits_methods.py and mnist_methods.py choose from.
+
+Weights are on the mean over examples of a per-example term. Where a paper's coefficient is of something else, with a
+batch of B, images of D numbers and W pixels a side:
+
+| paper | its coefficient | weight here |
+|---|---|---|
+| Ross & Doshi-Velez 2018 | λ, squared L2 norm, of the summed losses | λ / (2 B) |
+| Finlay & Oberman 2019 | λ, L2 norm squared / 2; L1 norm squared / (2 D) | λ / 2; λ / (2 D) |
+| Xia & Li 2021 (FGR) | λ, of the mean loss, normalised units | λ / B² ((W - 1) / 2)² |
+| Xu et al. 2020 (LFR) | λ, L1 norm | λ |
+| Lyu et al. 2015 | σ | the radius |
+| Zhang et al. 2019 (TRADES) | β, also written 1 / λ | β |
+| Wang et al. 2020 (MART) | λ | λ |
+| Moosavi-Dezfooli et al. 2019 (CURE) | γ, of the difference at h z, ‖z‖₂ = 1; z a sign has h / sqrt(D) as radius | γ |
+| Qin et al. 2019 (LLR) | λ, μ | λ, μ |
+| Andriushchenko & Flammarion 2020 | λ | λ |
+| Wu et al. 2020 (AWP) | γ | optimizer.adversarial_weights |
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+
+class Sizes(NamedTuple):
+    """What a dataset's methods share.
+
+    Attributes:
+      intensity: radius of additive linf.
+      pixels: radius of flow linf; the random starts of FGR have it as sigma.
+      rotation: (degrees, pixels, pixels) of affine linf.
+      steps: of inner maximisations.
+      side: of the images, in pixels.
+    """
+
+    intensity: float
+    pixels: float
+    rotation: tuple[float, float, float]
+    steps: int
+    side: int
+
+
+def _additive(s: Sizes, **options: Any) -> dict[str, Any]:
+    return dict(perturbation="additive", norm="linf", radius=s.intensity) | options
+
+
+def _flow(s: Sizes, **options: Any) -> dict[str, Any]:
+    return dict(perturbation="flow", norm="linf", radius=s.pixels) | options
+
+
+def _ce(c: ConfigDict, at: str = "clean", **options: Any) -> None:
+    c.terms.ce = dict(kind="cross_entropy", at=at, weight=1.0) | options
+
+
+def standard(c: ConfigDict, s: Sizes) -> None:
+    """Cross-entropy of the images."""
+    _ce(c)
+
+
+def random_flow(c: ConfigDict, s: Sizes) -> None:
+    """Random flows alone: the control of FGR."""
+    c.points.warped = dict(kind="random", perturbation="flow", sigma=s.pixels)
+    _ce(c, "warped")
+
+
+def igr(c: ConfigDict, s: Sizes) -> None:
+    """Input-gradient regularisation (Ross & Doshi-Velez 2018)."""
+    _ce(c)
+    c.terms.igr = dict(kind="gradient_norm", perturbation="additive", norm="l2", power=2.0, weight=1.0)
+
+
+def finite_difference(c: ConfigDict, s: Sizes) -> None:
+    """The same penalty by finite differences (Finlay & Oberman 2019)."""
+    igr(c, s)
+    c.terms.igr.method = "finite_difference"
+
+
+def family(c: ConfigDict, s: Sizes) -> None:
+    """The exact dual-norm penalty (Lyu et al. 2015) for linf."""
+    _ce(c)
+    c.terms.gain = dict(kind="first_order_gain", weight=1.0, **_additive(s))
+
+
+def family_flow(c: ConfigDict, s: Sizes) -> None:
+    """The exact dual-norm penalty over flows."""
+    _ce(c)
+    c.terms.gain = dict(kind="first_order_gain", weight=1.0, **_flow(s))
+
+
+def family_affine(c: ConfigDict, s: Sizes) -> None:
+    """The exact dual-norm penalty over rotations and shifts."""
+    _ce(c)
+    c.terms.gain = dict(kind="first_order_gain", perturbation="affine", norm="linf", radius=s.rotation, weight=1.0)
+
+
+def family_composed(c: ConfigDict, s: Sizes) -> None:
+    """The exact dual-norm penalty over flows and intensities at once."""
+    _ce(c)
+    both = dict(perturbation=("flow", "additive"), norm="linf", radius=(s.pixels, s.intensity))
+    c.terms.gain = dict(kind="first_order_gain", weight=1.0, **both)
+
+
+def linearised(c: ConfigDict, s: Sizes) -> None:
+    """Training at x + r (Lyu et al. 2015) for linf: FGSM training."""
+    c.points.steepest = dict(kind="steepest", **_additive(s))
+    _ce(c, "steepest")
+
+
+def linearised_flow(c: ConfigDict, s: Sizes) -> None:
+    """Training at the steepest flow of the L2 ball that the linf ball of flows holds."""
+    radius = s.pixels * s.side * 2**0.5 / 2  # half the length of a corner of the linf ball
+    c.points.steepest = dict(kind="steepest", perturbation="flow", norm="l2", radius=radius)
+    _ce(c, "steepest")
+
+
+def fgr(c: ConfigDict, s: Sizes) -> None:
+    """Flow-gradient regularisation with a random start (Xia & Li 2021)."""
+    random_flow(c, s)
+    c.terms.fgr = dict(kind="gradient_norm", at="warped", perturbation="flow", norm="l2", power=2.0, weight=3.0)
+
+
+def affine_gradient(c: ConfigDict, s: Sizes) -> None:
+    """FGR's form for rotations and shifts: a random one, and the squared gradient norm in units of the radius."""
+    c.points.turned = dict(kind="uniform", perturbation="affine", norm="linf", radius=s.rotation)
+    _ce(c, "turned")
+    c.terms.penalty = dict(
+        kind="gradient_norm", at="turned", perturbation="affine", norm="l2", power=2.0, scale=s.rotation, weight=1.0
+    )
+
+
+def pgd(c: ConfigDict, s: Sizes) -> None:
+    """Adversarial training (Madry et al. 2018)."""
+    c.points.attacked = dict(kind="attack", steps=s.steps, **_additive(s))
+    _ce(c, "attacked")
+
+
+def fgsm_rs(c: ConfigDict, s: Sizes) -> None:
+    """Fast adversarial training: FGSM from a random start (Wong et al. 2020)."""
+    c.points.attacked = dict(kind="attack", steps=1, step_size=1.25 * s.intensity, keep="last", **_additive(s))
+    _ce(c, "attacked")
+
+
+def gradalign(c: ConfigDict, s: Sizes) -> None:
+    """FGSM training with aligned gradients (Andriushchenko & Flammarion 2020)."""
+    fgsm_rs(c, s)
+    c.points.anywhere = dict(kind="uniform", **_additive(s))
+    c.terms.align = dict(kind="gradient_misalignment", other="anywhere", perturbation="additive", weight=0.2)
+
+
+def adt(c: ConfigDict, s: Sizes) -> None:
+    """Adversarial deformation training."""
+    c.points.attacked = dict(kind="attack", steps=s.steps, **_flow(s))
+    _ce(c, "attacked")
+
+
+def adt_fgr(c: ConfigDict, s: Sizes) -> None:
+    """Adversarial deformation training, and the flow gradient at the attacked images."""
+    adt(c, s)
+    c.terms.fgr = dict(kind="gradient_norm", at="attacked", perturbation="flow", norm="l2", power=2.0, weight=1.0)
+
+
+def affine_training(c: ConfigDict, s: Sizes) -> None:
+    """Adversarial training under rotations and shifts."""
+    c.points.attacked = dict(kind="attack", perturbation="affine", norm="linf", radius=s.rotation, steps=s.steps)
+    _ce(c, "attacked")
+
+
+def composed_training(c: ConfigDict, s: Sizes) -> None:
+    """Adversarial training under flows and intensities at once."""
+    both = dict(perturbation=("flow", "additive"), norm="linf", radius=(s.pixels, s.intensity))
+    c.points.attacked = dict(kind="attack", steps=s.steps, **both)
+    _ce(c, "attacked")
+
+
+def trades(c: ConfigDict, s: Sizes) -> None:
+    """TRADES (Zhang et al. 2019), β = 1 as on MNIST (6 on CIFAR-10)."""
+    c.points.attacked = dict(kind="divergent", steps=s.steps, **_additive(s))
+    _ce(c)
+    c.terms.kl = dict(kind="kl_divergence", at="attacked", reference="clean", weight=1.0)
+
+
+def trades_flow(c: ConfigDict, s: Sizes) -> None:
+    """TRADES over flows."""
+    c.points.attacked = dict(kind="divergent", steps=s.steps, **_flow(s))
+    _ce(c)
+    c.terms.kl = dict(kind="kl_divergence", at="attacked", reference="clean", weight=1.0)
+
+
+def mart(c: ConfigDict, s: Sizes) -> None:
+    """MART (Wang et al. 2020), λ = 5."""
+    c.points.attacked = dict(kind="attack", steps=s.steps, **_additive(s))
+    c.terms.bce = dict(kind="boosted_cross_entropy", at="attacked", weight=1.0)
+    c.terms.kl = dict(kind="weighted_kl_divergence", at="attacked", reference="clean", weight=5.0)
+
+
+def awp(c: ConfigDict, s: Sizes) -> None:
+    """Adversarial training with adversarial weight perturbation (Wu et al. 2020), γ = 0.01."""
+    pgd(c, s)
+    c.optimizer.adversarial_weights = 0.01
+
+
+def lfr(c: ConfigDict, s: Sizes) -> None:
+    """Local flatness regularisation (Xu et al. 2020), λ = 0.02."""
+    _ce(c)
+    c.points.roughest = dict(kind="roughest", steps=s.steps, **_additive(s))
+    c.terms.lfr = dict(kind="gradient_norm", at="roughest", perturbation="additive", norm="l1", power=1.0, weight=0.02)
+
+
+def lfr_flow(c: ConfigDict, s: Sizes) -> None:
+    """Local flatness over flows: the L1 norm of the flow gradient at the roughest flow."""
+    _ce(c)
+    c.points.roughest = dict(kind="roughest", steps=s.steps, **_flow(s))
+    c.terms.lfr = dict(kind="gradient_norm", at="roughest", perturbation="flow", norm="l1", power=1.0, weight=0.1)
+
+
+def cure(c: ConfigDict, s: Sizes) -> None:
+    """Curvature regularisation (Moosavi-Dezfooli et al. 2019), h = 1.5."""
+    c.points.ahead = dict(kind="steepest", perturbation="additive", norm="linf", radius=1.5 / s.side)
+    _ce(c)
+    c.terms.cure = dict(
+        kind="gradient_difference", other="ahead", perturbation="additive", norm="l2", power=2.0, weight=4.0
+    )
+
+
+def llr(c: ConfigDict, s: Sizes) -> None:
+    """Local linearity regularisation (Qin et al. 2019), λ = 4, μ = 3."""
+    c.points.bent = dict(kind="nonlinear", steps=s.steps, **_additive(s))
+    _ce(c)
+    c.terms.gap = dict(kind="linearity_gap", other="bent", perturbation="additive", weight=4.0)
+    c.terms.slope = dict(kind="directional_derivative", other="bent", perturbation="additive", weight=3.0)
+
+
+def universal(c: ConfigDict, s: Sizes) -> None:
+    """Universal adversarial training (Shafahi et al. 2020)."""
+    c.points.all = dict(kind="universal", step_size=s.intensity / 10, **_additive(s))
+    _ce(c, "all")
+
+
+def universal_flow(c: ConfigDict, s: Sizes) -> None:
+    """Universal adversarial training over flows."""
+    c.points.all = dict(kind="universal", step_size=s.pixels / 10, **_flow(s))
+    _ce(c, "all")
+
+
+def rat(c: ConfigDict, s: Sizes) -> None:
+    """Region adversarial training (Wang et al. 2021): the images, and them moved towards other classes."""
+    c.points.region = dict(kind="targeted_universal", examples=100, refresh=100, **_additive(s))
+    _ce(c, weight=0.5)
+    c.terms.region = dict(kind="cross_entropy", at="region", weight=0.5)
+
+
+def rat_flow(c: ConfigDict, s: Sizes) -> None:
+    """Region adversarial training over universal flows."""
+    c.points.region = dict(kind="targeted_universal", examples=100, refresh=100, **_flow(s))
+    _ce(c, weight=0.5)
+    c.terms.region = dict(kind="cross_entropy", at="region", weight=0.5)
+
+
+METHODS: dict[str, Callable[[ConfigDict, Sizes], None]] = {
+    f.__name__: f
+    for f in (
+        standard,
+        random_flow,
+        igr,
+        finite_difference,
+        family,
+        family_flow,
+        family_affine,
+        family_composed,
+        linearised,
+        linearised_flow,
+        fgr,
+        affine_gradient,
+        pgd,
+        fgsm_rs,
+        gradalign,
+        adt,
+        adt_fgr,
+        affine_training,
+        composed_training,
+        trades,
+        trades_flow,
+        mart,
+        awp,
+        lfr,
+        lfr_flow,
+        cure,
+        llr,
+        universal,
+        universal_flow,
+        rat,
+        rat_flow,
+    )  # fmt: skip
+}
+
+
+def choose(c: ConfigDict, method: str, sizes: Sizes) -> None:
+    """Gives a config the points and terms of a method.
+
+    Raises:
+      ValueError: an unknown method.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method {method!r} is unknown: choose one of {sorted(METHODS)}.")
+    METHODS[method](c, sizes)
