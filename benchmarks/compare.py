@@ -3,19 +3,23 @@
 python benchmarks/compare.py --configs=digits_standard,digits_fgr --seeds=0,1,2 [--config.KEY=VALUE ...]
 
 A column `NAME[:ARGUMENT][:KEY=VALUE...]` is a config, with its argument and overrides of its own:
-digits_fgr:terms.fgr.weight=0, digits_methods:trades.
+digits_fgr:terms.fgr.weight=0, digits_methods:trades. `digits_methods:all` is all of its methods.
 Runs that are there already are not trained again; every workdir keeps its evaluation.json.
 """
 
 from __future__ import annotations
 
 import json
+import sys
+from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 from absl import flags
 
-from robust_jax import cli, evaluation, training
+from robust_jax import attacks, cli, data, evaluation, experiment, models, training
+from robust_jax.threat_models import ThreatModel
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,6 +27,8 @@ flags.DEFINE_list("configs", ["digits_standard", "digits_fgr"], "Names in config
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Of training and attacks.")
 flags.DEFINE_string("workdir", "runs/compare", "Every run gets a folder in it.")
 flags.DEFINE_string("split", "test", "test, or validation to choose hyper-parameters on.")
+flags.DEFINE_integer("universal", 0, "Also targeted universal success, δ made from so many training images; 0: not.")
+flags.DEFINE_list("universal_radii", ["0.25", "0.75"], "Of additive and flow linf, for that.")
 flags.DEFINE_integer("limit", 0, "The first so many images; 0: each config's.")
 
 
@@ -30,7 +36,11 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
     """Trains, evaluates, prints."""
     columns: dict[str, list[dict]] = {}
     few = {"limit": options.limit} if options.limit else {}
-    for column in options.configs:
+    sys.path.insert(0, str(ROOT))
+    from configs.methods import METHODS
+
+    every = [c.replace(":all", f":{m}") for c in options.configs for m in (METHODS if c.endswith(":all") else [""])]
+    for column in every:
         name, *own = column.split(":")
         path = ":".join([str(ROOT / "configs" / f"{name}.py"), *(part for part in own if "=" not in part)])
         own = [part for part in own if "=" in part]
@@ -44,9 +54,37 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
             report = evaluation.evaluate(
                 workdir, config.attacks, **config.evaluation.to_dict() | {"split": options.split} | few
             )
-            columns.setdefault(column, []).append(report[str(workdir)])
+            measured = report[str(workdir)]
+            if options.universal:
+                for space, radius in zip(("additive", "flow"), options.universal_radii, strict=True):
+                    success = universal_success(workdir, ThreatModel(space, "linf", float(radius)), options.universal)
+                    measured["attacks"][f"universal {space} {radius}, success"] = {"accuracy": success}
+            columns.setdefault(column, []).append(measured)
     print(table(columns))
     (Path(options.workdir) / f"table_{options.split}.json").write_text(json.dumps(columns, indent=1))
+
+
+@partial(jax.jit, static_argnames="epochs")
+def _towards(logits_fn, images, target, threat, key, epochs=20):
+    made = attacks.universal_targeted(logits_fn, images, target, threat, key=key, epochs=epochs, keep="highest_loss")
+    return made.delta
+
+
+def universal_success(workdir: Path, threat: ThreatModel, count: int) -> float:
+    """The fraction of held-out images of other classes that one δ turns into its target: the mean over all targets.
+
+    Each δ is made from the first ``count`` training images.
+    """
+    _, model, variables, dataset, _ = experiment.restore(workdir)
+    logits_fn = models.bind(model, variables)
+    images, _ = data.first_examples(dataset.train, count)
+    held_out, labels = data.first_examples(dataset.test, min(len(dataset.test), 1000))
+    rates = []
+    for target in range(dataset.num_classes):
+        delta = _towards(logits_fn, images, target, threat, jax.random.key(target))
+        predicted = logits_fn(attacks.apply_universal(threat, held_out, delta)).argmax(-1)
+        rates.append(float((predicted == target)[labels != target].mean()))
+    return float(np.mean(rates))
 
 
 def table(columns: dict[str, list[dict]]) -> str:

@@ -30,6 +30,7 @@ class Sizes(NamedTuple):
     Attributes:
       intensity: radius of additive linf.
       pixels: radius of flow linf; the random starts of FGR have it as sigma.
+      universal: radii of additive and flow linf for one δ that serves all images, which needs more room.
       rotation: (degrees, pixels, pixels) of affine linf.
       steps: of inner maximisations.
       side: of the images, in pixels.
@@ -37,6 +38,7 @@ class Sizes(NamedTuple):
 
     intensity: float
     pixels: float
+    universal: tuple[float, float]
     rotation: tuple[float, float, float]
     steps: int
     side: int
@@ -234,26 +236,28 @@ def llr(c: ConfigDict, s: Sizes) -> None:
 
 def universal(c: ConfigDict, s: Sizes) -> None:
     """Universal adversarial training (Shafahi et al. 2020)."""
-    c.points.all = dict(kind="universal", step_size=s.intensity / 10, **_additive(s))
+    radius = s.universal[0]
+    c.points.all = dict(kind="universal", step_size=radius / 10, **_additive(s, radius=radius))
     _ce(c, "all")
 
 
 def universal_flow(c: ConfigDict, s: Sizes) -> None:
     """Universal adversarial training over flows."""
-    c.points.all = dict(kind="universal", step_size=s.pixels / 10, **_flow(s))
+    radius = s.universal[1]
+    c.points.all = dict(kind="universal", step_size=radius / 10, **_flow(s, radius=radius))
     _ce(c, "all")
 
 
 def rat(c: ConfigDict, s: Sizes) -> None:
     """Region adversarial training (Wang et al. 2021): the images, and them moved towards other classes."""
-    c.points.region = dict(kind="targeted_universal", examples=100, refresh=100, **_additive(s))
+    c.points.region = dict(kind="targeted_universal", examples=100, refresh=100, **_additive(s, radius=s.universal[0]))
     _ce(c, weight=0.5)
     c.terms.region = dict(kind="cross_entropy", at="region", weight=0.5)
 
 
 def rat_flow(c: ConfigDict, s: Sizes) -> None:
     """Region adversarial training over universal flows."""
-    c.points.region = dict(kind="targeted_universal", examples=100, refresh=100, **_flow(s))
+    c.points.region = dict(kind="targeted_universal", examples=100, refresh=100, **_flow(s, radius=s.universal[1]))
     _ce(c, weight=0.5)
     c.terms.region = dict(kind="cross_entropy", at="region", weight=0.5)
 
