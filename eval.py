@@ -2,8 +2,8 @@
 
 python eval.py --workdir=runs/digits_standard,runs/digits_fgr [--config=FILE] [--config.KEY=VALUE ...]
 
-Without --config each workdir is measured by the attacks it was configured with. Overrides of attacks start from
---config's, or the first workdir's, and then serve all; data.data_dir, evaluation and attacks can be overridden.
+Without --config each workdir is measured by the attacks and settings it was configured with. Overrides of attacks start
+from --config's, or the first workdir's, and then serve all; data.data_dir, evaluation and attacks can be overridden.
 """
 
 from absl import flags, logging
@@ -28,11 +28,12 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
     config = cli.load_config(options.config) if options.config else experiment.read_config(workdirs[0])
     if overrides:
         config = cli.overridden(config, overrides)
+    overridden = {p.split(".")[1]: config.evaluation[p.split(".")[1]] for p in paths if p.startswith("evaluation.")}
     own_attacks = not options.config and not any(path.startswith("attacks.") for path in paths)
     evaluation.evaluate(
         workdirs,
         None if own_attacks else config.attacks,
-        **config.evaluation,
+        **(config.evaluation if options.config else overridden),
         data_dir=config.data.data_dir if "data.data_dir" in paths else None,
     )
 

@@ -5,7 +5,7 @@ batch of B, images of D numbers and W pixels a side:
 
 | paper | its coefficient | weight here |
 |---|---|---|
-| Ross & Doshi-Velez 2018 | λ, squared L2 norm, of the summed losses | λ / (2 B) |
+| Ross & Doshi-Velez 2018 | λ, half the squared L2 norm, of the mean loss | λ / (2 B) |
 | Finlay & Oberman 2019 | λ, L2 norm squared / 2; L1 norm squared / (2 D) | λ / 2; λ / (2 D) |
 | Xia & Li 2021 (FGR) | λ, of the mean loss, normalised units | λ / B² ((W - 1) / 2)² |
 | Xu et al. 2020 (LFR) | λ, L1 norm | λ |
@@ -22,6 +22,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
+
+from robust_jax import checks
 
 
 class Sizes(NamedTuple):
@@ -111,8 +113,8 @@ def linearised(c: ConfigDict, s: Sizes) -> None:
 
 
 def linearised_flow(c: ConfigDict, s: Sizes) -> None:
-    """Training at the steepest flow of the L2 ball that the linf ball of flows holds."""
-    radius = s.pixels * s.side * 2**0.5 / 2  # half the length of a corner of the linf ball
+    """Training at the steepest flow of an L2 ball, half as long as the corners of the linf ball."""
+    radius = s.pixels * s.side * 2**0.5 / 2
     c.points.steepest = dict(kind="steepest", perturbation="flow", norm="l2", radius=radius)
     _ce(c, "steepest")
 
@@ -145,10 +147,12 @@ def fgsm_rs(c: ConfigDict, s: Sizes) -> None:
 
 
 def gradalign(c: ConfigDict, s: Sizes) -> None:
-    """FGSM training with aligned gradients (Andriushchenko & Flammarion 2020)."""
-    fgsm_rs(c, s)
+    """FGSM training with aligned gradients (Andriushchenko & Flammarion 2020); 0.2 is its λ for CIFAR-10 at 8/255."""
+    linearised(c, s)
     c.points.anywhere = dict(kind="uniform", **_additive(s))
-    c.terms.align = dict(kind="gradient_misalignment", other="anywhere", perturbation="additive", weight=0.2)
+    c.terms.align = dict(
+        kind="gradient_misalignment", at="clean", other="anywhere", perturbation="additive", weight=0.2
+    )
 
 
 def adt(c: ConfigDict, s: Sizes) -> None:
@@ -306,6 +310,5 @@ def choose(c: ConfigDict, method: str, sizes: Sizes) -> None:
     Raises:
       ValueError: an unknown method.
     """
-    if method not in METHODS:
-        raise ValueError(f"method {method!r} is unknown: choose one of {sorted(METHODS)}.")
+    checks.choose("method", method, METHODS)
     METHODS[method](c, sizes)

@@ -3,7 +3,8 @@
 python train.py --config=configs/mnist_methods.py:trades --workdir=runs/mnist_trades [--config.data.data_dir=DIR]
 
 The methods are the functions of configs/methods.py. None was run to the end with these settings here yet: 40 inner
-steps over 60,000 images are work for a GPU. On a CPU: --config.data.limit=10000 --config.points.attacked.steps=10.
+steps over 60,000 images are work for a GPU. On a CPU --config.data.limit=10000 and, of the method's point, fewer steps:
+--config.points.attacked.steps=10. A step_size is in units of δ: one that is set is overridden with the radius.
 """
 
 from ml_collections import ConfigDict

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict, config_dict
 from ml_collections.config_flags import config_flags
 
 from robust_jax.config import complete, number
+from robust_jax.objectives import SCHEDULE
 
 FRACTION = re.compile(r"[\d.]+\s*/\s*[\d.]+")
 OVERRIDE = re.compile(r"--?config\.([^=]+)(?:=(.*))?", re.DOTALL)
@@ -65,7 +66,13 @@ def overridden(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
         match = OVERRIDE.fullmatch(argument)
         assert match
         path, value = match.groups()
-        group, name, current = _at(config, path)
+        if path.startswith("model.options."):  # whichever the model has
+            group, name, current = config.model.options, path.removeprefix("model.options."), None
+        else:
+            group, name, current = _at(config, path)
+        if isinstance(current, ConfigDict) and sorted(current) == sorted(SCHEDULE):
+            with group.ignore_type():
+                group[name] = current = 0.0  # a number instead of a schedule
         if isinstance(current, ConfigDict):
             raise ValueError(f"--config.{path} is a group: override one of its keys, {sorted(current)}.")
         if current is None:  # no type yet, such as step_size: any will do
@@ -131,5 +138,6 @@ def _own_flags(program: str) -> list[str]:
 
 
 def default_workdir(config_path: str) -> str:
-    """``runs/`` and the config file's name."""
-    return f"runs/{Path(config_path).stem}"
+    """``runs/`` and the config file's name, with its argument if it has one."""
+    path, _, argument = config_path.partition(".py:")
+    return f"runs/{Path(path).stem}" + (f"_{argument}" if argument else "")

@@ -147,10 +147,14 @@ def complete(config: ConfigDict) -> ConfigDict:
             whole = {n for n, p in options.items() if p.annotation in ("int", "bool")}
             filled |= {k: float(v) for k, v in filled.items() if type(v) is int and k not in whole}
             schedules = {k: v for k, v in filled.items() if isinstance(v, ConfigDict)}
-            filled |= {k: {n: number(x) for n, x in v.items()} for k, v in schedules.items()}
+            filled |= {k: {n: _float(number(x)) for n, x in v.items()} for k, v in schedules.items()}
             config[section][name] = ConfigDict(filled)
     check(config)
     return config
+
+
+def _float(value: Any) -> Any:
+    return float(value) if type(value) is int else value
 
 
 def _default(value: Any) -> Any:
@@ -181,6 +185,8 @@ def check(config: Mapping[str, Any]) -> None:
             raise ValueError(f"{key}={config[key]!r} must not be negative.")
     if not 0 <= config["optimizer"]["ema"] < 1:
         raise ValueError(f"optimizer.ema={config['optimizer']['ema']!r} is a decay: 0 (none) <= ema < 1.")
+    if config["optimizer"]["adversarial_weights"] < 0:
+        raise ValueError(f"optimizer.adversarial_weights={config['optimizer']['adversarial_weights']!r} is negative.")
     if not config["data"]["validation"] > 0:
         raise ValueError("data.validation must be above 0: checkpoints are chosen on the validation split.")
     for section, (known, own) in KINDS.items():
@@ -203,8 +209,15 @@ def check(config: Mapping[str, Any]) -> None:
                 raise ValueError(f"{path}: {error}") from None
             if section == "attacks":
                 check_untargeted(path, entry)
-            if "restarts" in entry:
-                check_effort(path, entry["steps"], entry["restarts"], entry["random_start"], entry["keep"])
+                if schedules := sorted(k for k, v in entry.items() if isinstance(v, Mapping)):
+                    raise ValueError(f"{path} has schedules {schedules}: an attack of an evaluation has numbers.")
+            if "steps" in entry:
+                effort = {"restarts": 1, "random_start": True, "keep": "highest_loss"} | entry
+                check_effort(path, entry["steps"], effort["restarts"], effort["random_start"], effort["keep"])
+            if entry.get("gradient") is not None:
+                norms.exponent(entry["gradient"])
+            if min(entry.get("refresh", 1), entry.get("examples", 1), entry.get("epochs", 1)) < 1:
+                raise ValueError(f"{path}: refresh, examples and epochs must be at least 1.")
             if "overshoot" in entry:
                 check_search(path, entry["steps"], entry["overshoot"], entry["candidates"])
             if entry.get("method") == "finite_difference" and config["model"]["dtype"] != "float32":

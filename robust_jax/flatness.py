@@ -41,7 +41,7 @@ def roughest(
 
 def local_flatness(
     loss_fn: LossFn, images: Images, threat: ThreatModel, norm: Any = None, *,
-    key: Key[Array, "..."], steps: int = 40, step_size: Any = 0.01, **options: Any,
+    key: Key[Array, "..."], steps: int = 40, step_size: Any = None, **options: Any,
 ) -> Float[Array, " b"]:  # fmt: skip
     """``max_{δ in ball} ‖∂/∂δ' ℓ(T(T(x, δ), δ'))‖`` at δ' = 0, ``[B]``: LFR's penalty for any space and norm.
 
@@ -56,7 +56,7 @@ def local_flatness(
       norm: of the gradient; by default the dual of the threat model's norm.
       key: one key, or one an image.
       steps: of the ascent.
-      step_size: in units of δ.
+      step_size: in units of δ; by default ``2.5 * radius / steps``. The paper's is 0.01 at radius 0.3.
       **options: restarts, random_start, and those of `robust_jax.value_and_gradient_norm` but for power.
 
     Raises:

@@ -11,7 +11,8 @@ once, detached, and shared by all terms that name it. A **term** is a loss of on
     }
     total, outcome = make_objective(points, terms)(model, images, labels, keys)
 
-A weight, radius or sigma may be ``dict(start=0.0, end=4.4, epochs=10.0)``: linear over the first epochs, then constant.
+For a number as weight, radius or sigma there may be ``dict(start=0.0, end=4.4, epochs=10.0)``: linear over the first
+epochs, then constant.
 A new method is a function in `robust_jax.points` or `robust_jax.terms`.
 """
 
@@ -32,6 +33,7 @@ from robust_jax.terms import TERMS, Here, PerExample
 
 SCHEDULE = ("start", "end", "epochs")
 SCHEDULED = ("weight", "radius", "sigma")
+CLASSIFYING = ("cross_entropy", "boosted_cross_entropy")
 
 
 class Outcome(NamedTuple):
@@ -49,7 +51,7 @@ class Objective(NamedTuple):
       find: ``(model, images, labels, keys [B], memory=None, steps_done=0, epoch=0.0) -> {NAME: Found}``, the points,
         constants of the step. Keys are one an example, so that a batch cut over devices draws the same.
       loss: ``(model, found, labels, epoch=0.0) -> (total, Outcome)``. Accuracy and running statistics are those at the
-        first cross-entropy term's point.
+        point of the first cross-entropy term by name, without one at the first point.
       remember: ``(examples, classes) -> memory`` before the first step; ``examples(n)`` are the first n training
         examples.
     """
@@ -82,8 +84,9 @@ def make_objective(points: Mapping[str, Any], terms: Mapping[str, Any]) -> Objec
     Raises:
       ValueError: no term of a weight, or an unknown kind, point or option, listing the valid ones.
     """
-    points = {"clean": {"kind": "clean"}} | {name: dict(p) for name, p in points.items()}
-    terms = {name: {"at": "clean", "weight": 1.0} | dict(t) for name, t in terms.items()}
+    # By name, as in a ConfigDict: the same whichever order they were written in.
+    points = {"clean": {"kind": "clean"}} | {name: dict(p) for name, p in sorted(points.items())}
+    terms = {name: {"at": "clean", "weight": 1.0} | dict(t) for name, t in sorted(terms.items())}
     for kind, entries, known, own in (
         ("points", points, POINTS, set()), ("terms", terms, TERMS, {"at", "weight"}),
     ):  # fmt: skip
@@ -98,7 +101,7 @@ def make_objective(points: Mapping[str, Any], terms: Mapping[str, Any]) -> Objec
         raise ValueError(f"an objective needs at least one term whose weight is not 0: kinds are {sorted(TERMS)}.")
     # Only points that a term looks at are computed; every point has a key of its own, by its place in the list.
     used = {n: i for i, n in enumerate(points) if any(n in looks[t].values() for t in terms)}
-    classifying = [term["at"] for term in terms.values() if term["kind"] == "cross_entropy"]
+    classifying = [term["at"] for term in terms.values() if term["kind"] in CLASSIFYING]
     first = [*classifying, *used][0]
 
     def find(

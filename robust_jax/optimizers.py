@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
+OF_STEP = ("ema", "adversarial_weights")  # keys of a config's optimizer that are the training step's
 SCHEDULES = ("constant", "piecewise", "cosine", "one_cycle")
 
 

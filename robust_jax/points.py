@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from robust_jax import flatness, gradients, losses, perturbations, threat_models
-from robust_jax.attacks.ascent import ascend, clip_box
+from robust_jax.attacks.ascent import ascend, clip_box, where
 from robust_jax.attacks.pgd import pgd
-from robust_jax.attacks.universal import universal_targeted
+from robust_jax.attacks.universal import apply_universal, spread, universal_targeted
 from robust_jax.checks import choose
 from robust_jax.perturbations import Delta, Images
 from robust_jax.threat_models import ThreatModel
@@ -173,42 +173,42 @@ def universal(
     memory: Delta, steps_done: Array, perturbation: Any, norm: Any = "linf", radius: Any, step_size: Any,
     clip_loss: float = 9.0, batch_norm: str = "eval",
 ) -> Found:  # fmt: skip
-    """``T(x, v)``, one v for all images, kept across steps and moved once a step (Shafahi et al. 2020).
+    """``T(x, v)`` clipped to [0, 1], one v for all images, moved once a step (Shafahi et al. 2020).
 
     ``v <- Π_ball(v + step_size * argmax_{‖u‖ <= 1} <g, u>)``, g the batch's mean gradient of ``min(ℓ, clip_loss)``.
     """
     threat = ThreatModel(perturbation, norm, radius)
-    space, loss_fn = threat.perturbation, _loss_of(_logits_fn(model, batch_norm), labels)
-
-    def spread(v: Delta) -> Delta:
-        return jax.tree.map(lambda a: jnp.broadcast_to(a, (len(images), *a.shape[1:])), v)
+    loss_fn = _loss_of(_logits_fn(model, batch_norm), labels)
 
     def mean_loss(v: Delta) -> Array:
-        return jnp.minimum(loss_fn(space.apply(images, spread(v))), clip_loss).mean()
+        return jnp.minimum(loss_fn(apply_universal(threat, images, v)), clip_loss).mean()
 
     gradient = model.mean(jax.grad(mean_loss)(memory))
     free = jax.tree.map(lambda v: jnp.full_like(v, jnp.inf), memory)
     moved = threat_models.move(threat, memory, gradient, step_size, free)
-    return Found(space.apply(images, spread(moved)), spread(moved), moved)
+    return Found(apply_universal(threat, images, moved), spread(moved, len(images)), moved)
 
 
 def targeted_universal(
     model: Model, images: Images, labels: Labels, keys: Keys, *,
     memory: dict[str, Any], steps_done: Array, perturbation: Any, norm: Any = "linf", radius: Any, target: int = -1,
-    examples: int = 100, refresh: int = 100, epochs: int = 20, batch_norm: str = "eval",
+    examples: int = 100, refresh: int = 100, epochs: int = 20,
 ) -> Found:  # fmt: skip
     """``T(x, v_t)``, v_t universal towards class t: region adversarial training (RAT, Wang et al. 2021).
 
-    v_t is made by `robust_jax.attacks.universal_targeted` from the first ``examples`` training images, anew every
-    ``refresh`` steps, in ``epochs`` passes. ``target``: t; -1: for each image a random class that is not its own.
+    v_t is made by `robust_jax.attacks.universal_targeted` from the first ``examples`` training images, of any class,
+    anew every ``refresh`` steps, in ``epochs`` passes. ``target``: t, images of which stay; -1: for each image a random
+    class that is not its own. The model is looked at in eval mode, in which all devices make the same v_t.
     """
+    if refresh < 1 or examples < 1:
+        raise ValueError(f"targeted_universal: refresh={refresh}, examples={examples}, but both must be at least 1.")
     threat = ThreatModel(perturbation, norm, radius)
-    logits_fn, deltas = _logits_fn(model, batch_norm), memory["deltas"]
+    deltas = memory["deltas"]
     count = len(jax.tree.leaves(deltas)[0])
 
     def towards(t: Array) -> Delta:
         key = jax.random.fold_in(jax.random.key(0), steps_done)  # of the images' order only
-        made = universal_targeted(logits_fn, memory["images"], t, threat, key=key, epochs=epochs, keep="highest_loss")
+        made = universal_targeted(model.eval, memory["images"], t, threat, key=key, epochs=epochs, keep="highest_loss")
         return jax.tree.map(lambda d: d[0], made.delta)
 
     def made(_: Delta) -> Delta:
@@ -219,7 +219,7 @@ def targeted_universal(
     if target < 0:
         other = jax.vmap(lambda k: jax.random.randint(k, (), 1, count))(keys)
         index = (labels + other) % count
-    delta = jax.tree.map(lambda d: d[index], deltas)
+    delta = where(labels != target, jax.tree.map(lambda d: d[index], deltas), threat.perturbation.zeros(images))
     return Found(clip_box(threat.perturbation.apply(images, delta)), delta, memory | {"deltas": deltas})
 
 

@@ -127,7 +127,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         # Finite gradients times a huge learning rate overflow too.
         finite &= jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves((params, batch_stats))]).all()
-        # The average forgets the initial weights sooner than its decay would: it starts with the steps' plain mean.
+        # At first a shorter average, which forgets the initial weights sooner.
         decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))
         averaged = {"params": params, "batch_stats": batch_stats} if ema else {}
         new = state.replace(
@@ -181,7 +181,7 @@ def _train(config: ConfigDict, workdir: Path) -> TrainState:
     steps_per_epoch = len(dataset.train) / config.batch_size
     total_steps = max(round(config.epochs * steps_per_epoch), 1)
     schedule = optimizers.make_schedule(**config.schedule, epochs=config.epochs, steps_per_epoch=steps_per_epoch)
-    of_step = {name: config.optimizer[name] for name in ("ema", "adversarial_weights")}
+    of_step = {name: config.optimizer[name] for name in optimizers.OF_STEP}
     settings = {k: v for k, v in config.optimizer.items() if k not in of_step}
     optimizer = optimizers.make_optimizer(schedule, **settings)
     objective = make_objective(config.points.to_dict(), config.terms.to_dict())
@@ -191,6 +191,9 @@ def _train(config: ConfigDict, workdir: Path) -> TrainState:
             steps_per_epoch=steps_per_epoch, **of_step,
         )
     )  # fmt: skip
+    names = {value for term in config.terms.values() for value in term.values() if isinstance(value, str)}
+    if unseen := sorted({*config.points} - names):
+        logging.warning("No term looks at the points %s: name one in a term's `at` if it should.", unseen)
     variables = experiment.init_variables(model, dataset.image_shape, config.seed)
     memory = objective.remember(partial(data.first_examples, dataset.train), dataset.num_classes)
     state = jax.device_get(init_state(variables, optimizer, config.optimizer.ema, memory))

@@ -57,6 +57,7 @@ def test_values_take_the_type_of_their_key(tmp_path):
 
 OTHER = {
     "perturbation": "flow", "norm": "l1", "radius": "1/8", "sigma": "0.3", "at": "adv", "weight": "2.5",
+    "other": "adv", "reference": "adv", "gradient": "l1",
     "curve": "(0,2)",
     "loss": "margin", "keep": "last", "batch_norm": "train", "method": "directional", "step_size": "1/100",
     "random_start": "false", "targeted": "true",
@@ -69,9 +70,10 @@ def test_every_option_of_every_kind_can_be_overridden(section, kind):
     c = base()
     c.points.adv = dict(kind="random", perturbation="flow", sigma=0.1)
     c.terms.ce = dict(kind="cross_entropy")
-    needed = dict(perturbation="additive", radius=0.1, sigma=0.2)
+    needed = dict(perturbation="additive", radius=0.1, sigma=0.2, step_size=0.05, other="clean", reference="clean")
+    required = [n for n, p in options_of(known[kind]).items() if p.default is p.empty]
     options = {*options_of(known[kind]), *own}
-    c[section].mine = dict(kind=kind, **{k: v for k, v in needed.items() if k in options})
+    c[section].mine = dict(kind=kind, **{k: v for k, v in needed.items() if k in {*required, *own}})
     c = complete(complete(c))  # as a config read back from a workdir is
     for option in options:
         before = c[section].mine[option]
@@ -223,3 +225,28 @@ def test_a_wrong_type_in_a_file_names_file_and_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="bad.py, line 6"):
         cli.load_config("configs/bad.py")
+
+
+def test_a_schedule_is_overridden_in_parts_or_by_a_number():
+    config = base()
+    config.terms.ce = dict(kind="cross_entropy")
+    config.terms.igr = dict(kind="gradient_norm", perturbation="additive", weight=dict(start=0, end=4, epochs=10))
+    config = complete(config)
+    assert cli.overridden(config, ["--config.terms.igr.weight.end=4.4"]).terms.igr.weight.end == 4.4
+    assert cli.overridden(config, ["--config.terms.igr.weight=0"]).terms.igr.weight == 0
+    with pytest.raises(ValueError, match="is a group"):
+        cli.overridden(config, ["--config.terms.igr=0"])
+
+
+def test_options_of_the_model_are_overridden_by_name():
+    config = base("mnist", "small_cnn")
+    config.terms.ce = dict(kind="cross_entropy")
+    changed = cli.overridden(
+        complete(config), ["--config.model.options.dropout=0.5", "--config.model.options.activation=silu"]
+    )
+    assert changed.model.options.to_dict() == {"dropout": 0.5, "activation": "silu"}
+
+
+def test_a_config_with_an_argument_has_a_workdir_of_its_own():
+    assert cli.default_workdir("configs/digits_methods.py:trades") == "runs/digits_methods_trades"
+    assert cli.default_workdir("configs/digits_fgr.py") == "runs/digits_fgr"

@@ -151,11 +151,19 @@ def test_no_terms_a_missing_key_and_impossible_combinations():
         ("select_limit", -1, "must not be negative"),
         ("seed", -1, "must not be negative"),
         ("optimizer.ema", 1.5, "ema"),
+        ("optimizer.adversarial_weights", -0.1, "is negative"),
+        ("points.rough.steps", 0, "points.rough: steps=0"),
+        ("points.rough.gradient", "l3", "l3"),
+        ("points.region.refresh", 0, "at least 1"),
     ],
 )
 def test_impossible_values_fail_before_training(path, value, message):
     c = base()
     c.terms.ce = dict(kind="cross_entropy")
+    c.points.rough = dict(kind="roughest", perturbation="flow", radius=0.1)
+    c.points.region = dict(kind="targeted_universal", perturbation="flow", radius=0.1)
+    c.terms.rough = dict(kind="cross_entropy", at="rough")
+    c.terms.region = dict(kind="cross_entropy", at="region")
     c.attacks.flow = dict(kind="pgd", perturbation="flow", radius=0.1, restarts=2)
     c.attacks.fool = dict(kind="deepfool", perturbation="affine", radius=(30, 3, 3))
     c = complete(c)
@@ -170,4 +178,12 @@ def test_finite_differences_need_float32():
     c.terms.ce = dict(kind="cross_entropy")
     c.terms.fgr = dict(kind="gradient_norm", perturbation="flow", method="finite_difference")
     with pytest.raises(ValueError, match="needs model.dtype=float32"):
+        complete(c)
+
+
+def test_an_attack_has_no_schedule():
+    c = base()
+    c.terms.ce = dict(kind="cross_entropy")
+    c.attacks.flow = dict(kind="pgd", perturbation="flow", radius=dict(start=0.0, end=1.0, epochs=1.0))
+    with pytest.raises(ValueError, match="attacks.flow has schedules.*radius"):
         complete(c)

@@ -54,7 +54,7 @@ def test_config(name):
     assert total.shape == () and total.dtype == jnp.float32 and set(outcome.terms) == set(config.terms)
 
     schedule = optimizers.make_schedule(**config.schedule, epochs=config.epochs, steps_per_epoch=100)
-    of_optax = {k: v for k, v in config.optimizer.items() if k not in ("ema", "adversarial_weights")}
+    of_optax = {k: v for k, v in config.optimizer.items() if k not in optimizers.OF_STEP}
     optimizer = optimizers.make_optimizer(schedule, **of_optax)
     jax.eval_shape(optimizer.init, variables["params"])
 

@@ -256,7 +256,7 @@ def test_accuracy_and_state_are_those_of_the_first_terms_point(batch):
     images, labels, keys = batch
     point = {"noisy": dict(kind="random", perturbation="additive", sigma=0.3)}
     first = run(make_objective(point, {"a": CE | {"at": "noisy"}, "b": CE}), batch)[1]
-    other = run(make_objective(point, {"b": CE, "a": CE | {"at": "noisy"}}), batch)[1]
+    other = run(make_objective(point, {"b": CE | {"at": "noisy"}, "a": CE}), batch)[1]
     np.testing.assert_allclose(other.state["seen"], images.mean(), rtol=1e-6)
     assert abs(float(first.state["seen"] - images.mean())) > 1e-4
 

@@ -189,7 +189,7 @@ def steps_of(c, count):
     model = experiment.create_model(c, 10)
     schedule = optimizers.make_schedule(**c.schedule, epochs=3.0, steps_per_epoch=4.0)
     optimizer = optimizers.make_optimizer(
-        schedule, **{k: v for k, v in c.optimizer.items() if k not in ("ema", "adversarial_weights")}
+        schedule, **{k: v for k, v in c.optimizer.items() if k not in optimizers.OF_STEP}
     )
     step = parallel.pmap(
         make_train_step(

@@ -34,7 +34,7 @@ def apply_universal(threat: ThreatModel, images: Images, delta: Delta) -> Images
       images: ``[N, H, W, C]``, for δ of image shape (additive, flow) of the size that δ was made for.
       delta: ``[1, ...]``, or as an `AttackResult` of this module holds it, ``[B, ...]`` of which all are equal.
     """
-    return clip_box(threat.perturbation.apply(images, _spread(delta, len(images))))
+    return clip_box(threat.perturbation.apply(images, spread(delta, len(images))))
 
 
 def universal(
@@ -263,7 +263,8 @@ def universal_targeted(
     return METHODS[method](logits_fn, images, labels, threat, key=key, targeted=True, **options)
 
 
-def _spread(delta: Delta, count: int) -> Delta:
+def spread(delta: Delta, count: int) -> Delta:
+    """One δ repeated for so many images."""
     return jax.tree.map(lambda d: jnp.broadcast_to(d[:1], (count, *d.shape[1:])), delta)
 
 
@@ -300,7 +301,7 @@ def _measure(
 
 
 def _result(threat: ThreatModel, images: Images, delta: Delta, success: Bool[Array, " b"]) -> AttackResult:
-    return AttackResult(apply_universal(threat, images, delta), _spread(delta, len(images)), success)
+    return AttackResult(apply_universal(threat, images, delta), spread(delta, len(images)), success)
 
 
 def _check(path: str, key: Any, epochs: int, batch_size: int) -> None:
