@@ -52,6 +52,14 @@ CASES = {
     ),
     "synchronised": (Net(True, parallel.AXIS), {}, {"ce": CE, "fgr": FGR}),
     "synchronised_directional": (Net(True, parallel.AXIS), {}, {"ce": CE, "fgr": FGR | {"method": "directional"}}),
+    "remembering": (
+        Net(),
+        {
+            "all": dict(kind="universal", perturbation="flow", radius=0.3, step_size=0.1),
+            "region": dict(kind="targeted_universal", perturbation="additive", radius=0.2, examples=4, epochs=2),
+        },
+        {"ce": CE | {"at": "all"}, "fgr": FGR | {"at": "all"}, "region": CE | {"at": "region"}},
+    ),
     "unsynchronised": (Net(True), {}, {"ce": CE, "fgr": FGR}),
 }
 
@@ -75,13 +83,19 @@ def take_step(case):
     """A step on all devices: parameters, statistics and metrics by name."""
     model, points, terms = CASES[case]
     optimizer = optax.sgd(0.5)
-    state = jax.device_get(init_state(initial(model.norm), optimizer, 0.0))
-    augmentation = dict(resize=0, padding=1, flip=True)
-    step = make_train_step(model, make_objective(points, terms), optimizer, seed=3, augmentation=augmentation)
+    objective, augmentation = make_objective(points, terms), dict(resize=0, padding=1, flip=True)
+    memory = objective.remember(lambda n: (batch()["image"][:n] / np.float32(255), batch()["label"][:n]), 3)
+    state = jax.device_get(init_state(initial(model.norm), optimizer, 0.0, memory))
+    uphill = 0.05 if case == "remembering" else 0.0
+    step = make_train_step(model, objective, optimizer, seed=3, augmentation=augmentation, adversarial_weights=uphill)
     state, metrics = parallel.pmap(step)(parallel.replicate(state), parallel.shard(batch()))
-    copies = [np.stack([s.data[0] for s in leaf.addressable_shards]) for leaf in jax.tree.leaves(state.params)]
+    copies = [
+        np.stack([s.data[0] for s in leaf.addressable_shards]) for leaf in jax.tree.leaves((state.params, state.memory))
+    ]
     assert all((c == c[:1]).all() for c in copies)  # the replicas stay replicas
-    result = parallel.first({"params": state.params, "batch_stats": state.batch_stats, "metrics": metrics})
+    result = parallel.first(
+        {"params": state.params, "batch_stats": state.batch_stats, "memory": state.memory, "metrics": metrics}
+    )
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(result)}
 
 
@@ -107,7 +121,7 @@ def distance(one, other):
     return max(np.abs(one[k] - other[k]).max() / np.abs(one[k]).max() for k in one if np.abs(one[k]).max() > 0)
 
 
-@pytest.mark.parametrize("case", ["independent", "synchronised", "synchronised_directional"])
+@pytest.mark.parametrize("case", ["independent", "synchronised", "synchronised_directional", "remembering"])
 def test_eight_devices_make_the_step_of_one(results, case):
     one, eight = (r[case] for r in results)
     assert any("fgr" in k for k in one) and float(one["['metrics']['terms/fgr']"]) > 1e-3
