@@ -14,6 +14,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from robust_jax import checkpoints, data, models, parallel
+from robust_jax.config import base
 from robust_jax.perturbations import Perturbation
 
 
@@ -72,7 +73,7 @@ def claim(config: ConfigDict, workdir: Path) -> None:
     text = json.dumps(config.to_dict(), indent=2, default=plain) + "\n"
     path = workdir / "config.json"
     if path.is_file() and any((workdir / "checkpoints").glob("*/[0-9]*")):
-        old, new = _flat(json.loads(path.read_text())), _flat(json.loads(text))
+        old, new = _flat(_filled(json.loads(path.read_text()))), _flat(json.loads(text))
         changed = sorted(
             k
             for k in old.keys() | new.keys()
@@ -105,7 +106,16 @@ def read_config(workdir: str | Path) -> ConfigDict:
     path = Path(workdir) / "config.json"
     if not path.is_file():
         raise ValueError(f"{path} does not exist: {workdir} is no workdir of train.py.")
-    return ConfigDict(_tuples(json.loads(path.read_text())), convert_dict=True)
+    return ConfigDict(_tuples(_filled(json.loads(path.read_text()))), convert_dict=True)
+
+
+def _filled(saved: dict[str, Any], defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A saved config with the defaults of keys that are newer than it."""
+    filled = dict(base().to_dict() if defaults is None else defaults)
+    for key, value in saved.items():
+        nested = isinstance(value, dict) and isinstance(filled.get(key), dict)
+        filled[key] = _filled(value, filled[key]) if nested else value
+    return filled
 
 
 def _tuples(value: Any) -> Any:

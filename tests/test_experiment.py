@@ -159,3 +159,14 @@ def test_averaged_weights_are_the_ones_to_evaluate():
     assert experiment.evaluation_variables(state) == average
     assert experiment.evaluation_variables(state | {"ema": {}})["batch_stats"] == {"m": 3}
     assert experiment.evaluation_variables(state | {"ema": {}, "batch_stats": {}}) == {"params": {"w": 1}}
+
+
+def test_a_workdir_of_an_earlier_version_has_the_defaults_of_newer_keys(tmp_path):
+    experiment.claim(config(), tmp_path)
+    save(tmp_path, "latest", 3)
+    path = tmp_path / "config.json"
+    old = json.loads(path.read_text())
+    del old["optimizer"]["ema"], old["select_limit"]
+    path.write_text(json.dumps(old))
+    assert experiment.read_config(tmp_path).to_dict() == config().to_dict()
+    experiment.claim(config(), tmp_path)  # the same run, not another one
