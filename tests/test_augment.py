@@ -12,6 +12,8 @@ from scipy.interpolate import RegularGridInterpolator
 
 from robust_jax import augment
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 def images(batch=6, height=8, width=8, channels=3, seed=0):
     shape = (batch, height, width, channels)

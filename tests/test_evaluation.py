@@ -16,6 +16,8 @@ from robust_jax.robustness import Attack
 from robust_jax.summary import wilson_interval
 from robust_jax.threat_models import ThreatModel
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 class Linear(nn.Module):
     """A linear classifier."""

@@ -8,6 +8,8 @@ from scipy.special import log_softmax
 
 from robust_jax import losses
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 def batch():
     rng = np.random.default_rng(0)

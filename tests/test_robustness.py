@@ -13,6 +13,8 @@ from robust_jax.robustness import Attack, robustness
 from robust_jax.summary import summarise
 from robust_jax.threat_models import ThreatModel
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 RNG = np.random.default_rng(0)
 N, SIDE, CLASSES = 90, 4, 3
 WEIGHTS = RNG.normal(size=(SIDE * SIDE, CLASSES)).astype(np.float32)

@@ -10,6 +10,8 @@ from scipy.ndimage import map_coordinates
 from robust_jax import warping
 from robust_jax.warping import differences, normalized_to_pixels
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 warp = jax.jit(warping.warp)
 
 

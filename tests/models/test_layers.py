@@ -14,6 +14,8 @@ from jax.sharding import PartitionSpec
 
 from robust_jax.models import layers
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 NHWC = ("NHWC", "HWIO", "NHWC")
 # height, width, channels, features, padding; the 2x2 map is smaller than the kernel
 SHAPES = [

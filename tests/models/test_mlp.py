@@ -9,6 +9,8 @@ import pytest
 
 from robust_jax import models
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 def small(**fields):
     model = models.create("mlp", num_classes=3, hidden=(6, 5), **fields)

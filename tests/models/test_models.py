@@ -10,6 +10,8 @@ from jax import lax
 
 from robust_jax import models
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 IMAGES = (
     {"digits_cnn": (8, 8, 1), "small_cnn": (28, 28, 1)}
     | {f"vgg{depth}": (32, 32, 3) for depth in (11, 13, 16, 19)}
