@@ -275,6 +275,7 @@ def test_no_network_fails_within_seconds(fault, tmp_path, monkeypatch, with_tens
         if fault == "refused":
             raise urllib.error.URLError("no route")
         time.sleep(20)
+        raise TimeoutError
 
     assert tfds_source._NETWORK_SECONDS <= 3
     monkeypatch.setattr(tfds_source, "_NETWORK_SECONDS", 0.5)
