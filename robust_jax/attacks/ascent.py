@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from robust_jax import perturbations, threat_models
-from robust_jax.perturbations import Delta, Images, example_keys
+from robust_jax.perturbations import Delta, Images, Perturbation, example_keys
 from robust_jax.threat_models import ThreatModel
 
 # (T(x, δ) in the box, δ) -> what to maximise, and where that is a success.
@@ -67,8 +67,7 @@ def ascend(
     check_effort("attack", steps, restarts, random_start, keep)
     space = threat.perturbation
     keys = example_keys(key, len(images))
-    if step_size is not None and space.parts and not isinstance(step_size, tuple | list):
-        raise ValueError(f"step_size={step_size!r}: {space.name} takes a tuple of {len(space.parts)}, one a part.")
+    check_step_size(space, step_size)
     size = jax.tree.map(lambda r: 2.5 * r / max(steps, 1), threat.radius) if step_size is None else step_size
 
     def scored(delta: Delta) -> tuple[Array, _Point]:
@@ -119,6 +118,12 @@ def ascend(
 
 def _sum_abs(x: Array) -> Array:
     return jnp.abs(x).sum(tuple(range(1, x.ndim)), keepdims=True)
+
+
+def check_step_size(space: Perturbation, step_size: Any) -> None:
+    """Raises ValueError for one step size where a composition needs one a part."""
+    if step_size is not None and space.parts and not isinstance(step_size, tuple | list):
+        raise ValueError(f"step_size={step_size!r}: {space.name} takes a tuple of {len(space.parts)}, one a part.")
 
 
 def check_effort(path: str, steps: int, restarts: int, random_start: bool, keep: str) -> None:

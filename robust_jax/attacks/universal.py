@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from robust_jax import losses, threat_models
-from robust_jax.attacks.ascent import KEEP, clip_box
+from robust_jax.attacks.ascent import KEEP, check_step_size, clip_box
 from robust_jax.attacks.deepfool import check_search, minimal_step
 from robust_jax.attacks.pgd import AttackResult, LogitsFn, LossFn
 from robust_jax.checks import check_batch, choose
@@ -176,8 +176,7 @@ def universal_gradient(
         raise ValueError(f"universal_gradient: restarts={restarts} with keep={keep!r}: the last run alone would count.")
     images, labels = jnp.asarray(images), jnp.asarray(labels)
     space, sign = threat.perturbation, -1.0 if targeted else 1.0
-    if step_size is not None and space.parts and not isinstance(step_size, tuple | list):
-        raise ValueError(f"step_size={step_size!r}: {space.name} takes a tuple of {len(space.parts)}, one a part.")
+    check_step_size(space, step_size)
     batches = -(-len(images) // batch_size)
     default = jax.tree.map(lambda r: 2.5 * r / (epochs * batches), threat.radius)
     size = default if step_size is None else step_size

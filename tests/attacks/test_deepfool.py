@@ -2,11 +2,11 @@ from __future__ import annotations
 
 from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from simple_models import Linear, Net
 
 import robust_jax as rj
 from robust_jax import threat_models
@@ -23,34 +23,10 @@ LABELS = jnp.array([0, 1, 2, 0, 1, 2])
 attack = jax.jit(deepfool, static_argnames=("steps", "candidates", "targeted"))
 
 
-@jax.tree_util.register_pytree_node_class
-class Linear:
-    """logits = images @ weights + bias, a pytree."""
-
-    def __init__(self, weights, bias):
-        self.weights, self.bias = weights, bias
-
-    def __call__(self, images):
-        return images.reshape(len(images), -1) @ self.weights + self.bias
-
-    def tree_flatten(self):
-        return (self.weights, self.bias), None
-
-    @classmethod
-    def tree_unflatten(cls, _, leaves):
-        return cls(*leaves)
-
-
 def linear(classes, seed=0):
     rng = np.random.default_rng(seed)
     weights = rng.normal(size=(int(np.prod(SHAPE[1:])), classes))
     return Linear(jnp.asarray(weights, jnp.float32), jnp.asarray(rng.normal(size=classes), jnp.float32))
-
-
-class Net(nn.Module):
-    @nn.compact
-    def __call__(self, x, train=False):
-        return nn.Dense(3)(nn.tanh(nn.Dense(16)(x.reshape(len(x), -1) * 4)))
 
 
 def net(seed=0):

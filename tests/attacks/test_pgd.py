@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from scipy.optimize import linprog
+from simple_models import Linear
 
 from robust_jax import losses, threat_models
 from robust_jax.attacks import fgsm, pgd
@@ -25,24 +26,6 @@ STATIC = ("steps", "restarts", "loss", "momentum", "targeted", "random_start", "
 # Small programs, run a few times: compile the cheapest way.
 attack = jax.jit(pgd, static_argnames=STATIC, compiler_options={"xla_cpu_use_fusion_emitters": False})
 margin, cross_entropy = jax.jit(losses.margin), jax.jit(losses.cross_entropy)
-
-
-@jax.tree_util.register_pytree_node_class
-class Linear:
-    """logits = images @ weights + bias, a pytree."""
-
-    def __init__(self, weights, bias):
-        self.weights, self.bias = weights, bias
-
-    def __call__(self, images):
-        return images.reshape(len(images), -1) @ self.weights + self.bias
-
-    def tree_flatten(self):
-        return (self.weights, self.bias), None
-
-    @classmethod
-    def tree_unflatten(cls, _, leaves):
-        return cls(*leaves)
 
 
 def linear(classes=2, seed=0):

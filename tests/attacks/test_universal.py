@@ -2,12 +2,12 @@ from __future__ import annotations
 
 from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from simple_models import Linear, Net
 
 import robust_jax as rj
 from robust_jax import losses, threat_models
@@ -31,33 +31,9 @@ def jitted(function):
 gradient, deepfool, towards = map(jitted, (universal_gradient, universal, universal_targeted))
 
 
-@jax.tree_util.register_pytree_node_class
-class Linear:
-    """logits = images @ weights + bias, a pytree."""
-
-    def __init__(self, weights, bias):
-        self.weights, self.bias = weights, bias
-
-    def __call__(self, images):
-        return images.reshape(len(images), -1) @ self.weights + self.bias
-
-    def tree_flatten(self):
-        return (self.weights, self.bias), None
-
-    @classmethod
-    def tree_unflatten(cls, _, leaves):
-        return cls(*leaves)
-
-
 def linear(seed=0):
     weights = np.random.default_rng(seed).normal(size=(25, 2))
     return Linear(jnp.asarray(weights, jnp.float32), jnp.zeros(2))
-
-
-class Net(nn.Module):
-    @nn.compact
-    def __call__(self, x, train=False):
-        return nn.Dense(3)(nn.tanh(nn.Dense(16)(x.reshape(len(x), -1) * 4)))
 
 
 def net(images, seed=2):
