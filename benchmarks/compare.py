@@ -10,9 +10,13 @@ Runs that are there already are not trained again; every workdir keeps its evalu
 from __future__ import annotations
 
 import json
+import os
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,39 +33,47 @@ flags.DEFINE_string("workdir", "runs/compare", "Every run gets a folder in it.")
 flags.DEFINE_string("split", "test", "test, or validation to choose hyper-parameters on.")
 flags.DEFINE_integer("universal", 0, "Also targeted universal success, δ made from so many training images; 0: not.")
 flags.DEFINE_list("universal_radii", ["0.25", "0.75"], "Of additive and flow linf, for that.")
+flags.DEFINE_integer("jobs", 1, "So many configs at once, each in a process with one thread.")
 flags.DEFINE_integer("limit", 0, "The first so many images; 0: each config's.")
 
 
 def main(options: flags.FlagValues, overrides: list[str]) -> None:
     """Trains, evaluates, prints."""
-    columns: dict[str, list[dict]] = {}
-    few = {"limit": options.limit} if options.limit else {}
     sys.path.insert(0, str(ROOT))
     from configs.methods import METHODS
 
-    every = [c.replace(":all", f":{m}") for c in options.configs for m in (METHODS if c.endswith(":all") else [""])]
-    for column in every:
-        name, *own = column.split(":")
-        path = ":".join([str(ROOT / "configs" / f"{name}.py"), *(part for part in own if "=" not in part)])
-        own = [part for part in own if "=" in part]
-        for seed in options.seeds:
-            config = cli.load_config(path)
-            changes = [*overrides, *(f"--config.{change}" for change in own), f"--config.seed={seed}"]
-            config = cli.overridden(config, changes)
-            workdir = Path(options.workdir) / f"{column.replace(':', '_').replace('=', '_')}_seed{seed}"
-            print(f"== {workdir}", flush=True)
-            training.train(config, workdir)
-            report = evaluation.evaluate(
-                workdir, config.attacks, **config.evaluation.to_dict() | {"split": options.split} | few
-            )
-            measured = report[str(workdir)]
-            if options.universal:
-                for space, radius in zip(("additive", "flow"), options.universal_radii, strict=True):
-                    success = universal_success(workdir, ThreatModel(space, "linf", float(radius)), options.universal)
-                    measured["attacks"][f"universal {space} {radius}, success"] = {"accuracy": success}
-            columns.setdefault(column, []).append(measured)
-    print(table(columns))
-    (Path(options.workdir) / f"table_{options.split}.json").write_text(json.dumps(columns, indent=1))
+    columns = [c.replace(":all", f":{m}") for c in options.configs for m in (METHODS if c.endswith(":all") else [""])]
+    one = partial(measure, given=options.flag_values_dict(), overrides=overrides)
+    if options.jobs > 1:
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
+        with ProcessPoolExecutor(options.jobs, get_context("spawn"), cli.keep_compiled) as pool:
+            measured = dict(zip(columns, pool.map(one, columns), strict=True))
+    else:
+        measured = {column: one(column) for column in columns}
+    print(table(measured))
+    (Path(options.workdir) / f"table_{options.split}.json").write_text(json.dumps(measured, indent=1))
+
+
+def measure(column: str, given: dict[str, Any], overrides: list[str]) -> list[dict]:
+    """Trains and evaluates one config with every seed."""
+    name, *own = column.split(":")
+    path = ":".join([str(ROOT / "configs" / f"{name}.py"), *(part for part in own if "=" not in part)])
+    own = [f"--config.{part}" for part in own if "=" in part]
+    reports = []
+    for seed in given["seeds"]:
+        config = cli.overridden(cli.load_config(path), [*overrides, *own, f"--config.seed={seed}"])
+        workdir = Path(given["workdir"]) / f"{column.replace(':', '_').replace('=', '_')}_seed{seed}"
+        print(f"== {workdir}", flush=True)
+        training.train(config, workdir)
+        chosen = config.evaluation.to_dict() | {"split": given["split"]}
+        chosen |= {"limit": given["limit"]} if given["limit"] else {}
+        report = evaluation.evaluate(workdir, config.attacks, **chosen)[str(workdir)]
+        if given["universal"]:
+            for space, radius in zip(("additive", "flow"), given["universal_radii"], strict=True):
+                success = universal_success(workdir, ThreatModel(space, "linf", float(radius)), given["universal"])
+                report["attacks"][f"universal {space} {radius}, success"] = {"accuracy": success}
+        reports.append(report)
+    return reports
 
 
 @partial(jax.jit, static_argnames="epochs")

@@ -19,6 +19,7 @@ batch of B, images of D numbers and W pixels a side:
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -54,6 +55,10 @@ def _flow(s: Sizes, **options: Any) -> dict[str, Any]:
     return dict(perturbation="flow", norm="linf", radius=s.pixels) | options
 
 
+def _half(s: Sizes, p: float) -> float:
+    return s.intensity * s.side ** (2 / p) / 2
+
+
 def _ce(c: ConfigDict, at: str = "clean", **options: Any) -> None:
     c.terms.ce = dict(kind="cross_entropy", at=at, weight=1.0) | options
 
@@ -87,6 +92,12 @@ def family(c: ConfigDict, s: Sizes) -> None:
     c.terms.gain = dict(kind="first_order_gain", weight=1.0, **_additive(s))
 
 
+def family_lp(c: ConfigDict, s: Sizes, p: float) -> None:
+    """The exact dual-norm penalty for another p: its ball has half the size of the linf ball's corners."""
+    _ce(c)
+    c.terms.gain = dict(kind="first_order_gain", weight=1.0, **_additive(s, norm=p, radius=_half(s, p)))
+
+
 def family_flow(c: ConfigDict, s: Sizes) -> None:
     """The exact dual-norm penalty over flows."""
     _ce(c)
@@ -109,6 +120,12 @@ def family_composed(c: ConfigDict, s: Sizes) -> None:
 def linearised(c: ConfigDict, s: Sizes) -> None:
     """Training at x + r (Lyu et al. 2015) for linf: FGSM training."""
     c.points.steepest = dict(kind="steepest", **_additive(s))
+    _ce(c, "steepest")
+
+
+def linearised_l2(c: ConfigDict, s: Sizes) -> None:
+    """Training at x + r for p = 2."""
+    c.points.steepest = dict(kind="steepest", **_additive(s, norm="l2", radius=_half(s, 2.0)))
     _ce(c, "steepest")
 
 
@@ -266,42 +283,13 @@ def rat_flow(c: ConfigDict, s: Sizes) -> None:
     c.terms.region = dict(kind="cross_entropy", at="region", weight=0.5)
 
 
-METHODS: dict[str, Callable[[ConfigDict, Sizes], None]] = {
-    f.__name__: f
-    for f in (
-        standard,
-        random_flow,
-        igr,
-        finite_difference,
-        family,
-        family_flow,
-        family_affine,
-        family_composed,
-        linearised,
-        linearised_flow,
-        fgr,
-        affine_gradient,
-        pgd,
-        fgsm_rs,
-        gradalign,
-        adt,
-        adt_fgr,
-        affine_training,
-        composed_training,
-        trades,
-        trades_flow,
-        mart,
-        awp,
-        lfr,
-        lfr_flow,
-        cure,
-        llr,
-        universal,
-        universal_flow,
-        rat,
-        rat_flow,
-    )  # fmt: skip
-}
+METHODS: dict[str, Callable[[ConfigDict, Sizes], None]] = {f.__name__: f for f in (
+    standard, random_flow, igr, finite_difference, family, family_flow, family_affine, family_composed,
+    linearised, linearised_l2, linearised_flow, fgr, affine_gradient, pgd, fgsm_rs, gradalign, adt, adt_fgr,
+    affine_training, composed_training, trades, trades_flow, mart, awp, lfr, lfr_flow, cure, llr, universal,
+    universal_flow, rat, rat_flow,
+)}  # fmt: skip
+METHODS |= {f"family_l{p:g}": partial(family_lp, p=p) for p in (1.0, 1.5, 2.0, 3.0)}
 
 
 def choose(c: ConfigDict, method: str, sizes: Sizes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import sys
 import traceback
@@ -10,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict, config_dict
 from ml_collections.config_flags import config_flags
@@ -107,7 +109,9 @@ def run(main: Callable[[flags.FlagValues, list[str]], None], arguments: Sequence
     """Parses the flags that the program defined, calls ``main(FLAGS, overrides)``, and exits.
 
     What a user can mend, a ValueError raised by this package, becomes one message on stderr and exit status 2.
+    Compiled programs are kept for the next run, see `keep_compiled`.
     """
+    keep_compiled()
     given = list(sys.argv if arguments is None else arguments)
     if {"-h", "--help"} & set(given):
         print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help(), sep="\n")
@@ -130,6 +134,17 @@ def run(main: Callable[[flags.FlagValues, list[str]], None], arguments: Sequence
     except KeyboardInterrupt:
         print("Interrupted; start again to resume.", file=sys.stderr)
         sys.exit(130)
+
+
+def keep_compiled() -> None:
+    """Has JAX keep what took it over a second to compile, at most a GiB, in the user's cache folder.
+
+    JAX's own setting wins: JAX_COMPILATION_CACHE_DIR=FOLDER, or empty for none.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "robust_jax" / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_compilation_cache_max_size", 2**30)
 
 
 def _own_flags(program: str) -> list[str]:
