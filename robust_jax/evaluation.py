@@ -7,6 +7,7 @@ leaves
     DIR/per_example.npz        what each attack did to each example
     DIR/adversarial_NAME.png   examples of each attack
     FIRST/robustness_NAME.png  robust accuracy against radius, all folders together
+    FIRST/trade_off.png        robust against clean accuracy, where the folders differ in one key
 
 The measuring itself is `robust_jax.robustness`, which needs no work directory.
 """
@@ -77,8 +78,10 @@ def evaluate(
         raise ValueError(f"limit={limit}, batch_size={batch_size}: at least 0 (all) and 1.")
     given = {"split": split, "limit": limit, "batch_size": batch_size}
     reports: dict[str, dict[str, Any]] = {}
+    configs = []
     for folder in folders:
         config, model, variables, dataset, step = experiment.restore(folder, checkpoint, data_dir)
+        configs.append(config)
         settings = dict(config.evaluation) | {name: v for name, v in given.items() if v is not None}
         chosen = {
             name: spec if isinstance(spec, Attack) else attack_from(name, spec)
@@ -113,6 +116,8 @@ def evaluate(
             reporting.write(folder, report, measured)
     if parallel.host()[0] == 0:
         reporting.draw_curves(reports)
+        if sweep := experiment.swept(configs):
+            reporting.draw_trade_off(reports, *sweep)
         reporting.show(reports)
     return reports
 

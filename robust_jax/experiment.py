@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,6 +88,13 @@ def claim(config: ConfigDict, workdir: Path) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text)
     temporary.replace(path)
+
+
+def swept(configs: Sequence[ConfigDict]) -> tuple[str, list[Any]] | None:
+    """The one key in which some configs differ, with each one's value; None unless one. Seeds and FREE do not count."""
+    flat = [{k: v for k, v in _flat(c.to_dict()).items() if not k.startswith(("seed", *FREE))} for c in configs]
+    keys = [k for k in sorted({k for f in flat for k in f}) if any(f.get(k) != flat[0].get(k) for f in flat)]
+    return (keys[0], [f.get(keys[0]) for f in flat]) if len(keys) == 1 else None
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,31 +1,23 @@
-"""The two pictures of an evaluation: accuracy against radius, and a grid of adversarial examples.
+"""Charts of evaluations: accuracy against radius, and clean against robust accuracy over a sweep.
 
-Drawn on a bare `matplotlib.figure.Figure`, so nothing global changes: no `pyplot`, no backend to
-choose, no window. Every function writes a PNG to `path` (a path or an open binary file) and returns
-the figure, which a notebook shows by itself.
+Drawn as `pictures` are: on a bare figure, written to `path`, and returned.
 """
 
 from __future__ import annotations
 
-import os
-import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+
+from robust_jax.pictures import MUTED, Target
 
 # Okabe and Ito's colours: distinct for colour-blind readers, and on a printed page.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-RIGHT, WRONG, MUTED, ARROW = "#00714f", "#c03000", "#666666", "#b51d00"
-
-SIGNED = LinearSegmentedColormap.from_list("signed", ["#2166ac", "#ffffff", "#b2182b"])
-
-Target = str | os.PathLike[str] | BinaryIO
 
 
 def accuracy_curves(
@@ -71,210 +63,57 @@ def accuracy_curves(
         axes.fill_between(radius[order], low, high, color=colour, alpha=0.15, lw=0)
     if highlight is not None:
         axes.axvline(highlight, color=MUTED, ls=":", lw=1, zorder=0)
-    axes.set(ylim=(-0.02, 1.02), xlabel=xlabel, ylabel="robust accuracy")
-    axes.set_title(title, fontsize=11, loc="left")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.grid(alpha=0.25, lw=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.set(ylim=(-0.02, 1.02), xlabel=xlabel)
+    _finish(axes, title)
     axes.legend(frameon=False, loc="best", title="95% Wilson bands", title_fontsize=8)
     figure.savefig(path, format="png")
     return figure
 
 
-def adversarial_grid(
-    clean: np.ndarray,
-    adversarial: np.ndarray,
-    delta: Any,
-    labels: np.ndarray,
-    clean_predictions: np.ndarray,
-    adversarial_predictions: np.ndarray,
-    *,
+def trade_off(
+    clean: Sequence[float],
+    robust: Mapping[str, Sequence[float]],
+    labels: Sequence[str],
     path: Target,
-    class_names: Sequence[str] | None = None,
+    *,
     title: str = "",
 ) -> Figure:
-    """Clean image, adversarial image, what changed, and the two predictions; one column an example.
-
-    A flow `[B, H, W, 2]` is drawn as arrows over the clean image, from a pixel to the place its new
-    value is sampled from (dx to the right, dy downwards, as the image), magnified, the factor
-    stated. Any other perturbation is drawn as the difference of the images on a symmetric scale,
-    stated too.
+    """Robust against clean accuracy, one line an attack through the runs of a sweep, in the order given.
 
     Args:
-      clean: `[B, H, W, C]` in [0, 1], C = 1 or 3; B columns, at most about 10 look well.
-      adversarial: `[B, H, W, C]`, what the attack returned.
-      delta: the attack's perturbation; only a flow is looked at.
-      labels: `[B]` true classes.
-      clean_predictions: `[B]`.
-      adversarial_predictions: `[B]`.
+      clean: clean accuracy of each run, in [0, 1].
+      robust: attack -> its accuracy for each run.
+      labels: of each run, such as the value of what was swept.
       path: where the PNG goes.
-      class_names: a name a class, in place of its number.
-      title: above the picture.
+      title: above the picture; say what was swept.
 
     Returns:
       The figure.
 
     Raises:
-      ValueError: images that are neither grey nor RGB, or no example.
+      ValueError: lists that differ in length.
     """
-    clean, adversarial = np.asarray(clean), np.asarray(adversarial)
-    if clean.ndim != 4 or clean.shape[-1] not in (1, 3) or not len(clean):
-        raise ValueError(f"adversarial_grid needs [B, H, W, 1 or 3] images with B > 0, got {clean.shape}")
-    count, height, width, _ = clean.shape
-    flow = _as_flow(delta, clean.shape)
-    difference = adversarial - clean
-    scale = float(np.abs(difference).max()) or 1.0
-    magnify, stride = _arrow_scale(flow) if flow is not None else (1.0, 1)
-    changed, caption = _legend(flow, magnify, stride, scale, grey=clean.shape[-1] == 1)
-
-    # In inches: the side of an image, the margin for the names of the rows, the predictions.
-    cell, left, line = float(np.clip(8.2 / count, 0.82, 1.6)), 1.25, 0.4
-    across = left + count * cell + 0.1
-    caption = textwrap.fill(caption, int(13 * (across - 0.3)))
-    bottom, top = 0.2 + 0.16 * (1 + caption.count("\n")), 0.62 if title else 0.35
-    tall = 3 * cell * height / width + line + bottom + top
-    figure = Figure(figsize=(across, tall), dpi=150)
-    grid = figure.add_gridspec(
-        4,
-        count,
-        height_ratios=[cell * height / width] * 3 + [line],
-        wspace=0.06,
-        hspace=0.05,
-        left=left / across,
-        right=1 - 0.1 / across,
-        bottom=bottom / tall,
-        top=1 - top / tall,
-    )
-    axes = [[figure.add_subplot(grid[row, column]) for column in range(count)] for row in range(4)]
-    for one in (one for row in axes for one in row):
-        one.set(xticks=[], yticks=[])
-        one.spines[:].set_visible(False)
-
-    name = list(class_names or ())
-    for i in range(count):
-        axes[0][i].set_title(_name(name, labels[i]), fontsize=9, pad=3)
-        _show(axes[0][i], clean[i])
-        _show(axes[1][i], adversarial[i])
-        if flow is not None:
-            _show(axes[2][i], 0.6 + 0.4 * clean[i])  # pale, under the arrows
-            _arrows(axes[2][i], flow[i], magnify, stride)
-        else:
-            _show_difference(axes[2][i], difference[i], scale)
-        before, after = int(clean_predictions[i]), int(adversarial_predictions[i])
-        truth = int(labels[i])
-        colour = MUTED if before != truth else RIGHT if after == truth else WRONG
-        text = _name(name, before)
-        if before != after:
-            text += ("\n→ " if len(text) > 4 else " → ") + _name(name, after)
-        longest = max(len(part) for part in text.split("\n"))
-        axes[3][i].text(
-            0.5,
-            0.5,
-            text,
-            ha="center",
-            va="center",
-            color=colour,
-            linespacing=1.1,
-            fontsize=float(np.clip(100 * cell / longest, 5, 9 if "\n" in text else 10)),
-            fontweight="bold" if before != after else "normal",
-        )
-
-    edge = (left - 0.12) / across
-    for row, text in enumerate(("clean", "adversarial", changed, "predicted")):
-        box = axes[row][0].get_position()
-        figure.text(edge, (box.y0 + box.y1) / 2, text, ha="right", va="center", fontsize=9)
-    above = axes[0][0].get_position().y1 + 0.045 / tall
-    figure.text(edge, above, "true class", ha="right", va="baseline", fontsize=9)
-    figure.text(0.12 / across, 0.1 / tall, caption, fontsize=8, color=MUTED, va="bottom")
-    figure.text(left / across, 1 - 0.12 / tall, title, fontsize=11, va="top")
+    if any(len(clean) != len(other) for other in (labels, *robust.values())):
+        raise ValueError(f"trade_off got {len(clean)} clean accuracies, but other numbers of labels or accuracies.")
+    figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    for index, (name, accuracy) in enumerate(robust.items()):
+        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+        axes.plot(clean, accuracy, color=colour, marker=marker, ms=5, lw=1.2, label=name)
+        for x, y, label in zip(clean, accuracy, labels, strict=True):
+            axes.annotate(label, (x, y), (4, 4), textcoords="offset points", fontsize=7, color=colour)
+    axes.set(xlabel="clean accuracy")
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.margins(0.12)
+    _finish(axes, title)
+    axes.legend(frameon=False, loc="best")
     figure.savefig(path, format="png")
     return figure
 
 
-def _as_flow(delta: Any, shape: tuple[int, ...]) -> np.ndarray | None:
-    """`delta` where it is one flow vector a pixel of these images, otherwise None."""
-    if isinstance(delta, (tuple, list, Mapping)) or delta is None:
-        return None
-    delta = np.asarray(delta)
-    return delta if delta.shape == (*shape[:3], 2) else None
-
-
-def _legend(flow: np.ndarray | None, magnify: float, stride: int, scale: float, *, grey: bool) -> tuple[str, str]:
-    """The name of the row that shows the change, with its scale, and its caption."""
-    if flow is None:
-        caption = "White is no change, red brighter, blue darker." if grey else "Grey is no change."
-        return f"difference\n±{scale:.3g}", caption
-    every = "" if stride == 1 else f",\nevery {_ordinal(stride)} pixel"
-    longest = float(np.linalg.norm(flow, axis=-1).max())
-    return f"flow\narrows ×{magnify:.3g}{every}", (
-        "An arrow points from a pixel to the place its new value is taken from. "
-        f"The longest stands for {longest:.3g} px."
-    )
-
-
-def _arrow_scale(flow: np.ndarray) -> tuple[float, int]:
-    """The factor that makes the longest arrow span the stride, and the stride: about 9 a side."""
-    stride = max(1, round(max(flow.shape[1:3]) / 9))
-    longest = float(np.linalg.norm(flow, axis=-1).max())
-    if longest == 0:
-        return 1.0, stride
-    factor = stride / longest
-    digits = 10 ** np.floor(np.log10(factor))  # to one digit, as stated and drawn
-    return float(max(np.floor(factor / digits), 1) * digits), stride
-
-
-def _show(axes: Axes, image: np.ndarray) -> None:
-    """One image, grey or RGB, every pixel a square."""
-    grey = image.shape[-1] == 1
-    axes.imshow(
-        image[..., 0] if grey else image,
-        cmap="gray" if grey else None,
-        vmin=0,
-        vmax=1,
-        interpolation="nearest",
-    )
-
-
-def _show_difference(axes: Axes, difference: np.ndarray, scale: float) -> None:
-    """A signed difference on a symmetric scale: blue-white-red, for RGB around grey."""
-    if difference.shape[-1] == 1:
-        axes.imshow(difference[..., 0], cmap=SIGNED, vmin=-scale, vmax=scale, interpolation="nearest")
-        axes.spines[:].set(visible=True, color="#cccccc", linewidth=0.6)
-    else:
-        axes.imshow(np.clip(0.5 + difference / (2 * scale), 0, 1), interpolation="nearest")
-
-
-def _arrows(axes: Axes, flow: np.ndarray, magnify: float, stride: int) -> None:
-    """Arrows of a flow: dx to the right, dy downwards, on every `stride`-th pixel."""
-    rows = np.arange(stride // 2, flow.shape[0], stride)
-    columns = np.arange(stride // 2, flow.shape[1], stride)
-    picked = flow[np.ix_(rows, columns)] * magnify
-    # In data units a vector follows the axes, and imshow's y axis grows downwards.
-    axes.quiver(
-        columns,
-        rows,
-        picked[..., 1],
-        picked[..., 0],
-        angles="xy",
-        scale_units="xy",
-        scale=1,
-        color=ARROW,
-        units="width",
-        width=0.013,
-        headwidth=4,
-        headlength=4,
-        headaxislength=3.5,
-        minlength=0.3,
-    )
-
-
-def _name(names: Sequence[str], label: Any) -> str:
-    """The name of a class, else its number, '?' for the -1 of a non-finite output."""
-    label = int(label)
-    return "?" if label < 0 else str(names[label]) if label < len(names) else str(label)
-
-
-def _ordinal(number: int) -> str:
-    """2nd, 3rd, 4th, ..."""
-    suffix = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th") if number not in (11, 12, 13) else "th"
-    return f"{number}{suffix}"
+def _finish(axes: Axes, title: str) -> None:
+    axes.set(ylabel="robust accuracy")
+    axes.set_title(title, fontsize=11, loc="left")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.grid(alpha=0.25, lw=0.6)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from robust_jax import plots
+from robust_jax import pictures, plots
 from robust_jax.robustness import PerExample
 
 UNITS = {"additive": "", "flow": " px", "flow_symmetric": " px", "affine": " (°, px, px)"}
@@ -30,7 +30,7 @@ def write(folder: Path, report: Mapping[str, Any], measured: PerExample) -> None
         if outcome.sample["clean"].shape[-1] in (1, 3):
             picture = io.BytesIO()
             title = f"{name}: {_threat(report['attacks'][name])}, {_effort(report['attacks'][name])}"
-            plots.adversarial_grid(**outcome.sample, path=picture, title=title)
+            pictures.adversarial_grid(**outcome.sample, path=picture, title=title)
             _replace(folder / _file("adversarial", name), picture.getvalue())
     text = json.dumps(report, indent=1, allow_nan=False) + "\n"
     _replace(folder / "evaluation.json", text.encode())
@@ -38,10 +38,10 @@ def write(folder: Path, report: Mapping[str, Any], measured: PerExample) -> None
 
 def draw_curves(reports: Mapping[str, Mapping[str, Any]]) -> None:
     """One picture an attack that every work directory was evaluated with alike and that has a curve."""
-    first_folder, first = next(iter(reports.items()))
-    for name, attack in first["attacks"].items():
-        same = [r["attacks"].get(name, {}) for r in reports.values()]
-        if not all("curve" in a and _alike(a, attack) for a in same):
+    first_folder = next(iter(reports))
+    for name, same in _shared(reports).items():
+        attack = same[0]
+        if not all("curve" in a for a in same):
             continue
         radius = attack["threat"]["radius"]
         by_radius = isinstance(radius, (int, float))
@@ -58,6 +58,36 @@ def draw_curves(reports: Mapping[str, Mapping[str, Any]]) -> None:
             highlight=radius if by_radius else 1.0,
         )
         _replace(Path(first_folder) / _file("robustness", name), picture.getvalue())
+
+
+def draw_trade_off(reports: Mapping[str, Mapping[str, Any]], key: str, values: Sequence[Any]) -> None:
+    """Clean against robust accuracy of work directories that differ in one key, in the order of its values."""
+    shared = _shared(reports)
+    order = sorted(range(len(values)), key=values.__getitem__) if all(map(_is_number, values)) else range(len(values))
+    runs = [list(reports.values())[i] for i in order]
+    picture = io.BytesIO()
+    plots.trade_off(
+        [run["clean"]["accuracy"] for run in runs],
+        {f"{name}: {_threat(same[0])}": [same[i]["accuracy"] for i in order] for name, same in shared.items()},
+        [f"{values[i]:g}" if _is_number(values[i]) else str(values[i]) for i in order],
+        picture,
+        title=f"{key}, n = {runs[0]['clean']['n']}",
+    )
+    _replace(Path(next(iter(reports))) / "trade_off.png", picture.getvalue())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _shared(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """The attacks that every work directory was evaluated with alike: name -> one entry a folder."""
+    first, *others = [r["attacks"] for r in reports.values()]
+    return {
+        name: [attack, *(other[name] for other in others)]
+        for name, attack in first.items()
+        if all(name in other and _alike(other[name], attack) for other in others)
+    }
 
 
 def show(reports: Mapping[str, Mapping[str, Any]]) -> None:

@@ -79,7 +79,7 @@ class Outcome:
       excess: `[n]`, how far the image differs from T(x, δ) clipped to [0, 1], likewise.
       curve: multiple of the radius -> `broken` there.
       seconds: wall clock, compilation included, all radii.
-      sample: a few examples to picture, as `plots.adversarial_grid` takes them.
+      sample: a few examples to picture, as `pictures.adversarial_grid` takes them.
     """
 
     attack: Attack

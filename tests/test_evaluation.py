@@ -51,7 +51,9 @@ def workdirs(trained, tmp_path, monkeypatch):
 
     def restore(workdir, checkpoint, data_dir):
         variables, dataset = trained[workdir.name]
-        return experiment.Restored(config, Linear(), variables, dataset, 9 if checkpoint == "latest" else 7)
+        own = config.copy_and_resolve_references()
+        own.optimizer.weight_decay = float(workdir.name == "smooth")
+        return experiment.Restored(own, Linear(), variables, dataset, 9 if checkpoint == "latest" else 7)
 
     monkeypatch.setattr(experiment, "restore", restore)
     folders = [tmp_path / name for name in trained]
@@ -94,6 +96,7 @@ def test_two_workdirs_leave_everything_the_design_lists(workdirs, capsys):
     # The common picture goes into the first folder, and only for the attack that has a curve.
     assert sorted(p.name for folder in workdirs for p in folder.glob("robustness_*")) == ["robustness_shift.png"]
     assert (workdirs[0] / "robustness_shift.png").stat().st_size > 20_000
+    assert (workdirs[0] / "trade_off.png").stat().st_size > 20_000  # the two differ in one key
     screen = capsys.readouterr().out
     for text in ("smooth", "steep", "worst case", "flow linf 0.155 px", "5 steps × 2 restarts", "n = 200"):
         assert text in screen

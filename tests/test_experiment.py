@@ -170,3 +170,10 @@ def test_a_workdir_of_an_earlier_version_has_the_defaults_of_newer_keys(tmp_path
     path.write_text(json.dumps(old))
     assert experiment.read_config(tmp_path).to_dict() == config().to_dict()
     experiment.claim(config(), tmp_path)  # the same run, not another one
+
+
+def test_a_sweep_is_configs_that_differ_in_one_key():
+    a, b = config(), config(seed=3, attacks__flow__steps=7, optimizer__momentum=0.5)
+    assert experiment.swept([a, b, b]) == ("optimizer.momentum", [0.9, 0.5, 0.5])
+    for others in ([], [config(seed=1)], [b, config(epochs=3.0)]):
+        assert experiment.swept([a, *others]) is None
