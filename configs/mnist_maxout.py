@@ -22,5 +22,6 @@ def get_config(method: str = "standard") -> ConfigDict:
     c.schedule.learning_rate = 0.002
     c.optimizer.name = "adam"
     c.optimizer.max_norm = 1.9365
+    c.attacks.fgsm = dict(kind="fgsm", perturbation="additive", norm="linf", radius=SIZES.intensity)
     choose(c, method, SIZES)
     return complete(c)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from configs import cifar10_methods
 from configs.methods import METHODS
 from robust_jax import cli, experiment, optimizers
 from robust_jax.config import complete
@@ -16,7 +18,7 @@ from robust_jax.points import Model
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 FILES = sorted(p.name for p in FOLDER.glob("*.py") if p.name not in ("__init__.py", "methods.py"))
-NAMES = [*FILES, *(f"digits_methods.py:{method}" for method in METHODS), "mnist_methods.py:lfr"]
+NAMES = [*FILES, *(f"digits_methods.py:{method}" for method in METHODS), "mnist_methods.py:lfr", "cifar10_methods.py:lfr"]
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3)}
 
 
@@ -57,6 +59,15 @@ def test_config(name):
     of_optax = {k: v for k, v in config.optimizer.items() if k not in optimizers.OF_STEP}
     optimizer = optimizers.make_optimizer(schedule, **of_optax)
     jax.eval_shape(optimizer.init, variables["params"])
+
+
+@pytest.mark.parametrize("method", cifar10_methods.PAPERS)
+def test_the_papers_settings_are_keys_of_their_methods(method):
+    config = cifar10_methods.get_config(method)
+    model, radius, keys = cifar10_methods.PAPERS[method]
+    assert (config.model.name, config.attacks.additive.radius) == (model, radius)
+    for path, value in keys.items():
+        assert operator.attrgetter(path)(config) == value
 
 
 def test_an_unknown_method_lists_all():
