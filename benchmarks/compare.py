@@ -70,8 +70,8 @@ def measure(column: str, given: dict[str, Any], overrides: list[str]) -> list[di
         report = evaluation.evaluate(workdir, config.attacks, **chosen)[str(workdir)]
         if given["universal"]:
             for space, radius in zip(("additive", "flow"), given["universal_radii"], strict=True):
-                success = universal_success(workdir, ThreatModel(space, "linf", float(radius)), given["universal"])
-                report["attacks"][f"universal {space} {radius}, success"] = {"accuracy": success}
+                found = universal_rates(workdir, ThreatModel(space, "linf", float(radius)), given["universal"])
+                report["attacks"] |= {f"{name} {space} {radius}": {"accuracy": rate} for name, rate in found.items()}
         reports.append(report)
     return reports
 
@@ -82,21 +82,34 @@ def _towards(logits_fn, images, target, threat, key, epochs=20):
     return made.delta
 
 
-def universal_success(workdir: Path, threat: ThreatModel, count: int) -> float:
-    """The fraction of held-out images of other classes that one δ turns into its target: the mean over all targets.
+@jax.jit
+def _untargeted(logits_fn, images, labels, threat, key):
+    return attacks.universal(logits_fn, images, labels, threat, key=key, epochs=5).delta
 
-    Each δ is made from the first ``count`` training images.
+
+def universal_rates(workdir: Path, threat: ThreatModel, count: int) -> dict[str, float]:
+    """What one δ, made from the first ``count`` training images, does to at most 1,000 held-out ones.
+
+    Towards a class: the fraction of images of other classes that become it, the mean over all classes. Untargeted
+    (UAP): the accuracy that is left.
     """
     _, model, variables, dataset, _ = experiment.restore(workdir)
     logits_fn = models.bind(model, variables)
-    images, _ = data.first_examples(dataset.train, count)
-    held_out, labels = data.first_examples(dataset.test, min(len(dataset.test), 1000))
+    images, labels = data.first_examples(dataset.train, count)
+    held_out, truth = data.first_examples(dataset.test, min(len(dataset.test), 1000))
+
+    def predicted(delta):
+        return logits_fn(attacks.apply_universal(threat, held_out, delta)).argmax(-1)
+
     rates = []
     for target in range(dataset.num_classes):
         delta = _towards(logits_fn, images, target, threat, jax.random.key(target))
-        predicted = logits_fn(attacks.apply_universal(threat, held_out, delta)).argmax(-1)
-        rates.append(float((predicted == target)[labels != target].mean()))
-    return float(np.mean(rates))
+        rates.append(float((predicted(delta) == target)[truth != target].mean()))
+    uap = _untargeted(logits_fn, images, labels, threat, jax.random.key(0))
+    return {
+        "targeted universal success": float(np.mean(rates)),
+        "UAP": float((predicted(uap) == truth).mean()),
+    }
 
 
 def table(columns: dict[str, list[dict]]) -> str:

@@ -18,7 +18,12 @@ from robust_jax.points import Model
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 FILES = sorted(p.name for p in FOLDER.glob("*.py") if p.name not in ("__init__.py", "methods.py"))
-NAMES = [*FILES, *(f"digits_methods.py:{method}" for method in METHODS), "mnist_methods.py:lfr", "cifar10_methods.py:lfr"]
+NAMES = [
+    *FILES,
+    *(f"digits_methods.py:{method}" for method in METHODS),
+    "mnist_methods.py:lfr",
+    "cifar10_methods.py:lfr",
+]
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3)}
 
 
