@@ -276,6 +276,12 @@ def rat(c: ConfigDict, s: Sizes) -> None:
     c.terms.region = dict(kind="cross_entropy", at="region", weight=0.5)
 
 
+def rat_deepfool(c: ConfigDict, s: Sizes) -> None:
+    """Region adversarial training, its δ added up from DeepFool's steps."""
+    rat(c, s)
+    c.points.region.update(search="deepfool", epochs=5)
+
+
 def rat_flow(c: ConfigDict, s: Sizes) -> None:
     """Region adversarial training over universal flows."""
     c.points.region = dict(kind="targeted_universal", examples=100, refresh=100, **_flow(s, radius=s.universal[1]))
@@ -287,7 +293,7 @@ METHODS: dict[str, Callable[[ConfigDict, Sizes], None]] = {f.__name__: f for f i
     standard, random_flow, igr, finite_difference, family, family_flow, family_affine, family_composed,
     linearised, linearised_l2, linearised_flow, fgr, affine_gradient, pgd, fgsm_rs, gradalign, adt, adt_fgr,
     affine_training, composed_training, trades, trades_flow, mart, awp, lfr, lfr_flow, cure, llr, universal,
-    universal_flow, rat, rat_flow,
+    universal_flow, rat, rat_deepfool, rat_flow,
 )}  # fmt: skip
 METHODS |= {f"family_l{p:g}": partial(family_lp, p=p) for p in (1.0, 1.5, 2.0, 3.0)}
 

@@ -25,7 +25,7 @@ from robust_jax.checks import check_options, choose, options_of
 from robust_jax.gradients import METHODS
 from robust_jax.objectives import make_objective
 from robust_jax.optimizers import OPTIMIZERS, SCHEDULES
-from robust_jax.points import MODES, POINTS
+from robust_jax.points import MODES, POINTS, SEARCHES
 from robust_jax.terms import TERMS
 from robust_jax.threat_models import ThreatModel
 
@@ -41,7 +41,7 @@ KINDS: dict[str, tuple[Mapping[str, Any], dict[str, Any]]] = {
 
 # Options of points, terms and attacks that are one of a few names.
 CHOICES: dict[str, Any] = {
-    "loss": losses.LOSSES, "keep": KEEP, "method": METHODS, "batch_norm": MODES,
+    "loss": losses.LOSSES, "keep": KEEP, "method": METHODS, "batch_norm": MODES, "search": SEARCHES,
 }  # fmt: skip
 POSITIVE = ("epochs", "batch_size", "eval_every_epochs", "log_every_steps")
 NUMERIC = ("weight", "radius", "sigma", "step_size", "scale", "curve")  # numbers, or tuples of them

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, Key
 from robust_jax import flatness, gradients, losses, perturbations, threat_models
 from robust_jax.attacks.ascent import ascend, clip_box, where
 from robust_jax.attacks.pgd import pgd
+from robust_jax.attacks.universal import METHODS as SEARCHES
 from robust_jax.attacks.universal import apply_universal, spread, universal_targeted
 from robust_jax.checks import choose
 from robust_jax.perturbations import Delta, Images
@@ -192,23 +193,28 @@ def universal(
 def targeted_universal(
     model: Model, images: Images, labels: Labels, keys: Keys, *,
     memory: dict[str, Any], steps_done: Array, perturbation: Any, norm: Any = "linf", radius: Any, target: int = -1,
-    examples: int = 100, refresh: int = 100, epochs: int = 20,
+    examples: int = 100, refresh: int = 100, epochs: int = 20, search: str = "sign_gradient",
 ) -> Found:  # fmt: skip
     """``T(x, v_t)``, v_t universal towards class t: region adversarial training (RAT, Wang et al. 2021).
 
     v_t is made by `robust_jax.attacks.universal_targeted` from the first ``examples`` training images, of any class,
-    anew every ``refresh`` steps, in ``epochs`` passes. ``target``: t, images of which stay; -1: for each image a random
-    class that is not its own. The model is looked at in eval mode, in which all devices make the same v_t.
+    anew every ``refresh`` steps, in ``epochs`` passes, by ``search``: "sign_gradient" or "deepfool". ``target``: t,
+    images of which stay; -1: for each image a random class that is not its own. The model is looked at in eval mode, in
+    which all devices make the same v_t.
     """
     if refresh < 1 or examples < 1:
         raise ValueError(f"targeted_universal: refresh={refresh}, examples={examples}, but both must be at least 1.")
     threat = ThreatModel(perturbation, norm, radius)
+    choose("search", search, SEARCHES)
+    options = {"keep": "highest_loss"} if search == "sign_gradient" else {}
     deltas = memory["deltas"]
     count = len(jax.tree.leaves(deltas)[0])
 
     def towards(t: Array) -> Delta:
         key = jax.random.fold_in(jax.random.key(0), steps_done)  # of the images' order only
-        made = universal_targeted(model.eval, memory["images"], t, threat, key=key, epochs=epochs, keep="highest_loss")
+        made = universal_targeted(
+            model.eval, memory["images"], t, threat, key=key, epochs=epochs, method=search, **options
+        )
         return jax.tree.map(lambda d: d[0], made.delta)
 
     def made(_: Delta) -> Delta:
