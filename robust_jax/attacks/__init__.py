@@ -4,10 +4,19 @@ from collections.abc import Callable
 
 from robust_jax.attacks.deepfool import deepfool
 from robust_jax.attacks.pgd import AttackResult, fgsm, pgd
+from robust_jax.attacks.sampling import gaussian_noise, grid, random_search, uniform_noise
 from robust_jax.attacks.universal import apply_universal, universal, universal_gradient, universal_targeted
 
 # Not the universal ones: made from the batch that they are measured on, their numbers would depend on its size.
-ATTACKS: dict[str, Callable[..., AttackResult]] = {"pgd": pgd, "fgsm": fgsm, "deepfool": deepfool}
+ATTACKS: dict[str, Callable[..., AttackResult]] = {
+    "pgd": pgd,
+    "fgsm": fgsm,
+    "deepfool": deepfool,
+    "grid": grid,
+    "random_search": random_search,
+    "uniform_noise": uniform_noise,
+    "gaussian_noise": gaussian_noise,
+}
 
 __all__ = [
     "ATTACKS",
@@ -15,7 +24,11 @@ __all__ = [
     "apply_universal",
     "deepfool",
     "fgsm",
+    "gaussian_noise",
+    "grid",
     "pgd",
+    "random_search",
+    "uniform_noise",
     "universal",
     "universal_gradient",
     "universal_targeted",
