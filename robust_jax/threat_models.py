@@ -115,6 +115,16 @@ def project(threat: ThreatModel, delta: Delta) -> Delta:
     return _map_parts(lambda n, r, d: _times(norms.project(_divide(d, r), n), r), threat, delta)
 
 
+def on_sphere(threat: ThreatModel, direction: Delta) -> Delta:
+    """``radius * direction / ‖direction‖``, part by part: the point of the ball's surface that way; 0 stays 0."""
+
+    def one(norm: norms.Norm, radius: Any, d: Array) -> Array:
+        length = norms.norm(d, norm).reshape(-1, *[1] * (d.ndim - 1))
+        return _times(d / jnp.where(length > 0, length, 1), radius)
+
+    return _map_parts(one, threat, direction)
+
+
 def steepest(threat: ThreatModel, gradient: Delta) -> Delta:
     """``argmax_{δ in ball} <gradient, δ>``, see `norms.steepest`."""
     return _map_parts(lambda n, r, g: _times(norms.steepest(_times(g, r), n), r), threat, gradient)

@@ -35,10 +35,12 @@ class Ascent(NamedTuple):
     success: Bool[Array, " b"]
 
 
-class _Point(NamedTuple):
+class Point(NamedTuple):
+    """A δ, what the score is there, and whether it is a success."""
+
     delta: Delta
-    value: Array
-    success: Array
+    value: Float[Array, " b"]
+    success: Bool[Array, " b"]
 
 
 def clip_box(images: Images) -> Images:
@@ -50,6 +52,12 @@ def clip_box(images: Images) -> Images:
 def where(mask: Bool[Array, " b"], a: Any, b: Any) -> Any:
     """Per-example choice between two pytrees of arrays ``[B, ...]``."""
     return jax.tree.map(lambda x, y: jnp.where(mask.reshape(-1, *[1] * (x.ndim - 1)), x, y), a, b)
+
+
+def best_of(new: Point, old: Point) -> Point:
+    """The better one by (success, then value), per example; the old one of equals."""
+    higher = (new.success & ~old.success) | ((new.success == old.success) & (new.value > old.value))
+    return where(higher, new, old)
 
 
 def ascend(
@@ -70,18 +78,17 @@ def ascend(
     check_step_size(space, step_size)
     size = jax.tree.map(lambda r: 2.5 * r / max(steps, 1), threat.radius) if step_size is None else step_size
 
-    def scored(delta: Delta) -> tuple[Array, _Point]:
+    def scored(delta: Delta) -> tuple[Array, Point]:
         value, success = score(clip_box(space.apply(images, delta)), delta)
-        return value.sum(), _Point(delta, jnp.nan_to_num(value, nan=-jnp.inf), success)
+        return value.sum(), Point(delta, jnp.nan_to_num(value, nan=-jnp.inf), success)
 
     def confined(delta: Delta) -> Delta:
         return delta if space.confine is None else space.confine(images, delta)
 
-    def better(new: _Point, old: _Point) -> _Point:
-        higher = new.value > old.value
+    def better(new: Point, old: Point) -> Point:
         if keep == "best":
-            higher = (new.success & ~old.success) | ((new.success == old.success) & higher)
-        return where(higher | (keep == "last"), new, old)
+            return best_of(new, old)
+        return where((new.value > old.value) | (keep == "last"), new, old)
 
     def move(delta: Delta, velocity: Delta, gradient: Delta) -> tuple[Delta, Delta]:
         direction = gradient = jax.tree.map(jnp.nan_to_num, gradient)
@@ -93,13 +100,13 @@ def ascend(
         delta = threat_models.move(threat, delta, direction, size, free)
         return confined(delta), velocity
 
-    def run(restart: Array, best: _Point) -> _Point:
+    def run(restart: Array, best: Point) -> Point:
         delta = space.zeros(images)
         if random_start:
             run_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, restart)
             delta = confined(threat_models.random_delta(threat, run_keys, images))
 
-        def body(_: Array, carry: tuple[Delta, Delta, _Point]) -> tuple[Delta, Delta, _Point]:
+        def body(_: Array, carry: tuple[Delta, Delta, Point]) -> tuple[Delta, Delta, Point]:
             delta, velocity, best = carry
             gradient, point = jax.grad(scored, has_aux=True)(delta)
             return *move(delta, velocity, gradient), better(point, best)
@@ -111,7 +118,7 @@ def ascend(
     if keep == "best":
         best = scored(zeros)[1]
     else:
-        best = _Point(zeros, jnp.full(len(images), -jnp.inf), jnp.zeros(len(images), bool))
+        best = Point(zeros, jnp.full(len(images), -jnp.inf), jnp.zeros(len(images), bool))
     best = jax.lax.fori_loop(0, restarts, run, best)
     return Ascent(clip_box(space.apply(images, best.delta)), *best)
 
