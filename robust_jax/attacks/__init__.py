@@ -2,16 +2,27 @@
 
 from collections.abc import Callable
 
+from robust_jax.attacks.apgd import apgd, apgd_dlr, apgd_targeted
 from robust_jax.attacks.deepfool import deepfool
 from robust_jax.attacks.pgd import AttackResult, fgsm, pgd
 from robust_jax.attacks.universal import apply_universal, universal, universal_gradient, universal_targeted
 
 # Not the universal ones: made from the batch that they are measured on, their numbers would depend on its size.
-ATTACKS: dict[str, Callable[..., AttackResult]] = {"pgd": pgd, "fgsm": fgsm, "deepfool": deepfool}
+ATTACKS: dict[str, Callable[..., AttackResult]] = {
+    "pgd": pgd,
+    "fgsm": fgsm,
+    "deepfool": deepfool,
+    "apgd": apgd,
+    "apgd_dlr": apgd_dlr,
+    "apgd_targeted": apgd_targeted,
+}
 
 __all__ = [
     "ATTACKS",
     "AttackResult",
+    "apgd",
+    "apgd_dlr",
+    "apgd_targeted",
     "apply_universal",
     "deepfool",
     "fgsm",
