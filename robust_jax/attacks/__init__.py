@@ -5,6 +5,7 @@ from collections.abc import Callable
 from robust_jax.attacks.apgd import apgd, apgd_dlr, apgd_targeted
 from robust_jax.attacks.deepfool import deepfool
 from robust_jax.attacks.pgd import AttackResult, fgsm, pgd
+from robust_jax.attacks.square import random_search, square
 from robust_jax.attacks.universal import apply_universal, universal, universal_gradient, universal_targeted
 
 # Not the universal ones: made from the batch that they are measured on, their numbers would depend on its size.
@@ -15,6 +16,8 @@ ATTACKS: dict[str, Callable[..., AttackResult]] = {
     "apgd": apgd,
     "apgd_dlr": apgd_dlr,
     "apgd_targeted": apgd_targeted,
+    "square": square,
+    "random_search": random_search,
 }
 
 __all__ = [
@@ -27,6 +30,8 @@ __all__ = [
     "deepfool",
     "fgsm",
     "pgd",
+    "random_search",
+    "square",
     "universal",
     "universal_gradient",
     "universal_targeted",
