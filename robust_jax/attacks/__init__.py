@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from robust_jax.attacks.apgd import apgd, apgd_dlr, apgd_targeted
 from robust_jax.attacks.deepfool import deepfool
+from robust_jax.attacks.fab import fab, fab_targeted
 from robust_jax.attacks.pgd import AttackResult, fgsm, pgd
 from robust_jax.attacks.square import random_search, square
 from robust_jax.attacks.universal import apply_universal, universal, universal_gradient, universal_targeted
@@ -17,6 +18,8 @@ ATTACKS: dict[str, Callable[..., AttackResult]] = {
     "apgd_dlr": apgd_dlr,
     "apgd_targeted": apgd_targeted,
     "square": square,
+    "fab": fab,
+    "fab_targeted": fab_targeted,
     "random_search": random_search,
 }
 
@@ -28,6 +31,8 @@ __all__ = [
     "apgd_targeted",
     "apply_universal",
     "deepfool",
+    "fab",
+    "fab_targeted",
     "fgsm",
     "pgd",
     "random_search",

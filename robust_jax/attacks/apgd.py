@@ -194,24 +194,24 @@ def _climb(
         )
         return confined(threat_models.project(threat, ahead))
 
-    def halve(period: Array, state: _State) -> tuple[Array, dict[str, Array]]:
+    def halve(period: Array, state: _State) -> tuple[Array, _State]:
         highest = state.top[2]
         back = (period > 0) & ((state.rises < rho * period) | (~state.halved & (highest <= state.checked)))
-        return back, {
-            "step": jnp.where(back, state.step / 2, state.step),
-            "rises": jnp.where(period > 0, 0, state.rises),
-            "halved": jnp.where(period > 0, back, state.halved),
-            "checked": jnp.where(period > 0, highest, state.checked),
-        }
+        return back, state._replace(
+            step=jnp.where(back, state.step / 2, state.step),
+            rises=jnp.where(period > 0, 0, state.rises),
+            halved=jnp.where(period > 0, back, state.halved),
+            checked=jnp.where(period > 0, highest, state.checked),
+        )
 
-    def sparsify(period: Array, state: _State) -> tuple[Array, dict[str, Array]]:
+    def sparsify(period: Array, state: _State) -> tuple[Array, _State]:
         changed = (state.top[0] != 0).reshape(len(images), -1).sum(-1)
         back = (period > 0) & (changed < 0.95 * state.halved)
-        return back, {
-            "step": jnp.where(period > 0, jnp.where(back, 1, jnp.maximum(state.step / 1.5, 0.1)), state.step),
-            "halved": jnp.where(period > 0, changed, state.halved),
-            "checked": jnp.where(period > 0, changed / 1.5, state.checked),
-        }
+        return back, state._replace(
+            step=jnp.where(period > 0, jnp.where(back, 1, jnp.maximum(state.step / 1.5, 0.1)), state.step),
+            halved=jnp.where(period > 0, changed, state.halved),
+            checked=jnp.where(period > 0, changed / 1.5, state.checked),
+        )
 
     def moved_sparsely(_: Array, state: _State, delta: Delta, gradient: Delta) -> Delta:
         size = jnp.abs(gradient * jnp.asarray(threat.radius, delta.dtype)).reshape(len(images), -1)
@@ -237,8 +237,7 @@ def _climb(
             higher = (i == 0) | (point.value > state.top[2])
             top = where(higher, (state.delta, gradient, point.value), state.top)
             state = state._replace(rises=rises, top=top, kept=better(point, state.kept))
-            back, changes = adapt(periods[i], state)
-            state = state._replace(**changes)
+            back, state = adapt(periods[i], state)
             delta, gradient, value = where(back, top, (state.delta, gradient, point.value))
             return state._replace(delta=go(i, state, delta, gradient), previous=delta, value=value)
 

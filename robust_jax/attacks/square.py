@@ -72,9 +72,9 @@ def square(
     if queries < 1 or not 0 < p_init <= 1:
         raise ValueError(f"square: queries={queries} must be at least 1, p_init={p_init} in (0, 1].")
     grid = images.shape[1:3]
-    shares = _shares(queries, p_init)
-    sides = jnp.asarray(np.clip(np.round(np.sqrt(shares * grid[0] * grid[1])), 1, min(grid)).astype(int))
-    shares = jnp.asarray(shares, jnp.float32)
+    schedule = _shares(queries, p_init)
+    sides = jnp.asarray(np.clip(np.round(np.sqrt(schedule * grid[0] * grid[1])), 1, min(grid)).astype(int))
+    shares = jnp.asarray(schedule, jnp.float32)
 
     def step(norm: norms.Norm, key: Array, unit: Array, query: Array) -> Array:
         p = norms.exponent(norm)

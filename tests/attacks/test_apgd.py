@@ -56,6 +56,15 @@ def test_checkpoints_are_the_papers():
     assert (_checkpoints(1) >= 0).all()
 
 
+def test_targeted_dlr_is_the_papers():
+    logits, labels, targets = jnp.array([[4.0, 3.0, 1.0, -1.0, -9.0]] * 2), jnp.array([0, 1]), jnp.array([4, 0])
+    np.testing.assert_allclose(losses.dlr_targeted(logits, labels, targets), [-13 / 4, 1 / 4])
+    np.testing.assert_allclose(losses.dlr_targeted(logits[:, :3], labels, jnp.array([2, 0])), [-1, 1 / 3], rtol=1e-6)
+    assert not losses.dlr_targeted(0 * logits, labels, targets).any()
+    with pytest.raises(ValueError, match="3 classes.*2"):
+        losses.dlr_targeted(logits[:, :2], labels, labels)
+
+
 @pytest.mark.parametrize("norm", BOX_RADII)
 def test_reaches_the_optimum_of_a_linear_model_in_the_box(norm):
     model, images, radius = linear(), sample(), BOX_RADII[norm]
