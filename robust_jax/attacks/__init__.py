@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from robust_jax.attacks.apgd import apgd, apgd_dlr, apgd_targeted
+from robust_jax.attacks.auto import auto_attack
 from robust_jax.attacks.deepfool import deepfool
 from robust_jax.attacks.fab import fab, fab_targeted
 from robust_jax.attacks.pgd import AttackResult, fgsm, pgd
@@ -20,6 +21,7 @@ ATTACKS: dict[str, Callable[..., AttackResult]] = {
     "square": square,
     "fab": fab,
     "fab_targeted": fab_targeted,
+    "auto_attack": auto_attack,
     "random_search": random_search,
 }
 
@@ -30,6 +32,7 @@ __all__ = [
     "apgd_dlr",
     "apgd_targeted",
     "apply_universal",
+    "auto_attack",
     "deepfool",
     "fab",
     "fab_targeted",
