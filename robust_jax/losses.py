@@ -41,10 +41,34 @@ def dlr(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array, "
     return margin(logits, labels) * jnp.where(span > 0, 1 / jnp.where(span > 0, span, 1), 0)
 
 
+def dlr_targeted(
+    logits: Float[Array, "b k"], labels: Int[Array, " b"], targets: Int[Array, " b"]
+) -> Float[Array, " b"]:
+    """``(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2)`` (Croce & Hein 2020, eq. 7); of three classes z_(4) is z_(3).
+
+    Positive where the target's logit is above the label's.
+
+    Raises:
+      ValueError: fewer than three classes.
+    """
+    if logits.shape[-1] < 3:
+        raise ValueError(f"dlr_targeted needs at least 3 classes, got {logits.shape[-1]}; use margin instead.")
+    top = jax.lax.top_k(logits, min(4, logits.shape[-1]))[0]
+    span = top[:, 0] - (top[:, 2] + top[:, -1]) / 2
+    target, label = (jnp.take_along_axis(logits, k[:, None], axis=-1)[:, 0] for k in (targets, labels))
+    return (target - label) * jnp.where(span > 0, 1 / jnp.where(span > 0, span, 1), 0)
+
+
 def kl_divergence(logits: Float[Array, "b k"], reference_logits: Float[Array, "b k"]) -> Float[Array, " b"]:
     """``KL(softmax(reference) ‖ softmax(logits))``, as in TRADES (Zhang et al. 2019)."""
     # Of log targets: where a probability underflows to 0, p log p has the gradient NaN.
     return optax.losses.kl_divergence_with_log_targets(jax.nn.log_softmax(logits), jax.nn.log_softmax(reference_logits))
+
+
+def rivals(logits: Float[Array, "b k"], labels: Int[Array, " b"], count: int) -> Int[Array, "b n"]:
+    """The ``min(count, k - 1)`` other classes of the largest logits, the largest first."""
+    own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    return jax.lax.top_k(jnp.where(own, -jnp.inf, logits), min(count, logits.shape[-1] - 1))[1]
 
 
 def misclassified(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Bool[Array, " b"]:

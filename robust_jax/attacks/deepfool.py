@@ -109,7 +109,7 @@ def minimal_step(
     clean = logits_at(start)
     classes = clean.shape[-1]
     own = jax.nn.one_hot(labels, classes, dtype=clean.dtype)
-    rivals = jax.lax.top_k(jnp.where(own > 0, -jnp.inf, clean), min(candidates, classes - 1))[1]
+    rivals = losses.rivals(clean, labels, candidates)
 
     def rows(logits: Array) -> Array:
         """The differences that are to become positive, as rows of signs: [N, B, K]."""

@@ -1,0 +1,123 @@
+"""AutoAttack over any threat model: several attacks in turn, each on what the others left (Croce & Hein 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from robust_jax import losses, norms
+from robust_jax.attacks.apgd import apgd, apgd_dlr, apgd_targeted
+from robust_jax.attacks.ascent import where
+from robust_jax.attacks.fab import fab, fab_targeted
+from robust_jax.attacks.pgd import AttackResult, LogitsFn
+from robust_jax.attacks.square import square
+from robust_jax.checks import check_batch, choose
+from robust_jax.perturbations import Images, example_keys
+from robust_jax.threat_models import ThreatModel
+
+VERSIONS = ("standard", "plus", "rand")
+DRAWS = 20
+
+
+def auto_attack(
+    logits_fn: Callable[..., Float[Array, "b k"]],
+    images: Images,
+    labels: Int[Array, " b"],
+    threat: ThreatModel,
+    *,
+    key: Key[Array, "..."],
+    version: str = "standard",
+    steps: int = 100,
+    queries: int = 5000,
+) -> AttackResult:
+    """An example is robust where none of several attacks breaks it; what one has broken the next leave alone.
+
+    - standard: `apgd` on cross-entropy, `apgd_targeted` and `fab_targeted` towards 9 classes, `square`; for l1, as
+      Croce & Hein 2021, 5 restarts of the first and 5 classes of the second.
+    - plus: `apgd` and `apgd_dlr` with 5 restarts, `fab` with 5, `square`, `apgd_targeted`, `fab_targeted`.
+    - rand, for models with randomness: `apgd` and `apgd_dlr` on the mean probabilities of 20 draws. There
+      ``logits_fn`` takes ``(images, key)``, and is called with one image and key at a time under ``jax.vmap``. An
+      image's draws stay the same, and success is the mean's: judge the result with others.
+
+    All parts have a meaning for every threat model; over affine maps `square` is a random search. With two classes,
+    where DLR has none, the margin takes its place. Other than in the authors' code the l1 ball is not entered from
+    larger ones, FAB's ball is that of the threat, and Square's schedule is stretched over its queries.
+
+    Under ``jax.jit`` every part computes on the whole batch as long as one of its examples is unbroken (broken ones do
+    not prolong it), and nothing where all are broken; a full standard run is 1,900 gradients of each image, 5,900
+    forward passes more, and one compilation. On concrete arrays each part gets the unbroken examples alone, and is
+    compiled anew for their number: cheaper where images or models are large and few examples stay.
+
+    Args:
+      logits_fn: any JAX function of images, of any number of them; with "rand" of ``(images, key)``.
+      images: in [0, 1].
+      labels: the true labels.
+      threat: perturbation, norm and radius.
+      key: one key, or one an image ``[B]``.
+      version: "standard", "plus" or "rand".
+      steps: of each run of APGD and FAB.
+      queries: of Square.
+
+    Returns:
+      What broke each example first; δ = 0 and the clean image where nothing did, or where it was misclassified.
+
+    Raises:
+      ValueError: images outside [0, 1] or of the wrong rank, labels out of range (on concrete arrays), an unknown
+        version or an impossible option.
+    """
+    choose("version", version, VERSIONS)
+    keys = example_keys(key, len(images))
+
+    def model(keys: Array) -> LogitsFn:
+        return partial(_mean_logits, logits_fn, keys) if version == "rand" else logits_fn
+
+    check_batch(images, labels, model(keys))
+    logits = model(keys)(images)
+    # A label that the clean image does not get: an attack takes it for broken and leaves it.
+    other = (logits.argmax(-1) + 1) % logits.shape[-1]
+    best = AttackResult(images, threat.perturbation.zeros(images), losses.misclassified(logits, labels))
+    for number, part in enumerate(_parts(version, threat, logits.shape[-1], steps, queries)):
+        if isinstance(best.success, jax.core.Tracer):
+            todo = np.arange(len(images))
+        else:
+            todo = np.flatnonzero(~np.asarray(best.success))
+            if not len(todo):
+                break
+        old = jax.tree.map(lambda leaf, todo=todo: leaf[todo], best)
+        part_keys = jax.vmap(jax.random.fold_in, (0, None))(keys[todo], number)
+        left = jnp.where(old.success, other[todo], labels[todo])
+        found = part(model(keys[todo]), images[todo], left, threat, key=part_keys)
+        new = where(found.success & ~old.success, found, old)
+        best = jax.tree.map(lambda leaf, n, todo=todo: jnp.asarray(leaf).at[todo].set(n), best, new)
+    return best
+
+
+def _parts(
+    version: str, threat: ThreatModel, classes: int, steps: int, queries: int
+) -> list[Callable[..., AttackResult]]:
+    sparse = not threat.perturbation.parts and norms.exponent(threat.norm) == 1
+    on_margin = partial(apgd, steps=steps, loss=losses.margin)
+    dlr = partial(apgd_dlr, steps=steps) if classes > 2 else on_margin
+    towards = partial(apgd_targeted, steps=steps, candidates=5 if sparse else 9) if classes > 2 else on_margin
+    towards_with_fab, last = partial(fab_targeted, steps=steps), partial(square, queries=queries)
+    if version == "standard":
+        return [partial(apgd, steps=steps, restarts=5 if sparse else 1), towards, towards_with_fab, last]
+    if version == "plus":
+        five = [partial(f, restarts=5) for f in (partial(apgd, steps=steps), dlr, partial(fab, steps=steps))]
+        return [*five, last, towards, towards_with_fab]
+    return [partial(apgd, steps=steps), dlr]
+
+
+def _mean_logits(logits_fn: Callable[[Array, Array], Array], keys: Array, images: Images) -> Array:
+    """The logarithm of the mean probabilities over draws of an image's own key."""
+
+    def one(image: Array, key: Array) -> Array:
+        draws = jax.vmap(lambda k: logits_fn(image[None], k)[0])(jax.random.split(key, DRAWS))
+        return jax.nn.logsumexp(jax.nn.log_softmax(draws), 0) - jnp.log(DRAWS)
+
+    return jax.vmap(one)(images, keys)

@@ -1,0 +1,214 @@
+"""Square Attack: random search, over any threat model (Andriushchenko et al. 2020)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Key
+
+from robust_jax import losses, norms, threat_models
+from robust_jax.attacks.ascent import Point, best_of, clip_box, where
+from robust_jax.attacks.pgd import AttackResult, LogitsFn, LossFn
+from robust_jax.checks import check_batch
+from robust_jax.perturbations import Delta, Images, example_keys
+from robust_jax.threat_models import ThreatModel
+
+# (keys [B], number of the query, δ) -> the δ to try next, before projection.
+Propose = Callable[[Array, Array, Delta], Delta]
+
+
+def square(
+    logits_fn: LogitsFn,
+    images: Images,
+    labels: Int[Array, " b"],
+    threat: ThreatModel,
+    *,
+    key: Key[Array, "..."],
+    queries: int = 5000,
+    p_init: float = 0.8,
+    loss: LossFn = losses.margin,
+    targeted: bool = False,
+) -> AttackResult:
+    """Random search by squares: changes a random square of δ and keeps what raises the loss or misclassifies.
+
+    Squares cover a share p of the image: ``p_init``, halved after 0.1%, 0.5%, 2%, 5%, 10%, 20%, 40%, 60% and 80% of
+    the queries. What a square is depends on the norm of δ, in units of the radius, wherever δ has the image's grid
+    (additive, flows):
+
+    - linf: one random sign a channel (a flow: a shift of the square); the start is vertical stripes of such signs.
+    - l2inf: one random direction of length 1, likewise.
+    - l1, l2 and other p (there algorithm 3, with l_p in the place of l2): a bump, up in one half and down in the
+      other, added to what the square holds; a second square gives it its share of ``‖δ‖_p^p``. The start tiles the
+      image with bumps.
+
+    Elsewhere (affine maps, l21) δ moves towards a random point of the ball by the fraction sqrt(p) of the way. The
+    parts of a composition move at once. An example stops where it is misclassified.
+
+    Args:
+      logits_fn: any JAX function of images; no gradient is taken.
+      images: in [0, 1].
+      labels: the true labels; with ``targeted`` the targets.
+      threat: perturbation, norm and radius.
+      key: one key, or one an image ``[B]``.
+      queries: forward passes at most, besides one at the clean image.
+      p_init: the share of the image that the first squares cover.
+      loss: ``(logits, labels) -> [B]``, maximised (targeted: minimised).
+      targeted: whether labels are targets.
+
+    Returns:
+      The best point by (misclassified, then loss); δ = 0 where that is misclassified or nothing was better.
+
+    Raises:
+      ValueError: images outside [0, 1] or of the wrong rank, labels out of range (on concrete arrays), or an
+        impossible option.
+    """
+    check_batch(images, labels, logits_fn)
+    if queries < 1 or not 0 < p_init <= 1:
+        raise ValueError(f"square: queries={queries} must be at least 1, p_init={p_init} in (0, 1].")
+    grid = images.shape[1:3]
+    schedule = _shares(queries, p_init)
+    sides = jnp.asarray(np.clip(np.round(np.sqrt(schedule * grid[0] * grid[1])), 1, min(grid)).astype(int))
+    shares = jnp.asarray(schedule, jnp.float32)
+
+    def step(norm: norms.Norm, key: Array, unit: Array, query: Array) -> Array:
+        p = norms.exponent(norm)
+        if unit.ndim != 3 or unit.shape[:2] != grid or norm == "l21":
+            return unit + jnp.sqrt(shares[query]) * (norms.random_point(key, unit.shape, norm) - unit)
+        side = sides[query]
+        if p is None or p == math.inf:
+            place, corner = jax.random.split(key)
+            return jnp.where(_window(place, grid, side)[0], _corner(corner, (1, 1, unit.shape[2]), norm), unit)
+        # Bumps have a centre: of odd sides.
+        return _move_bump(key, unit, jnp.clip(side // 2 * 2 + 1, min(3, *grid), (min(grid) - 1) // 2 * 2 + 1), p)
+
+    def start(norm: norms.Norm, key: Array, unit: Array) -> Array:
+        p = norms.exponent(norm)
+        if unit.ndim != 3 or unit.shape[:2] != grid or norm == "l21":
+            return norms.random_point(key, unit.shape, norm)
+        if p is None or p == math.inf:
+            return jnp.broadcast_to(_corner(key, (1, *unit.shape[1:]), norm), unit.shape)
+        return _tiles(key, unit.shape, p)
+
+    first = _by_part(threat, start, example_keys(key, len(images)), threat.perturbation.zeros(images))
+
+    def propose(keys: Array, query: Array, delta: Delta) -> Delta:
+        later = _by_part(threat, partial(step, query=query), keys, delta)
+        return jax.tree.map(lambda a, b: jnp.where(query == 0, a, b), first, later)
+
+    return _search(logits_fn, images, labels, threat, key, queries, loss, targeted, propose)
+
+
+def _search(
+    logits_fn: LogitsFn, images: Images, labels: Array, threat: ThreatModel, key: Array, queries: int, loss: LossFn,
+    targeted: bool, propose: Propose,
+) -> AttackResult:  # fmt: skip
+    """Keeps what is better among proposals, the first of them whatever it is; δ = 0 where all are worse."""
+    space, keys, sign = threat.perturbation, example_keys(key, len(images)), -1.0 if targeted else 1.0
+
+    def scored(delta: Delta) -> Point:
+        logits = logits_fn(clip_box(space.apply(images, delta)))
+        value = jnp.nan_to_num(sign * loss(logits, labels), nan=-jnp.inf)
+        return Point(delta, value, losses.misclassified(logits, labels) != targeted)
+
+    def body(carry: tuple[Array, Point]) -> tuple[Array, Point]:
+        query, best = carry
+        query_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, query)
+        delta = threat_models.project(threat, propose(query_keys, query, best.delta))
+        new = scored(delta if space.confine is None else space.confine(images, delta))
+        return query + 1, where(best.success, best, best_of(new, best))
+
+    def going(carry: tuple[Array, Point]) -> Array:
+        return (carry[0] < queries) & ~carry[1].success.all()
+
+    clean = scored(space.zeros(images))
+    # The first proposal is where the search starts, even from a higher clean loss.
+    first = clean._replace(value=jnp.full_like(clean.value, -jnp.inf))
+    best = best_of(jax.lax.while_loop(going, body, (jnp.array(0), first))[1], clean)
+    return AttackResult(clip_box(space.apply(images, best.delta)), best.delta, best.success)
+
+
+def _shares(queries: int, p_init: float) -> np.ndarray:
+    """The share of the image that a square covers, for each query: a schedule of 10,000, stretched."""
+    halvings = np.searchsorted([10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000], np.arange(queries) * 10000 // queries)
+    return p_init / 2.0**halvings
+
+
+def _by_part(threat: ThreatModel, f: Callable[..., Array], keys: Array, delta: Delta) -> Delta:
+    """``radius * f(norm, key, δ / radius)`` of each example, part by part."""
+
+    def one(index: int, norm: norms.Norm, radius: Array, d: Array) -> Array:
+        radius = jnp.asarray(radius, d.dtype)
+        part_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+        return radius * jax.vmap(partial(f, norm))(part_keys, d / jnp.where(radius > 0, radius, 1)).astype(d.dtype)
+
+    if not threat.perturbation.parts:
+        return one(0, threat.norm, threat.radius, delta)
+    return tuple(one(i, *part) for i, part in enumerate(zip(threat.norm, threat.radius, delta, strict=True)))
+
+
+def _corner(key: Array, shape: tuple[int, ...], norm: norms.Norm) -> Array:
+    """Random signs, or for l2inf random vectors of length 1 in the last axis."""
+    if norm == "l2inf":
+        vectors = jax.random.normal(key, shape)
+        return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+    return jax.random.rademacher(key, shape, jnp.float32)
+
+
+def _window(key: Array, grid: tuple[int, ...], side: Array) -> tuple[Array, Array, Array]:
+    """Where a random square is, as a mask [H, W, 1], and the row and column of every pixel in it, [H, W]."""
+    corner = jax.random.randint(key, (2,), 0, jnp.asarray(grid) - side + 1)
+    i, j = jnp.indices(grid) - corner[:, None, None]
+    inside = (i >= 0) & (i < side) & (j >= 0) & (j < side)
+    return inside[..., None], i, j
+
+
+def _bump(i: Array, j: Array, side: Array, most: int) -> Array:
+    """Heights [H, W] of a square's pixels: two concentric hills, up and down, of sums of 1 / k² (section 4.3)."""
+    half = side // 2
+    upper = i < half
+    row, height = jnp.where(upper, i, i - half), jnp.where(upper, half, side - half)
+    distance = jnp.maximum(jnp.abs(row - height // 2), jnp.abs(j - half))
+    sums = jnp.cumsum(1 / jnp.arange(1, most + 2) ** 2)
+    below = jnp.where(distance > 0, sums[jnp.clip(distance - 1, 0, half)], 0)
+    return jnp.where(upper, 1, -1) * (sums[half] - below)
+
+
+def _unit(x: Array, p: float, axes: tuple[int, ...]) -> Array:
+    total = (jnp.abs(x) ** p).sum(axes, keepdims=True)
+    return x / jnp.where(total > 0, total, 1) ** (1 / p)
+
+
+def _turned(turn: Array, i: Array, j: Array) -> tuple[Array, Array]:
+    return jnp.where(turn, j, i), jnp.where(turn, i, j)
+
+
+def _tiles(key: Array, shape: tuple[int, ...], p: float) -> Array:
+    """The image [H, W, V] covered with bumps of random signs and turns, of norm 1."""
+    side = max(min(shape[:2]) // 5, 1)
+    i, j = np.indices(shape[:2])
+    turn_key, sign_key = jax.random.split(key)
+    tiles = i[-1, -1] // side + 1, j[-1, -1] // side + 1
+    turn = jax.random.bernoulli(turn_key, shape=tiles)[i // side, j // side]
+    sign = jax.random.rademacher(sign_key, (*tiles, shape[2]), jnp.float32)[i // side, j // side]
+    heights = _bump(*_turned(turn, i % side, j % side), jnp.asarray(side), side)
+    return _unit(sign * heights[..., None], p, (0, 1, 2))
+
+
+def _move_bump(key: Array, unit: Array, side: Array, p: float) -> Array:
+    """Algorithm 3: a bump in one square, with what another one gives up and what the ball has left."""
+    grid = unit.shape[:2]
+    to_key, from_key, turn_key, sign_key = jax.random.split(key, 4)
+    (to, i, j), (source, _, _) = _window(to_key, grid, side), _window(from_key, grid, side)
+    mass = jnp.abs(unit) ** p
+    left = jnp.maximum(1 - mass.sum(), 0) / unit.shape[2]
+    given = jnp.where(to | source, mass, 0).sum((0, 1))
+    heights = _bump(*_turned(jax.random.bernoulli(turn_key), i, j), side, max(grid))[..., None]
+    signs = jax.random.rademacher(sign_key, unit.shape[2:], jnp.float32)
+    bump = _unit(jnp.where(to, heights, 0), p, (0, 1)) * signs + _unit(jnp.where(to, unit, 0), p, (0, 1))
+    moved = _unit(bump, p, (0, 1)) * (left + given) ** (1 / p)
+    return jnp.where(to, moved, jnp.where(source, 0, unit))
