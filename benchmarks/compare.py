@@ -55,7 +55,7 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
 
 
 def measure(column: str, given: dict[str, Any], overrides: list[str]) -> list[dict]:
-    """Trains and evaluates one config with every seed."""
+    """Trains and evaluates one config with every seed; a seed whose loss is no longer finite is left out."""
     name, *own = column.split(":")
     path = ":".join([str(ROOT / "configs" / f"{name}.py"), *(part for part in own if "=" not in part)])
     own = [f"--config.{part}" for part in own if "=" in part]
@@ -64,7 +64,11 @@ def measure(column: str, given: dict[str, Any], overrides: list[str]) -> list[di
         config = cli.overridden(cli.load_config(path), [*overrides, *own, f"--config.seed={seed}"])
         workdir = Path(given["workdir"]) / f"{column.replace(':', '_').replace('=', '_')}_seed{seed}"
         print(f"== {workdir}", flush=True)
-        training.train(config, workdir)
+        try:
+            training.train(config, workdir)
+        except training.NonFiniteLossError as error:
+            print(f"{workdir}: {error}", file=sys.stderr)
+            continue
         chosen = config.evaluation.to_dict() | {"split": given["split"]}
         chosen |= {"limit": given["limit"]} if given["limit"] else {}
         report = evaluation.evaluate(workdir, config.attacks, **chosen)[str(workdir)]
@@ -114,9 +118,12 @@ def universal_rates(workdir: Path, threat: ThreatModel, count: int) -> dict[str,
 
 def table(columns: dict[str, list[dict]]) -> str:
     """Rows are configs, columns clean accuracy and accuracy under each attack: mean ± standard deviation over seeds."""
-    attacks = list(next(iter(columns.values()))[0]["attacks"])
+    attacks = list(next(reports[0]["attacks"] for reports in columns.values() if reports))
     lines = ["| training | clean | " + " | ".join(attacks) + " |", "|---" * (len(attacks) + 2) + "|"]
     for column, reports in columns.items():
+        if not reports:
+            lines.append(f"| {column} | loss not finite |")
+            continue
         rows = [[r["clean"]["accuracy"], *(r["attacks"][a]["accuracy"] for a in attacks)] for r in reports]
         mean, std = 100 * np.mean(rows, 0), 100 * np.std(rows, 0)
         cells = [f"{m:.1f} ± {s:.1f}" if len(rows) > 1 else f"{m:.1f}" for m, s in zip(mean, std, strict=True)]

@@ -109,9 +109,8 @@ def gradient_difference(
 
 def gradient_misalignment(here: Here, *, other: Here, perturbation: Any) -> PerExample:
     """``1 - cos(g(here), g(other))``, 1 where one is 0 (GradAlign, Andriushchenko & Flammarion 2020, eq. 5)."""
-    one, two = _in_delta(here, perturbation), _in_delta(other, perturbation)
-    lengths = gradients.tree_norm(one, "l2", 1) * gradients.tree_norm(two, "l2", 1)
-    return 1 - perturbations.inner(one, two) * jnp.where(lengths > 0, 1 / jnp.where(lengths > 0, lengths, 1), 0)
+    one, two = _unit(_in_delta(here, perturbation)), _unit(_in_delta(other, perturbation))
+    return 1 - perturbations.inner(one, two)
 
 
 def linearity_gap(here: Here, *, other: Here, perturbation: Any) -> PerExample:
@@ -126,6 +125,18 @@ def directional_derivative(here: Here, *, other: Here, perturbation: Any) -> Per
 
 def _in_delta(here: Here, perturbation: Any) -> Delta:
     return perturbations.pullback(perturbations.get(perturbation), here.images, here.gradient)
+
+
+def _unit(gradient: Delta) -> Delta:
+    """``g / ‖g‖₂``, 0 where ``‖g‖ < 1e-30``, beyond which nothing can be divided by it."""
+
+    def divided(g: Delta, length: Array, least: float) -> Delta:
+        factor = jnp.where(length > least, 1 / jnp.where(length > least, length, 1), 0)
+        return jax.tree.map(lambda leaf: leaf * factor.reshape(-1, *[1] * (leaf.ndim - 1)), g)
+
+    # Scaled by a constant first: in the derivative of the division the square of a tiny length would be 0.
+    near = divided(gradient, jax.lax.stop_gradient(gradients.tree_norm(gradient, "l2", 1)), 1e-30)
+    return divided(near, gradients.tree_norm(near, "l2", 1), 0)
 
 
 def _slope(here: Here, other: Here, perturbation: Any) -> PerExample:

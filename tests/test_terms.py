@@ -143,7 +143,7 @@ def test_a_term_does_not_depend_on_the_batch(name):
 def test_a_term_of_a_constant_model_and_of_a_saturated_one_is_finite(name):
     theta = {k: jnp.float32(v) for k, v in parameters().items()}
     found = jax.tree.map(jnp.float32, data())
-    for scale in (0.0, 1e3):
+    for scale in (0.0, 10.0, 20.0, 30.0, 1e3):
         extreme = theta | {"v": theta["v"] * scale}
         value, gradient = jax.value_and_grad(lambda t: term(name, smooth, t, found))(extreme)
         assert np.isfinite(value) and all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
