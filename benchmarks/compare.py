@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -43,15 +44,25 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
     from configs.methods import METHODS
 
     columns = [c.replace(":all", f":{m}") for c in options.configs for m in (METHODS if c.endswith(":all") else [""])]
+    path = Path(options.workdir) / f"table_{options.split}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     one = partial(measure, given=options.flag_values_dict(), overrides=overrides)
     if options.jobs > 1:
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
         with ProcessPoolExecutor(options.jobs, get_context("spawn"), cli.keep_compiled) as pool:
-            measured = dict(zip(columns, pool.map(one, columns), strict=True))
+            measured = collected(columns, pool.map(one, columns), path)
     else:
-        measured = {column: one(column) for column in columns}
+        measured = collected(columns, map(one, columns), path)
     print(table(measured))
-    (Path(options.workdir) / f"table_{options.split}.json").write_text(json.dumps(measured, indent=1))
+
+
+def collected(columns: list[str], found: Iterable[list[dict]], path: Path) -> dict[str, list[dict]]:
+    """The reports by column, written to a file as each comes."""
+    measured = {}
+    for column, reports in zip(columns, found, strict=True):
+        measured[column] = reports
+        path.write_text(json.dumps(measured, indent=1))
+    return measured
 
 
 def measure(column: str, given: dict[str, Any], overrides: list[str]) -> list[dict]:

@@ -1,0 +1,24 @@
+"""Region adversarial training on the digits (Wang et al. 2021), from so many examples, under attacks it never saw.
+
+python train.py --config=configs/digits_rat.py:100 --workdir=runs/digits_rat_100
+
+The argument is the number of training images that the universal perturbations are made from; 0 is standard training.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import digits_methods
+from robust_jax.config import complete
+
+
+def get_config(examples: str = "100") -> ConfigDict:
+    c = digits_methods.get_config("rat" if int(examples) else "standard")
+    if int(examples):
+        c.points.region.examples = int(examples)
+    additive = dict(perturbation="additive", norm="linf", radius=digits_methods.SIZES.intensity)
+    c.attacks = {
+        "fgsm": dict(kind="fgsm", **additive),
+        "pgd": dict(kind="pgd", steps=20, restarts=2, **additive),
+        "carlini_wagner": dict(kind="carlini_wagner", perturbation="additive", norm="l2", radius=0.5, steps=100),
+    }
+    return complete(c)
