@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from robust_jax.attacks.deepfool import deepfool
+from robust_jax.attacks.deformations import adef, stadv
 from robust_jax.attacks.pgd import AttackResult, fgsm, pgd
 from robust_jax.attacks.sampling import gaussian_noise, grid, random_search, uniform_noise
 from robust_jax.attacks.universal import apply_universal, universal, universal_gradient, universal_targeted
@@ -16,11 +17,14 @@ ATTACKS: dict[str, Callable[..., AttackResult]] = {
     "random_search": random_search,
     "uniform_noise": uniform_noise,
     "gaussian_noise": gaussian_noise,
+    "stadv": stadv,
+    "adef": adef,
 }
 
 __all__ = [
     "ATTACKS",
     "AttackResult",
+    "adef",
     "apply_universal",
     "deepfool",
     "fgsm",
@@ -28,6 +32,7 @@ __all__ = [
     "grid",
     "pgd",
     "random_search",
+    "stadv",
     "uniform_noise",
     "universal",
     "universal_gradient",
