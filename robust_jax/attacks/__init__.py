@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from robust_jax.attacks.deepfool import deepfool
 from robust_jax.attacks.deformations import adef, stadv
+from robust_jax.attacks.estimated import nes, spsa
 from robust_jax.attacks.pgd import AttackResult, fgsm, pgd
 from robust_jax.attacks.sampling import gaussian_noise, grid, random_search, uniform_noise
 from robust_jax.attacks.universal import apply_universal, universal, universal_gradient, universal_targeted
@@ -19,6 +20,8 @@ ATTACKS: dict[str, Callable[..., AttackResult]] = {
     "gaussian_noise": gaussian_noise,
     "stadv": stadv,
     "adef": adef,
+    "spsa": spsa,
+    "nes": nes,
 }
 
 __all__ = [
@@ -30,8 +33,10 @@ __all__ = [
     "fgsm",
     "gaussian_noise",
     "grid",
+    "nes",
     "pgd",
     "random_search",
+    "spsa",
     "stadv",
     "uniform_noise",
     "universal",
