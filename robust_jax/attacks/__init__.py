@@ -7,6 +7,7 @@ from robust_jax.attacks.deformations import adef, stadv
 from robust_jax.attacks.estimated import nes, spsa
 from robust_jax.attacks.pgd import AttackResult, fgsm, pgd
 from robust_jax.attacks.sampling import gaussian_noise, grid, random_search, uniform_noise
+from robust_jax.attacks.sparse import jsma, pointwise
 from robust_jax.attacks.universal import apply_universal, universal, universal_gradient, universal_targeted
 
 # Not the universal ones: made from the batch that they are measured on, their numbers would depend on its size.
@@ -22,6 +23,8 @@ ATTACKS: dict[str, Callable[..., AttackResult]] = {
     "adef": adef,
     "spsa": spsa,
     "nes": nes,
+    "jsma": jsma,
+    "pointwise": pointwise,
 }
 
 __all__ = [
@@ -33,8 +36,10 @@ __all__ = [
     "fgsm",
     "gaussian_noise",
     "grid",
+    "jsma",
     "nes",
     "pgd",
+    "pointwise",
     "random_search",
     "spsa",
     "stadv",
