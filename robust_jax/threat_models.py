@@ -115,6 +115,11 @@ def project(threat: ThreatModel, delta: Delta) -> Delta:
     return _map_parts(lambda n, r, d: _times(norms.project(_divide(d, r), n), r), threat, delta)
 
 
+def in_radii(threat: ThreatModel, delta: Delta) -> Delta:
+    """``δ / radius``, part by part, and 0 where the radius is 0."""
+    return _map_parts(lambda _, r, d: _divide(d, r), threat, delta)
+
+
 def on_sphere(threat: ThreatModel, direction: Delta) -> Delta:
     """``radius * direction / ‖direction‖``, part by part: the point of the ball's surface that way; 0 stays 0."""
 

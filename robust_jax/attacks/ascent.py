@@ -16,6 +16,9 @@ from robust_jax.threat_models import ThreatModel
 # (T(x, δ) in the box, δ) -> what to maximise, and where that is a success.
 Score = Callable[[Images, Delta], tuple[Float[Array, " b"], Bool[Array, " b"]]]
 
+# (δ -> score [B], δ, keys [B]) -> an estimate of its gradient in δ.
+Estimate = Callable[[Callable[[Delta], Float[Array, " b"]], Delta, Key[Array, " b"]], Delta]
+
 KEEP = ("best", "highest_loss", "last")
 
 
@@ -63,11 +66,12 @@ def best_of(new: Point, old: Point) -> Point:
 def ascend(
     score: Score, images: Images, threat: ThreatModel, *,
     key: Key[Array, "..."], steps: int, step_size: Any = None, restarts: int = 1, momentum: float = 0.0,
-    random_start: bool = True, keep: str = "best",
+    random_start: bool = True, keep: str = "best", estimate: Estimate | None = None,
 ) -> Ascent:  # fmt: skip
     """Maximises a score over the ball: ``δ <- Π_ball(δ + step_size * argmax_{‖u‖ <= 1} <∂score/∂δ, u>)``.
 
-    The options are those of `robust_jax.attacks.pgd`, which is this with the loss of a model as score.
+    The options are those of `robust_jax.attacks.pgd`, which is this with the loss of a model as score; ``estimate``
+    makes it do without derivatives.
 
     Raises:
       ValueError: an impossible combination of options.
@@ -102,13 +106,19 @@ def ascend(
 
     def run(restart: Array, best: Point) -> Point:
         delta = space.zeros(images)
+        run_keys = _fold(keys, restart)
         if random_start:
-            run_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, restart)
             delta = confined(threat_models.random_delta(threat, run_keys, images))
 
-        def body(_: Array, carry: tuple[Delta, Delta, Point]) -> tuple[Delta, Delta, Point]:
+        def slope(delta: Delta, step: Array) -> tuple[Delta, Point]:
+            if estimate is None:
+                return jax.grad(scored, has_aux=True)(delta)
+            point = scored(delta)[1]
+            return estimate(lambda at: scored(at)[1].value, delta, _fold(run_keys, step + 1)), point
+
+        def body(step: Array, carry: tuple[Delta, Delta, Point]) -> tuple[Delta, Delta, Point]:
             delta, velocity, best = carry
-            gradient, point = jax.grad(scored, has_aux=True)(delta)
+            gradient, point = slope(delta, step)
             return *move(delta, velocity, gradient), better(point, best)
 
         delta, _, best = jax.lax.fori_loop(0, steps, body, (delta, space.zeros(images), best))
@@ -121,6 +131,10 @@ def ascend(
         best = Point(zeros, jnp.full(len(images), -jnp.inf), jnp.zeros(len(images), bool))
     best = jax.lax.fori_loop(0, restarts, run, best)
     return Ascent(clip_box(space.apply(images, best.delta)), *best)
+
+
+def _fold(keys: Key[Array, " b"], data: Array) -> Key[Array, " b"]:
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, data)
 
 
 def _sum_abs(x: Array) -> Array:

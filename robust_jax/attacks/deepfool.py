@@ -65,13 +65,18 @@ def deepfool(
     """
     check_batch(images, labels, logits_fn)
     check_search("deepfool", steps, overshoot, candidates)
-    space, zeros = threat.perturbation, threat.perturbation.zeros(images)
     delta, success = minimal_step(
-        logits_fn, images, labels, threat, zeros,
+        logits_fn, images, labels, threat, threat.perturbation.zeros(images),
         steps=steps, overshoot=overshoot, candidates=candidates, targeted=targeted, confine=True,
     )  # fmt: skip
-    delta = where(success, delta, zeros)
-    return AttackResult(where(success, clip_box(space.apply(images, delta)), images), delta, success)
+    return found_or_clean(threat, images, delta, success)
+
+
+def found_or_clean(threat: ThreatModel, images: Images, delta: Delta, success: Bool[Array, " b"]) -> AttackResult:
+    """What an attack for the smallest δ returns: δ and its images where they succeed, the clean image elsewhere."""
+    delta = where(success, delta, threat.perturbation.zeros(images))
+    moved = clip_box(threat.perturbation.apply(images, delta))
+    return AttackResult(where(success, moved, images), delta, success)
 
 
 def minimal_step(
