@@ -26,7 +26,7 @@ def get_config(method: str = "standard") -> ConfigDict:
     c.attacks.additive = strong | dict(perturbation="additive", radius=SIZES.intensity)
     c.attacks.flow = strong | dict(perturbation="flow", radius=SIZES.pixels)
     c.attacks.affine = strong | dict(perturbation="affine", radius=SIZES.rotation)
-    both = dict(perturbation=("flow", "additive"), radius=(SIZES.pixels, SIZES.intensity))
-    c.attacks.composed = strong | both
+    both = dict(perturbation=("flow", "additive"), radius=(SIZES.pixels / 2, SIZES.intensity / 2))
+    c.attacks.composed = strong | both  # at half of both
     choose(c, method, SIZES)
     return complete(c)
