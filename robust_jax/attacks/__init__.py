@@ -3,7 +3,9 @@
 from collections.abc import Callable
 
 from robust_jax.attacks.carlini_wagner import carlini_wagner
+from robust_jax.attacks.ddn import ddn
 from robust_jax.attacks.deepfool import deepfool
+from robust_jax.attacks.ead import ead
 from robust_jax.attacks.pgd import AttackResult, fgsm, pgd
 from robust_jax.attacks.universal import apply_universal, universal, universal_gradient, universal_targeted
 
@@ -13,6 +15,8 @@ ATTACKS: dict[str, Callable[..., AttackResult]] = {
     "fgsm": fgsm,
     "deepfool": deepfool,
     "carlini_wagner": carlini_wagner,
+    "ddn": ddn,
+    "ead": ead,
 }
 
 __all__ = [
@@ -20,7 +24,9 @@ __all__ = [
     "AttackResult",
     "apply_universal",
     "carlini_wagner",
+    "ddn",
     "deepfool",
+    "ead",
     "fgsm",
     "pgd",
     "universal",

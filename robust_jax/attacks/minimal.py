@@ -22,13 +22,14 @@ class Boundary(NamedTuple):
     """The boundary as seen from the clean images.
 
     Attributes:
-      distance: ``δ -> (d [B], crossed [B])``: how far the boundary is from T(x, δ), linearised, in units of the ball;
-        negative beyond; and where it is crossed by more than rounding and confidence.
+      distance: ``(δ, blur=None) -> (d [B], crossed [B])``: how far the boundary is from T(x, δ), linearised, in units
+        of the ball, negative beyond; and where it is crossed by more than rounding and confidence. With a blur ``[B]``
+        d is the smooth minimum over classes, ``-blur * log Σ_k exp(-d_k / blur)``.
       scale: ``[B]``, d at δ = 0, at most 1, the ball, and never 0.
       smallest: δ = 0, found where the clean image is misclassified.
     """
 
-    distance: Callable[[Delta], tuple[Float[Array, " b"], Bool[Array, " b"]]]
+    distance: Callable[..., tuple[Float[Array, " b"], Bool[Array, " b"]]]
     scale: Float[Array, " b"]
     smallest: Smallest
 
@@ -92,12 +93,13 @@ def boundary(
     gains = jnp.maximum(gains, 1e-3 * gains.max(-1, keepdims=True))
     gains = jnp.where((gains > 0) & jnp.isfinite(gains), gains, 1)
 
-    def distance(delta: Delta) -> tuple[Array, Array]:
+    def distance(delta: Delta, blur: Array | None = None) -> tuple[Array, Array]:
         values, logits = margins(delta)
         # Beyond rounding: at a tie another compilation may see another class.
         needed = confidence + 1e-5 * jnp.abs(jax.lax.stop_gradient(logits)).max(-1)
-        away = ((needed[:, None] - values) / gains).min(-1)
+        away = (needed[:, None] - values) / gains
         margin = losses.margin(logits, labels) * (-1 if targeted else 1)
+        away = away.min(-1) if blur is None else -blur * jax.nn.logsumexp(-away / blur[:, None], axis=-1)
         return away, (losses.misclassified(logits, labels) != targeted) & ~(margin < needed)
 
     scale = jnp.clip(jnp.nan_to_num(distance(zeros)[0], nan=1, posinf=1), *SCALES)
