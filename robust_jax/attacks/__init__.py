@@ -5,8 +5,10 @@ from collections.abc import Callable
 from robust_jax.attacks.apgd import apgd, apgd_dlr, apgd_targeted
 from robust_jax.attacks.auto import auto_attack
 from robust_jax.attacks.carlini_wagner import carlini_wagner
+from robust_jax.attacks.ddn import ddn
 from robust_jax.attacks.deepfool import deepfool
 from robust_jax.attacks.deformations import adef, stadv
+from robust_jax.attacks.ead import ead
 from robust_jax.attacks.estimated import nes, spsa
 from robust_jax.attacks.fab import fab, fab_targeted
 from robust_jax.attacks.pgd import AttackResult, fgsm, pgd
@@ -17,13 +19,13 @@ from robust_jax.attacks.universal import apply_universal, universal, universal_g
 
 # Not the universal ones: made from the batch that they are measured on, their numbers would depend on its size.
 ATTACKS: dict[str, Callable[..., AttackResult]] = {f.__name__: f for f in (
-    adef, apgd, apgd_dlr, apgd_targeted, auto_attack, carlini_wagner, deepfool, fab, fab_targeted, fgsm,
+    adef, apgd, apgd_dlr, apgd_targeted, auto_attack, carlini_wagner, ddn, deepfool, ead, fab, fab_targeted, fgsm,
     gaussian_noise, grid, jsma, nes, pgd, pointwise, random_search, spsa, square, stadv, uniform_noise,
 )}  # fmt: skip
 
 __all__ = [
     "ATTACKS", "AttackResult", "adef", "apgd", "apgd_dlr", "apgd_targeted", "apply_universal", "auto_attack",
-    "carlini_wagner", "deepfool", "fab", "fab_targeted", "fgsm", "gaussian_noise", "grid", "jsma", "nes", "pgd",
-    "pointwise", "random_search", "spsa", "square", "stadv", "uniform_noise", "universal", "universal_gradient",
-    "universal_targeted",
+    "carlini_wagner", "ddn", "deepfool", "ead", "fab", "fab_targeted", "fgsm", "gaussian_noise", "grid", "jsma",
+    "nes", "pgd", "pointwise", "random_search", "spsa", "square", "stadv", "uniform_noise", "universal",
+    "universal_gradient", "universal_targeted",
 ]  # fmt: skip

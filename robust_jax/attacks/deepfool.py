@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Int, Key
 
 from robust_jax import losses, perturbations, threat_models
 from robust_jax.attacks.ascent import clip_box, where
+from robust_jax.attacks.minimal import found_or_clean
 from robust_jax.attacks.pgd import AttackResult, LogitsFn
 from robust_jax.checks import check_batch
 from robust_jax.perturbations import Delta, Images
@@ -70,13 +71,6 @@ def deepfool(
         steps=steps, overshoot=overshoot, candidates=candidates, targeted=targeted, confine=True,
     )  # fmt: skip
     return found_or_clean(threat, images, delta, success)
-
-
-def found_or_clean(threat: ThreatModel, images: Images, delta: Delta, success: Bool[Array, " b"]) -> AttackResult:
-    """What an attack for the smallest δ returns: δ and its images where they succeed, the clean image elsewhere."""
-    delta = where(success, delta, threat.perturbation.zeros(images))
-    moved = clip_box(threat.perturbation.apply(images, delta))
-    return AttackResult(where(success, moved, images), delta, success)
 
 
 def minimal_step(

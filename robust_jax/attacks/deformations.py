@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from robust_jax import losses, perturbations, threat_models
 from robust_jax.attacks.ascent import Point, best_of, clip_box
-from robust_jax.attacks.deepfool import check_search, found_or_clean, minimal_step
+from robust_jax.attacks.deepfool import check_search, minimal_step
+from robust_jax.attacks.minimal import found_or_clean
 from robust_jax.attacks.pgd import AttackResult, LogitsFn
 from robust_jax.checks import check_batch
 from robust_jax.perturbations import Images, example_keys

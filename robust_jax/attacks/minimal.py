@@ -22,13 +22,14 @@ class Boundary(NamedTuple):
     """The boundary as seen from the clean images.
 
     Attributes:
-      distance: ``δ -> (d [B], crossed [B])``: how far the boundary is from T(x, δ), linearised, in units of the ball;
-        negative beyond; and where it is crossed by more than rounding and confidence.
+      distance: ``(δ, blur=None) -> (d [B], crossed [B])``: how far the boundary is from T(x, δ), linearised, in units
+        of the ball, negative beyond; and where it is crossed by more than rounding and confidence. With a blur ``[B]``
+        d is the smooth minimum over classes, ``-blur * log Σ_k exp(-d_k / blur)``.
       scale: ``[B]``, d at δ = 0, at most 1, the ball, and never 0.
       smallest: δ = 0, found where the clean image is misclassified.
     """
 
-    distance: Callable[[Delta], tuple[Float[Array, " b"], Bool[Array, " b"]]]
+    distance: Callable[..., tuple[Float[Array, " b"], Bool[Array, " b"]]]
     scale: Float[Array, " b"]
     smallest: Smallest
 
@@ -50,10 +51,8 @@ class Smallest(NamedTuple):
 
     def result(self, images: Images, threat: ThreatModel) -> AttackResult:
         """What was found in the ball; elsewhere δ = 0, the clean image and success False."""
-        space = threat.perturbation
         success = jnp.isfinite(self.cost) & (threat_models.size(threat, self.delta) <= 1)
-        delta = where(success, self.delta, space.zeros(images))
-        return AttackResult(where(success, clip_box(space.apply(images, delta)), images), delta, success)
+        return found_or_clean(threat, images, self.delta, success)
 
 
 def boundary(
@@ -69,7 +68,7 @@ def boundary(
     space, zeros = threat.perturbation, threat.perturbation.zeros(images)
     clean = logits_fn(images)
     own = jax.nn.one_hot(labels, clean.shape[-1], dtype=bool)
-    rivals = jax.lax.top_k(jnp.where(own, -jnp.inf, clean), min(candidates, clean.shape[-1] - 1))[1]
+    rivals = losses.rivals(clean, labels, candidates)
 
     def margins(delta: Delta) -> tuple[Array, Array]:
         logits = logits_fn(clip_box(space.apply(images, delta)))
@@ -92,17 +91,25 @@ def boundary(
     gains = jnp.maximum(gains, 1e-3 * gains.max(-1, keepdims=True))
     gains = jnp.where((gains > 0) & jnp.isfinite(gains), gains, 1)
 
-    def distance(delta: Delta) -> tuple[Array, Array]:
+    def distance(delta: Delta, blur: Array | None = None) -> tuple[Array, Array]:
         values, logits = margins(delta)
         # Beyond rounding: at a tie another compilation may see another class.
         needed = confidence + 1e-5 * jnp.abs(jax.lax.stop_gradient(logits)).max(-1)
-        away = ((needed[:, None] - values) / gains).min(-1)
+        away = (needed[:, None] - values) / gains
         margin = losses.margin(logits, labels) * (-1 if targeted else 1)
+        away = away.min(-1) if blur is None else -blur * jax.nn.logsumexp(-away / blur[:, None], axis=-1)
         return away, (losses.misclassified(logits, labels) != targeted) & ~(margin < needed)
 
     scale = jnp.clip(jnp.nan_to_num(distance(zeros)[0], nan=1, posinf=1), *SCALES)
     cost = jnp.where(losses.misclassified(clean, labels) != targeted, 0, jnp.inf)
     return Boundary(distance, scale, Smallest(zeros, cost))
+
+
+def found_or_clean(threat: ThreatModel, images: Images, delta: Delta, success: Bool[Array, " b"]) -> AttackResult:
+    """What an attack for the smallest δ returns: δ and its images where they succeed, the clean image elsewhere."""
+    delta = where(success, delta, threat.perturbation.zeros(images))
+    moved = clip_box(threat.perturbation.apply(images, delta))
+    return AttackResult(where(success, moved, images), delta, success)
 
 
 def search_const(

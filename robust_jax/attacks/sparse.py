@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from robust_jax import losses, norms, perturbations
 from robust_jax.attacks.ascent import clip_box, where
-from robust_jax.attacks.deepfool import found_or_clean
+from robust_jax.attacks.minimal import found_or_clean
 from robust_jax.attacks.pgd import AttackResult, LogitsFn
 from robust_jax.checks import check_batch
 from robust_jax.perturbations import Images, example_keys
