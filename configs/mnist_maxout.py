@@ -22,6 +22,10 @@ def get_config(method: str = "standard") -> ConfigDict:
     c.schedule.learning_rate = 0.002
     c.optimizer.name = "adam"
     c.optimizer.max_norm = 1.9365
+    # Of standard deviation 0.3: the length of Gaussian noise is that times sqrt(28 * 28).
+    c.attacks.noise = dict(
+        kind="gaussian_noise", perturbation="additive", norm="l2", radius=0.3 * 28, curve=(0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
+    )
     c.attacks.fgsm = dict(kind="fgsm", perturbation="additive", norm="linf", radius=SIZES.intensity)
     choose(c, method, SIZES)
     return complete(c)

@@ -67,7 +67,6 @@ def boundary(
     """
     space, zeros = threat.perturbation, threat.perturbation.zeros(images)
     clean = logits_fn(images)
-    own = jax.nn.one_hot(labels, clean.shape[-1], dtype=bool)
     rivals = losses.rivals(clean, labels, candidates)
 
     def margins(delta: Delta) -> tuple[Array, Array]:
