@@ -84,6 +84,8 @@ def finite_difference(c: ConfigDict, s: Sizes) -> None:
     """The same penalty by finite differences (Finlay & Oberman 2019)."""
     igr(c, s)
     c.terms.igr.method = "finite_difference"
+    # A kink of the network between x and x + h v gives a rare, huge gradient, which Adam remembers for 1,000 steps.
+    c.optimizer.clip_norm = 1.0
 
 
 def family(c: ConfigDict, s: Sizes) -> None:
