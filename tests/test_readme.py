@@ -5,15 +5,20 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run_python(name, namespace):
+    """Runs the python blocks of a page in one namespace; returns how many there are."""
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / name).read_text(), re.DOTALL | re.MULTILINE)
+    for block in blocks:
+        exec(compile(block, name, "exec"), namespace)  # noqa: S102
+    return len(blocks)
 
 
 def test_the_readme_runs(tmp_path):
-    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 2
     namespace = {"workdir": tmp_path / "run"}
-    for block in blocks:
-        exec(compile(block, str(README), "exec"), namespace)  # noqa: S102
+    assert run_python("README.md", namespace) == 2
     result, penalty, state = (namespace[name] for name in ("result", "penalty", "state"))
     assert result.delta.shape == (32, 2)
     assert jnp.all(jnp.abs(result.delta) <= jnp.array([0.3, 0.2]) * 1.0001)
