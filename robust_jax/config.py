@@ -20,7 +20,9 @@ from ml_collections import ConfigDict
 
 from robust_jax import attacks, checkpoints, losses, models, norms, perturbations
 from robust_jax.attacks.ascent import KEEP, check_effort
+from robust_jax.attacks.auto import VERSIONS
 from robust_jax.attacks.deepfool import check_search
+from robust_jax.attacks.ead import RULES
 from robust_jax.checks import check_options, choose, options_of
 from robust_jax.gradients import METHODS
 from robust_jax.objectives import make_objective
@@ -42,6 +44,7 @@ KINDS: dict[str, tuple[Mapping[str, Any], dict[str, Any]]] = {
 # Options of points, terms and attacks that are one of a few names.
 CHOICES: dict[str, Any] = {
     "loss": losses.LOSSES, "keep": KEEP, "method": METHODS, "batch_norm": MODES, "search": SEARCHES,
+    "version": VERSIONS, "rule": RULES,
 }  # fmt: skip
 POSITIVE = ("epochs", "batch_size", "eval_every_epochs", "log_every_steps")
 NUMERIC = ("weight", "radius", "sigma", "step_size", "scale", "curve")  # numbers, or tuples of them

@@ -60,7 +60,8 @@ OTHER = {
     "other": "adv", "reference": "adv", "gradient": "l1",
     "curve": "(0,2)",
     "loss": "margin", "keep": "last", "batch_norm": "train", "method": "directional", "step_size": "1/100",
-    "random_start": "false", "targeted": "true",
+    "search": "deepfool", "version": "plus", "rule": "en", "rho": "0.5",
+    "points": "(3,1,1)",
 }  # fmt: skip
 
 
@@ -82,6 +83,7 @@ def test_every_option_of_every_kind_can_be_overridden(section, kind):
                 cli.overridden(complete(c), ["--config.attacks.mine.targeted=true"])
             continue
         value = OTHER.get(option, "7" if isinstance(before, int) else "0.75")
+        value = str(not before) if isinstance(before, bool) else "dlr" if value == before else value
         after = cli.overridden(complete(c), [f"--config.{section}.mine.{option}={value}"])[section].mine[option]
         assert after != before, option
         if option == "step_size":
