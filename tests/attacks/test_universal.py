@@ -63,7 +63,8 @@ def check_result(model, result, images, threat, labels, targeted=False):
     said = jnp.clip(threat.perturbation.apply(images, result.delta), 0, 1)
     np.testing.assert_allclose(result.images, said, atol=1e-6)
     first = jax.tree.map(lambda leaf: leaf[:1], result.delta)
-    np.testing.assert_array_equal(apply_universal(threat, images, first), result.images)
+    # Another program: the last bit may differ.
+    np.testing.assert_allclose(apply_universal(threat, images, first), result.images, atol=2e-7)
     right = model(result.images).argmax(-1) == labels
     np.testing.assert_array_equal(result.success, right if targeted else ~right)
 
