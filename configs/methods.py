@@ -258,16 +258,16 @@ def llr(c: ConfigDict, s: Sizes) -> None:
 
 
 def universal(c: ConfigDict, s: Sizes) -> None:
-    """Universal adversarial training (Shafahi et al. 2020)."""
+    """Universal adversarial training (Shafahi et al. 2020); a step of the whole radius, as runs here are short."""
     radius = s.universal[0]
-    c.points.all = dict(kind="universal", step_size=radius / 10, **_additive(s, radius=radius))
+    c.points.all = dict(kind="universal", step_size=radius, **_additive(s, radius=radius))
     _ce(c, "all")
 
 
 def universal_flow(c: ConfigDict, s: Sizes) -> None:
     """Universal adversarial training over flows."""
     radius = s.universal[1]
-    c.points.all = dict(kind="universal", step_size=radius / 10, **_flow(s, radius=radius))
+    c.points.all = dict(kind="universal", step_size=radius, **_flow(s, radius=radius))
     _ce(c, "all")
 
 
