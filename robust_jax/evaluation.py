@@ -25,9 +25,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from tqdm import tqdm
 
-from robust_jax import augment, data, experiment, losses, models, parallel, reporting
+from robust_jax import augment, data, experiment, losses, masking, models, parallel, reporting
 from robust_jax.attacks import ATTACKS
 from robust_jax.checks import check_options, choose
 from robust_jax.config import SPLITS, check_untargeted, number
@@ -46,6 +47,7 @@ def evaluate(
     checkpoint: str | None = None,
     seed: int | None = None,
     data_dir: str | None = None,
+    checks: int | None = None,
     progress: bool = True,
 ) -> dict[str, dict[str, Any]]:
     """Clean and attacked accuracy of trained work directories, on screen and in their folders.
@@ -62,6 +64,8 @@ def evaluate(
       checkpoint: "best" (on validation) or "latest".
       seed: of the attacks; default: the config's.
       data_dir: of prepared datasets; default: the config's.
+      checks: so many images are tried further for signs of masked gradients, see
+        `robust_jax.masking.probe`; 0: none. Default: the config's.
       progress: whether to show a bar, if this is a terminal.
 
     Returns:
@@ -74,9 +78,9 @@ def evaluate(
     if not folders:
         raise ValueError("evaluate got no workdir: give at least one folder that train.py wrote")
     choose("split", split or "test", SPLITS)
-    if (limit or 0) < 0 or (batch_size is not None and batch_size < 1):
-        raise ValueError(f"limit={limit}, batch_size={batch_size}: at least 0 (all) and 1.")
-    given = {"split": split, "limit": limit, "batch_size": batch_size}
+    if (limit or 0) < 0 or (batch_size is not None and batch_size < 1) or (checks or 0) < 0:
+        raise ValueError(f"limit={limit}, batch_size={batch_size}, checks={checks}: at least 0 (all), 1 and 0 (none).")
+    given = {"split": split, "limit": limit, "batch_size": batch_size, "checks": checks}
     reports: dict[str, dict[str, Any]] = {}
     configs = []
     for folder in folders:
@@ -97,14 +101,19 @@ def evaluate(
             jax.default_matmul_precision(precision),
             tqdm(total=n * runs, desc=folder.name, unit="image", disable=not shown) as bar,
         ):
+            logits_fn, key = parallel.everywhere(models.bind(model, variables)), jax.random.key(seed_here)
+            cut = partial(batches, source, resize=config.data.get("eval_resize", 0))
             measured = robustness(
-                parallel.everywhere(models.bind(model, variables)),
-                batches(source, n, settings["batch_size"], config.data.get("eval_resize", 0)),
-                chosen,
-                key=jax.random.key(seed_here),
-                progress=partial(_tick, bar),
+                logits_fn, cut(n, settings["batch_size"]), chosen, key=key, progress=partial(_tick, bar)
             )
-        reports[str(folder)] = report = summarise(measured) | {
+            summary = summarise(measured)
+            if checked := min(settings["checks"], n):
+                bar.set_postfix_str("checks for masked gradients")
+                (few,) = cut(checked, checked)
+                images, labels = (jnp.asarray(np.asarray(few[name])[:checked]) for name in ("image", "label"))
+                summary["warnings"] += masking.probe(logits_fn, images, labels, measured, key=key)
+        reports[str(folder)] = report = summary | {
+            "checks": checked,
             "split": settings["split"],
             "checkpoint_step": int(step),
             "batch_norm": "eval" if "batch_stats" in variables else "none",

@@ -115,6 +115,9 @@ def show(reports: Mapping[str, Mapping[str, Any]]) -> None:
         table.add_row(*row, *(rows[row].get(label, "") for label in _labels(reports)))
     console.print(table)
     for label, (folder, report) in zip(_labels(reports), reports.items(), strict=True):
+        if attacks := report["attacks"].values():
+            size, excess = (max(float(a["largest"][k]) for a in attacks) for k in ("size", "excess"))
+            console.print(f"{label}: ‖δ‖ <= {size:.5g} x the radius; images within {excess:.1g} of T(x, δ) in [0, 1]")
         for warning in report["warnings"]:
             console.print(f"Warning, {label}: {warning}", style="yellow", markup=False)
         console.print(f"Written to {folder}", markup=False, soft_wrap=True)

@@ -150,8 +150,7 @@ def robustness(
     Raises:
       ValueError: no example; images, labels or logits of a wrong shape or range.
     """
-    plain = jax.tree_util.all_leaves([logits_fn])  # not a pytree: static, itself the cache's key
-    model = jax.tree_util.Partial(logits_fn) if plain else logits_fn
+    model = as_pytree(logits_fn)
     tell = progress or (lambda *_: None)
     keys = {name: jax.random.fold_in(key, zlib.crc32(name.encode())) for name in attacks}
     runs: dict[tuple[str, float], list[dict[str, np.ndarray]]] = {
@@ -194,6 +193,11 @@ def robustness(
             seconds=seconds[name], sample=samples[name],
         )  # fmt: skip
     return PerExample(**whole, attacks=outcomes)
+
+
+def as_pytree(logits_fn: Callable[..., Any]) -> Any:
+    """The function as an argument of jitted ones: itself if it is a pytree, else static, itself the cache's key."""
+    return jax.tree_util.Partial(logits_fn) if jax.tree_util.all_leaves([logits_fn]) else logits_fn
 
 
 @jax.jit

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from robust_jax import threat_models
+from robust_jax import masking, threat_models
 from robust_jax.robustness import PerExample
 
 BALL, BOX = 1.0001, 1e-5
@@ -57,6 +57,8 @@ def summarise(measured: PerExample) -> dict[str, Any]:
             | {k: _plain(getattr(o.attack.threat, k)) for k in ("norm", "radius")},
             "settings": _plain(o.attack.all_settings()),
             "seconds": round(o.seconds, 3),
+            # Checked against BALL and BOX in `_warnings`; strings where they are not finite.
+            "largest": _plain({"size": float(o.size.max()), "excess": float(o.excess.max())}),
         }
         if o.curve:
             rates = [_counted(~broken) for broken in o.curve.values()]
@@ -117,12 +119,10 @@ def _warnings(measured: PerExample) -> list[str]:
         if not (largest := float(o.excess.max())) <= BOX:
             warnings.append(f"{name}: an image differs by {largest:.3g} from T(x, delta) clipped to [0, 1]")
         for low, high in pairwise(o.curve):
-            lost, won = (int(x.sum()) for x in (o.curve[high] & ~o.curve[low], o.curve[low] & ~o.curve[high]))
-            # McNemar's test on the same examples: beyond two standard deviations is not noise.
-            if won - lost > 2 * (won + lost) ** 0.5:
+            if fewer := masking.lead(o.curve[low], o.curve[high]):
                 warnings.append(
-                    f"{name}: {high:g} x the radius breaks {won - lost} examples fewer than "
+                    f"{name}: {high:g} x the radius breaks {fewer} examples fewer than "
                     f"{low:g} x: the attack is too weak there (more steps or restarts would tell), "
                     "or gradients are masked"
                 )
-    return warnings
+    return warnings + masking.compare(measured)

@@ -46,6 +46,7 @@ def trained():
 def workdirs(trained, tmp_path, monkeypatch):
     config = base()
     config.evaluation.limit = 200
+    config.evaluation.checks = 0
     config.attacks.shift = dict(kind="pgd", perturbation="additive", norm="linf", radius=0.05, curve=(0, 1, 2), steps=5)
     config.attacks.warp = dict(kind="pgd", perturbation="flow", norm="linf", radius=0.155, steps=5, restarts=2)
 
@@ -69,10 +70,11 @@ def test_two_workdirs_leave_everything_the_design_lists(workdirs, capsys):
         assert report == json.loads(json.dumps(reports[str(folder)]))
         assert set(report) == {
             "clean", "attacks", "worst_case", "split", "checkpoint_step", "batch_norm", "precision", "warnings",
-            "versions", "seed",
+            "versions", "seed", "checks",
         }  # fmt: skip
         assert (report["split"], report["checkpoint_step"], report["batch_norm"]) == ("test", 7, "none")
         assert (report["precision"], report["seed"], report["warnings"]) == ("float32", 0, [])
+        assert report["checks"] == 0
         assert {"jax", "jaxlib", "flax", "robust_jax", "python", "device"} <= set(report["versions"])
         shift, warp = report["attacks"]["shift"], report["attacks"]["warp"]
         assert (warp["settings"]["steps"], warp["settings"]["restarts"]) == (5, 2)
@@ -113,12 +115,21 @@ def test_the_numbers_do_not_depend_on_the_batch_size(workdirs):
     assert few == many
 
 
+def test_signs_of_masked_gradients_are_among_the_warnings(workdirs, capsys):
+    weak = dict(kind="pgd", perturbation="additive", radius=0.05, steps=2, step_size=0.004, random_start=False)
+    (report,) = evaluate(workdirs[1], {"weak": weak}, limit=60, checks=64).values()
+    assert report["checks"] == 60
+    assert {w.split(":")[0] for w in report["warnings"]} == {"one_step", "more_steps", "black_box"}
+    assert "Warning, steep: one_step: FGSM breaks" in capsys.readouterr().out
+
+
 def test_attacks_given_replace_the_configs(workdirs):
     attacks = {
         "mine/1": Attack(pgd, ThreatModel("additive", "l2", 0.5), dict(steps=3)),
         "data": dict(kind="fgsm", perturbation="affine", radius=(10, 1, 1), curve=(0.5,)),
     }
-    (report,) = evaluate(str(workdirs[1]), attacks, limit=20, split="validation", checkpoint="latest", seed=5).values()
+    given = dict(limit=20, split="validation", checkpoint="latest", seed=5)
+    (report,) = evaluate(str(workdirs[1]), attacks, **given).values()
     assert (report["split"], report["checkpoint_step"], report["seed"]) == ("validation", 9, 5)
     assert list(report["attacks"]) == ["mine/1", "data"]
     assert report["attacks"]["data"]["curve"]["radius"] == [[5, 0.5, 0.5], [10, 1, 1]]
@@ -132,7 +143,7 @@ def test_attack_from_a_config():
     assert attack.threat.radius == pytest.approx(8 / 255)
     assert attack.settings == {"steps": 10, "loss": margin} and attack.curve == (0, 1)
     for change, message in (
-        (dict(kind="pdg"), "kind='pdg'.*'fgsm', 'pgd'"),
+        (dict(kind="pdg"), "kind='pdg'.*'fgsm'.*'pgd'"),
         (dict(step=3), r"'step'.*'restarts'.*'steps'"),
         (dict(loss="hinge"), "hinge.*cross_entropy"),
         (dict(norm="l3x"), "l3x"),
