@@ -109,6 +109,8 @@ def base(dataset: str = "digits", model: str = "digits_cnn") -> ConfigDict:
                 "limit": 0,  # the first so many examples; 0: all
                 "batch_size": 250,
                 "checkpoint": "best",
+                # Each attack sees only what no attack before it has broken: the same worst case, sooner; no curves.
+                "worst_case_only": False,
                 "checks": 64,  # images tried further for signs of masked gradients; 0: none
             },
         },

@@ -14,6 +14,7 @@ The measuring itself is `robust_jax.robustness`, which needs no work directory.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import os
 import platform
@@ -47,6 +48,7 @@ def evaluate(
     checkpoint: str | None = None,
     seed: int | None = None,
     data_dir: str | None = None,
+    worst_case_only: bool | None = None,
     checks: int | None = None,
     progress: bool = True,
 ) -> dict[str, dict[str, Any]]:
@@ -64,6 +66,8 @@ def evaluate(
       checkpoint: "best" (on validation) or "latest".
       seed: of the attacks; default: the config's.
       data_dir: of prepared datasets; default: the config's.
+      worst_case_only: whether an attack sees only what those before it have not broken, and no curves are drawn;
+        default: the config's. Its accuracy is then under all of them so far; ``seen`` and ``after`` say so.
       checks: so many images are tried further for signs of masked gradients, see
         `robust_jax.masking.probe`; 0: none. Default: the config's.
       progress: whether to show a bar, if this is a terminal.
@@ -80,7 +84,8 @@ def evaluate(
     choose("split", split or "test", SPLITS)
     if (limit or 0) < 0 or (batch_size is not None and batch_size < 1) or (checks or 0) < 0:
         raise ValueError(f"limit={limit}, batch_size={batch_size}, checks={checks}: at least 0 (all), 1 and 0 (none).")
-    given = {"split": split, "limit": limit, "batch_size": batch_size, "checks": checks}
+    given = {"split": split, "limit": limit, "batch_size": batch_size}
+    given |= {"worst_case_only": worst_case_only, "checks": checks}
     reports: dict[str, dict[str, Any]] = {}
     configs = []
     for folder in folders:
@@ -95,17 +100,19 @@ def evaluate(
         n = min(settings["limit"] or len(source), len(source))
         seed_here = int(config.seed if seed is None else seed)
         precision = config.get("precision", "float32")
-        runs = 1 + sum(len({1.0, *attack.curve} - {0.0}) for attack in chosen.values())
+        curves = not settings["worst_case_only"]
+        runs = 1 + sum(len({1.0, *(attack.curve if curves else ())} - {0.0}) for attack in chosen.values())
         shown = progress and sys.stderr.isatty()
         with (
             jax.default_matmul_precision(precision),
             tqdm(total=n * runs, desc=folder.name, unit="image", disable=not shown) as bar,
         ):
             logits_fn, key = parallel.everywhere(models.bind(model, variables)), jax.random.key(seed_here)
-            cut = partial(batches, source, resize=config.data.get("eval_resize", 0))
+            cut = partial(Batches, source, resize=config.data.get("eval_resize", 0))
             measured = robustness(
-                logits_fn, cut(n, settings["batch_size"]), chosen, key=key, progress=partial(_tick, bar)
-            )
+                logits_fn, cut(n, settings["batch_size"]), chosen, key=key, place=parallel.spread,
+                worst_case_only=settings["worst_case_only"], progress=partial(_tick, bar),
+            )  # fmt: skip
             summary = summarise(measured)
             if checked := min(settings["checks"], n):
                 bar.set_postfix_str("checks for masked gradients")
@@ -162,15 +169,29 @@ def versions() -> dict[str, str]:
     return found
 
 
-def batches(source: data.Source, n: int, batch_size: int, resize: int = 0) -> Iterator[dict[str, Any]]:
-    """The first n examples as floats, in equally large batches so that little is padding."""
-    size = -(-n // -(-n // batch_size))
-    size += -size % 8  # splits over the devices of any usual host
-    for batch in data.eval_batches(source, size, limit=n):
-        images = data.to_float(jnp.asarray(batch["image"]))
-        if resize:
-            images = augment.resize_and_center_crop(images, resize)
-        yield parallel.spread(batch | {"image": images})
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """The first n examples as floats, as often as wanted, in equally large batches so that little is padding.
+
+    Attributes:
+      source: the examples.
+      n: so many.
+      batch_size: at most so many at a time.
+      resize: the images are resized to that and centre-cropped; 0: not.
+    """
+
+    source: data.Source
+    n: int
+    batch_size: int
+    resize: int = 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """From the first."""
+        size = -(-self.n // -(-self.n // self.batch_size))
+        size += -size % 8  # splits over the devices of any usual host
+        for batch in data.eval_batches(self.source, size, limit=self.n):
+            images = data.to_float(jnp.asarray(batch["image"]))
+            yield batch | {"image": augment.resize_and_center_crop(images, self.resize) if self.resize else images}
 
 
 def _tick(bar: tqdm, name: str, robust: int, examples: int) -> None:

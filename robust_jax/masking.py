@@ -57,6 +57,8 @@ def compare(measured: PerExample) -> list[str]:
     warnings = []
     groups: dict[Any, dict[str, Outcome]] = {}
     for name, outcome in measured.attacks.items():
+        if outcome.after is not None:
+            continue  # it did not see what the others broke
         groups.setdefault(_ball(outcome.attack.threat), {})[name] = outcome
     for group in groups.values():
         kinds = {name: _kind(outcome) for name, outcome in group.items() if _many(outcome.attack.threat)}

@@ -27,7 +27,7 @@ def write(folder: Path, report: Mapping[str, Any], measured: PerExample) -> None
     np.savez_compressed(table, **measured.arrays())  # type: ignore[arg-type]
     _replace(folder / "per_example.npz", table.getvalue())
     for name, outcome in measured.attacks.items():
-        if outcome.sample["clean"].shape[-1] in (1, 3):
+        if outcome.sample and outcome.sample["clean"].shape[-1] in (1, 3):
             picture = io.BytesIO()
             title = f"{name}: {_threat(report['attacks'][name])}, {_effort(report['attacks'][name])}"
             pictures.adversarial_grid(**outcome.sample, path=picture, title=title)
@@ -163,4 +163,5 @@ def _effort(attack: Mapping[str, Any]) -> str:
     settings = attack["settings"]
     steps = f", {settings['steps']} steps" if "steps" in settings else ""
     restarts = f" × {settings['restarts']} restarts" if settings.get("restarts", 1) != 1 else ""
-    return f"{settings['attack']}{steps}{restarts}"
+    left = ", on what was left" if attack.get("after") else ""
+    return f"{settings['attack']}{steps}{restarts}{left}"

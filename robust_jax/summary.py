@@ -44,7 +44,8 @@ def summarise(measured: PerExample) -> dict[str, Any]:
     """Accuracies with 95% Wilson intervals, as in `evaluation.json`.
 
     `worst_case` counts an example as robust where no attack breaks it at its own radius: point by
-    point, so it is at most the least of the attacks' accuracies.
+    point, so it is at most the least of the attacks' accuracies. An attack that only saw what others left (`after`
+    them, `seen` examples) has the accuracy under it and them together, of all `n` examples; its own is not known.
 
     Returns:
       A dict of clean, attacks, worst_case and warnings, ready for JSON.
@@ -60,6 +61,9 @@ def summarise(measured: PerExample) -> dict[str, Any]:
             # Checked against BALL and BOX in `_warnings`; strings where they are not finite.
             "largest": _plain({"size": float(o.size.max()), "excess": float(o.excess.max())}),
         }
+        if o.seen is not None and o.after is not None:
+            # The accuracy is of this attack and those before it together.
+            attacks[name] |= {"seen": int(o.seen.sum()), "after": list(o.after)}
         if o.curve:
             rates = [_counted(~broken) for broken in o.curve.values()]
             attacks[name]["curve"] = {

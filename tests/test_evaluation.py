@@ -123,6 +123,17 @@ def test_signs_of_masked_gradients_are_among_the_warnings(workdirs, capsys):
     assert "Warning, steep: one_step: FGSM breaks" in capsys.readouterr().out
 
 
+def test_the_worst_case_alone(workdirs, capsys):
+    (every,) = evaluate(workdirs[1], limit=60).values()
+    (short,) = evaluate(workdirs[1], limit=60, worst_case_only=True).values()
+    assert short["worst_case"] == every["worst_case"] and "curve" in every["attacks"]["shift"]
+    first, second = short["attacks"].values()
+    assert (first["seen"], first["after"]) == (round(60 * short["clean"]["accuracy"]), [])
+    assert (second["seen"], second["after"]) == (round(60 * every["attacks"]["shift"]["accuracy"]), ["shift"])
+    assert "curve" not in first and second["accuracy"] == short["worst_case"]["accuracy"] and second["n"] == 60
+    assert "restarts, on what was left" in " ".join(capsys.readouterr().out.split())
+
+
 def test_attacks_given_replace_the_configs(workdirs):
     attacks = {
         "mine/1": Attack(pgd, ThreatModel("additive", "l2", 0.5), dict(steps=3)),
