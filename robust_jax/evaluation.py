@@ -9,7 +9,8 @@ leaves
     FIRST/robustness_NAME.png  robust accuracy against radius, all folders together
     FIRST/trade_off.png        robust against clean accuracy, where the folders differ in one key
 
-The measuring itself is `robust_jax.robustness`, which needs no work directory.
+An evaluation that was killed goes on after the last attack that finished, if nothing that its numbers depend on has
+changed. The measuring itself is `robust_jax.robustness`, which needs no work directory.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from robust_jax import augment, data, experiment, losses, masking, models, parallel, reporting
+from robust_jax import augment, data, experiment, losses, masking, models, parallel, reporting, resuming
 from robust_jax.attacks import ATTACKS
 from robust_jax.checks import check_options, choose
 from robust_jax.config import SPLITS, check_untargeted, number
@@ -100,8 +101,7 @@ def evaluate(
         n = min(settings["limit"] or len(source), len(source))
         seed_here = int(config.seed if seed is None else seed)
         precision = config.get("precision", "float32")
-        curves = not settings["worst_case_only"]
-        runs = 1 + sum(len({1.0, *(attack.curve if curves else ())} - {0.0}) for attack in chosen.values())
+        runs = 1 + sum(1 if settings["worst_case_only"] else len(attack.multiples()) for attack in chosen.values())
         shown = progress and sys.stderr.isatty()
         with (
             jax.default_matmul_precision(precision),
@@ -109,9 +109,13 @@ def evaluate(
         ):
             logits_fn, key = parallel.everywhere(models.bind(model, variables)), jax.random.key(seed_here)
             cut = partial(Batches, source, resize=config.data.get("eval_resize", 0))
+            in_turn = settings["worst_case_only"]
+            rest = [config.data.to_dict(), config.model.to_dict(), step, settings["split"], n, seed_here, precision]
+            prints = resuming.fingerprints(chosen, variables, [*rest, versions()], in_turn)
             measured = robustness(
                 logits_fn, cut(n, settings["batch_size"]), chosen, key=key, place=parallel.spread,
-                worst_case_only=settings["worst_case_only"], progress=partial(_tick, bar),
+                worst_case_only=in_turn, progress=partial(_tick, bar), finished=resuming.load(folder, chosen, prints),
+                keep=resuming.saver(folder, prints if parallel.host()[0] == 0 else {}),
             )  # fmt: skip
             summary = summarise(measured)
             if checked := min(settings["checks"], n):
@@ -130,6 +134,7 @@ def evaluate(
         }
         if parallel.host()[0] == 0:
             reporting.write(folder, report, measured)
+            resuming.clear(folder)
     if parallel.host()[0] == 0:
         reporting.draw_curves(reports)
         if sweep := experiment.swept(configs):

@@ -60,6 +60,10 @@ class Attack:
         if any(not np.isfinite(m) or m < 0 for m in self.curve):
             raise ValueError(f"curve={self.curve!r}: give multiples >= 0 of the radius, such as (0, 0.5, 1, 2)")
 
+    def multiples(self) -> list[float]:
+        """Of the radius, at which it runs."""
+        return sorted({1.0, *map(float, self.curve)} - {0.0})
+
     def all_settings(self) -> dict[str, Any]:
         """The settings with the function's defaults filled in: what really ran, for the report."""
         parameters = inspect.signature(self.function).parameters.values()
@@ -139,6 +143,8 @@ def robustness(
     key: Key[Array, ""],
     worst_case_only: bool = False,
     place: Callable[[Batch], Batch] = dict,
+    finished: Mapping[str, Outcome] | None = None,
+    keep: Callable[[str, Outcome], None] | None = None,
     progress: Progress | None = None,
 ) -> PerExample:
     """Every example, clean and under every attack.
@@ -158,6 +164,8 @@ def robustness(
       worst_case_only: each attack sees only what is right clean and no attack before it has broken, in
         full batches; no curves. The worst case is the same, sooner; the attacks' own accuracies are unknown.
       place: what is done to a batch before the model sees it, such as `parallel.spread`.
+      finished: outcomes of attacks on these examples that need not run again.
+      keep: called as `keep(NAME, outcome)` when an attack has run.
       progress: called as `progress(NAME, robust, examples)` after every batch of every run, and for all
         the examples that an attack need not see.
 
@@ -185,7 +193,13 @@ def robustness(
         if before is not None:
             attack = dataclasses.replace(attack, curve=())
             tell(name, 0, int((~left).sum()))
-        outcome = _outcome(model, batches, measured, seen, attack, own, place, partial(_tell, tell, name))
+        if finished and name in finished:
+            outcome = dataclasses.replace(finished[name], attack=attack)
+            tell(name, int((~outcome.broken).sum()), int(seen.sum()) * len(attack.multiples()))
+        else:
+            outcome = _outcome(model, batches, measured, seen, attack, own, place, partial(_tell, tell, name))
+            if keep:
+                keep(name, outcome)
         measured.attacks[name] = dataclasses.replace(outcome, after=before)
         left = left & ~outcome.broken
     return measured
@@ -206,7 +220,7 @@ def _outcome(
     tell: Callable[[float, int, int], None],
 ) -> Outcome:
     """One attack, at all its radii, on the examples that are to be seen."""
-    found: dict[float, list[dict[str, np.ndarray]]] = {m: [] for m in sorted({1.0, *map(float, attack.curve)} - {0.0})}
+    found: dict[float, list[dict[str, np.ndarray]]] = {m: [] for m in attack.multiples()}
     sample: dict[str, Any] = {}
     seconds, left = 0.0, measured.prediction[seen]
     for batch in only(filled(batches), seen):

@@ -55,11 +55,11 @@ def summarise(measured: PerExample) -> dict[str, Any]:
     for name, o in measured.attacks.items():
         attacks[name] = _counted(~o.broken, labels) | {
             "threat": {"perturbation": o.attack.threat.perturbation.name}
-            | {k: _plain(getattr(o.attack.threat, k)) for k in ("norm", "radius")},
-            "settings": _plain(o.attack.all_settings()),
+            | {k: plain(getattr(o.attack.threat, k)) for k in ("norm", "radius")},
+            "settings": plain(o.attack.all_settings()),
             "seconds": round(o.seconds, 3),
             # Checked against BALL and BOX in `_warnings`; strings where they are not finite.
-            "largest": _plain({"size": float(o.size.max()), "excess": float(o.excess.max())}),
+            "largest": plain({"size": float(o.size.max()), "excess": float(o.excess.max())}),
         }
         if o.seen is not None and o.after is not None:
             # The accuracy is of this attack and those before it together.
@@ -68,7 +68,7 @@ def summarise(measured: PerExample) -> dict[str, Any]:
             rates = [_counted(~broken) for broken in o.curve.values()]
             attacks[name]["curve"] = {
                 "multiple": list(o.curve),
-                "radius": [_plain(threat_models.scaled(o.attack.threat, m).radius) for m in o.curve],
+                "radius": [plain(threat_models.scaled(o.attack.threat, m).radius) for m in o.curve],
                 "accuracy": [rate["accuracy"] for rate in rates],
                 "interval": [rate["interval"] for rate in rates],
             }
@@ -94,14 +94,14 @@ def _counted(robust: np.ndarray, labels: np.ndarray | None = None) -> dict[str, 
     return counted
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value as JSON has it; functions by name, arrays as lists."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, (np.ndarray, np.generic, jax.Array)):
-        return _plain(np.asarray(value).tolist())
+        return plain(np.asarray(value).tolist())
     if callable(value):
         return getattr(value, "__name__", type(value).__name__)
     # Seven digits are all that a float32 radius has: 0.155 * 1.5 reads 0.2325.

@@ -1,13 +1,14 @@
 """The program level: work directories in, JSON, arrays, pictures and a table out."""
 
 import json
+import sys
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robust_jax import data, experiment
+from robust_jax import data, experiment, resuming
 from robust_jax.attacks import pgd
 from robust_jax.config import base
 from robust_jax.evaluation import attack_from, evaluate
@@ -132,6 +133,76 @@ def test_the_worst_case_alone(workdirs, capsys):
     assert (second["seen"], second["after"]) == (round(60 * every["attacks"]["shift"]["accuracy"]), ["shift"])
     assert "curve" not in first and second["accuracy"] == short["worst_case"]["accuracy"] and second["n"] == 60
     assert "restarts, on what was left" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """The names of the attacks that run; those after the third are interrupted."""
+    module = sys.modules["robust_jax.robustness"]  # the package has the function under that name
+    names, original = [], module._outcome
+
+    def counted(*given):
+        if len(names) == 3:
+            raise KeyboardInterrupt
+        names.append(given[4].all_settings()["steps"])
+        return original(*given)
+
+    monkeypatch.setattr(module, "_outcome", counted)
+    return names
+
+
+def without_seconds(report):
+    attacks = {name: {k: v for k, v in a.items() if k != "seconds"} for name, a in report["attacks"].items()}
+    return report | {"attacks": attacks}
+
+
+@pytest.mark.parametrize("worst_case_only", [False, True])
+def test_what_was_killed_goes_on_after_the_last_attack_that_finished(workdirs, ran, worst_case_only):
+    common = dict(kind="pgd", loss="margin")
+    attacks = {
+        "a": common | dict(steps=1, perturbation="additive", radius=0.02, curve=(0, 2)),
+        "b": common | dict(steps=2, perturbation=("flow", "additive"), radius=(0.155, 0.02)),
+        "c": common | dict(steps=3, perturbation="additive", norm="l2", radius=0.1),
+        "d": common | dict(steps=4, perturbation="flow", radius=0.155),
+    }
+    given = dict(limit=40, worst_case_only=worst_case_only, progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(workdirs[1], attacks, **given)
+    folder = workdirs[1] / "evaluation_unfinished"
+    assert ran == [1, 2, 3] and len(list(folder.iterdir())) == 3
+    assert not (workdirs[1] / "evaluation.json").exists()
+    # Another seed, number of images or setting is another evaluation; in turn, so is all that follows.
+    for change in (dict(seed=1), dict(limit=39)):
+        ran.clear()
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(workdirs[1], attacks, **given | change)
+        assert ran == [1, 2, 3]
+    ran[:] = ["", ""]
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(workdirs[1], attacks | {"b": attacks["b"] | dict(steps=5)}, **given)
+    assert ran[2] == 5
+
+    ran.clear()
+    (resumed,) = evaluate(workdirs[1], attacks, **given).values()
+    assert ran == [4] and not folder.exists()
+    ran.clear()
+    three = {name: attacks[name] for name in "abc"}
+    (whole,) = evaluate(workdirs[0].with_name("steep"), three, **given).values()
+    assert ran == [1, 2, 3]
+    for name in three:
+        assert without_seconds(resumed)["attacks"][name] == without_seconds(whole)["attacks"][name]
+    with np.load(workdirs[1] / "per_example.npz") as arrays:
+        assert arrays["b/loss"].shape == (40,)
+
+
+def test_what_is_not_ours_is_not_kept(workdirs):
+    ball = ThreatModel("additive", "linf", 0.02)
+    attacks = {"ours": Attack(pgd, ball), "loss": Attack(pgd, ball, {"loss": lambda z, y: margin(z, y)})}
+    attacks |= {"function": Attack(lambda *a, **b: pgd(*a, **b), ball), "after": Attack(pgd, ball, {"steps": 3})}
+    together = resuming.fingerprints(attacks, {}, (), in_turn=False)
+    assert set(together) == {"ours", "after"} and len(set(together.values())) == 2
+    assert set(resuming.fingerprints(attacks, {}, (), in_turn=True)) == {"ours"}
+    assert together["ours"] != resuming.fingerprints(attacks, {"w": np.ones(2)}, (), in_turn=False)["ours"]
 
 
 def test_attacks_given_replace_the_configs(workdirs):
