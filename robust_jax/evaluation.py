@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from robust_jax import augment, data, experiment, losses, masking, models, parallel, reporting, resuming
 from robust_jax.attacks import ATTACKS
+from robust_jax.attacks.costs import cost
 from robust_jax.checks import check_options, choose
 from robust_jax.config import SPLITS, check_untargeted, number
 from robust_jax.robustness import Attack, robustness
@@ -123,6 +124,10 @@ def evaluate(
                 (few,) = cut(checked, checked)
                 images, labels = (jnp.asarray(np.asarray(few[name])[:checked]) for name in ("image", "label"))
                 summary["warnings"] += masking.probe(logits_fn, images, labels, measured, key=key)
+        for name, attack in chosen.items():
+            told = {"image_shape": source.image_shape, "classes": dataset.num_classes, "threat": attack.threat}
+            if found := cost(attack.function, attack.settings, **told):
+                summary["attacks"][name]["cost"] = found._asdict()  # of an image, at one radius, at most
         reports[str(folder)] = report = summary | {
             "checks": checked,
             "split": settings["split"],

@@ -78,6 +78,7 @@ def test_two_workdirs_leave_everything_the_design_lists(workdirs, capsys):
         assert report["checks"] == 0
         assert {"jax", "jaxlib", "flax", "robust_jax", "python", "device"} <= set(report["versions"])
         shift, warp = report["attacks"]["shift"], report["attacks"]["warp"]
+        assert (shift["cost"], warp["cost"]) == (dict(forwards=7, gradients=5), dict(forwards=13, gradients=10))
         assert (warp["settings"]["steps"], warp["settings"]["restarts"]) == (5, 2)
         assert warp["threat"] == {"perturbation": "flow", "norm": "linf", "radius": 0.155}
         assert shift["curve"]["accuracy"][:2] == [report["clean"]["accuracy"], shift["accuracy"]]
