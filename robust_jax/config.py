@@ -107,7 +107,15 @@ def base(dataset: str = "digits", model: str = "digits_cnn") -> ConfigDict:
             "checkpoint_every_steps": 0,  # beside those after each evaluation
             "log_every_steps": 50,
             "attacks": {},
-            "evaluation": {"split": "test", "limit": 0, "batch_size": 250, "checkpoint": "best"},
+            "evaluation": {
+                "split": "test",
+                "limit": 0,  # the first so many examples; 0: all
+                "batch_size": 250,
+                "checkpoint": "best",
+                # Each attack sees only what no attack before it has broken: the same worst case, sooner; no curves.
+                "worst_case_only": False,
+                "checks": 64,  # images tried further for signs of masked gradients; 0: none
+            },
         },
         convert_dict=True,
     )
@@ -183,6 +191,8 @@ def check(config: Mapping[str, Any]) -> None:
     for key in POSITIVE:
         if not config[key] > 0:
             raise ValueError(f"{key}={config[key]!r} must be above 0.")
+    if config["evaluation"]["checks"] < 0:
+        raise ValueError(f"evaluation.checks={config['evaluation']['checks']!r} must not be negative.")
     for key in ("seed", "select_limit", "checkpoint_every_steps"):
         if config[key] < 0:
             raise ValueError(f"{key}={config[key]!r} must not be negative.")

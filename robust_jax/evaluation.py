@@ -9,11 +9,13 @@ leaves
     FIRST/robustness_NAME.png  robust accuracy against radius, all folders together
     FIRST/trade_off.png        robust against clean accuracy, where the folders differ in one key
 
-The measuring itself is `robust_jax.robustness`, which needs no work directory.
+An evaluation that was killed goes on after the last attack that finished, if nothing that its numbers depend on has
+changed. The measuring itself is `robust_jax.robustness`, which needs no work directory.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import os
 import platform
@@ -25,10 +27,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from tqdm import tqdm
 
-from robust_jax import augment, data, experiment, losses, models, parallel, reporting
+from robust_jax import augment, data, experiment, losses, masking, models, parallel, reporting, resuming
 from robust_jax.attacks import ATTACKS
+from robust_jax.attacks.costs import cost
 from robust_jax.checks import check_options, choose
 from robust_jax.config import SPLITS, check_untargeted, number
 from robust_jax.robustness import Attack, robustness
@@ -46,6 +50,8 @@ def evaluate(
     checkpoint: str | None = None,
     seed: int | None = None,
     data_dir: str | None = None,
+    worst_case_only: bool | None = None,
+    checks: int | None = None,
     progress: bool = True,
 ) -> dict[str, dict[str, Any]]:
     """Clean and attacked accuracy of trained work directories, on screen and in their folders.
@@ -62,6 +68,10 @@ def evaluate(
       checkpoint: "best" (on validation) or "latest".
       seed: of the attacks; default: the config's.
       data_dir: of prepared datasets; default: the config's.
+      worst_case_only: whether an attack sees only what those before it have not broken, and no curves are drawn;
+        default: the config's. Its accuracy is then under all of them so far; ``seen`` and ``after`` say so.
+      checks: so many images are tried further for signs of masked gradients, see
+        `robust_jax.masking.probe`; 0: none. Default: the config's.
       progress: whether to show a bar, if this is a terminal.
 
     Returns:
@@ -74,9 +84,10 @@ def evaluate(
     if not folders:
         raise ValueError("evaluate got no workdir: give at least one folder that train.py wrote")
     choose("split", split or "test", SPLITS)
-    if (limit or 0) < 0 or (batch_size is not None and batch_size < 1):
-        raise ValueError(f"limit={limit}, batch_size={batch_size}: at least 0 (all) and 1.")
+    if (limit or 0) < 0 or (batch_size is not None and batch_size < 1) or (checks or 0) < 0:
+        raise ValueError(f"limit={limit}, batch_size={batch_size}, checks={checks}: at least 0 (all), 1 and 0 (none).")
     given = {"split": split, "limit": limit, "batch_size": batch_size}
+    given |= {"worst_case_only": worst_case_only, "checks": checks}
     reports: dict[str, dict[str, Any]] = {}
     configs = []
     for folder in folders:
@@ -91,20 +102,34 @@ def evaluate(
         n = min(settings["limit"] or len(source), len(source))
         seed_here = int(config.seed if seed is None else seed)
         precision = config.get("precision", "float32")
-        runs = 1 + sum(len({1.0, *attack.curve} - {0.0}) for attack in chosen.values())
+        runs = 1 + sum(1 if settings["worst_case_only"] else len(attack.multiples()) for attack in chosen.values())
         shown = progress and sys.stderr.isatty()
         with (
             jax.default_matmul_precision(precision),
             tqdm(total=n * runs, desc=folder.name, unit="image", disable=not shown) as bar,
         ):
+            logits_fn, key = parallel.everywhere(models.bind(model, variables)), jax.random.key(seed_here)
+            cut = partial(Batches, source, resize=config.data.get("eval_resize", 0))
+            in_turn = settings["worst_case_only"]
+            rest = [config.data.to_dict(), config.model.to_dict(), step, settings["split"], n, seed_here, precision]
+            prints = resuming.fingerprints(chosen, variables, [*rest, versions()], in_turn)
             measured = robustness(
-                parallel.everywhere(models.bind(model, variables)),
-                batches(source, n, settings["batch_size"], config.data.get("eval_resize", 0)),
-                chosen,
-                key=jax.random.key(seed_here),
-                progress=partial(_tick, bar),
-            )
-        reports[str(folder)] = report = summarise(measured) | {
+                logits_fn, cut(n, settings["batch_size"]), chosen, key=key, place=parallel.spread,
+                worst_case_only=in_turn, progress=partial(_tick, bar), finished=resuming.load(folder, chosen, prints),
+                keep=resuming.saver(folder, prints if parallel.host()[0] == 0 else {}),
+            )  # fmt: skip
+            summary = summarise(measured)
+            if checked := min(settings["checks"], n):
+                bar.set_postfix_str("checks for masked gradients")
+                (few,) = cut(checked, checked)
+                images, labels = (jnp.asarray(np.asarray(few[name])[:checked]) for name in ("image", "label"))
+                summary["warnings"] += masking.probe(logits_fn, images, labels, measured, key=key)
+        for name, attack in chosen.items():
+            told = {"image_shape": source.image_shape, "classes": dataset.num_classes, "threat": attack.threat}
+            if found := cost(attack.function, attack.settings, **told):
+                summary["attacks"][name]["cost"] = found._asdict()  # of an image, at one radius, at most
+        reports[str(folder)] = report = summary | {
+            "checks": checked,
             "split": settings["split"],
             "checkpoint_step": int(step),
             "batch_norm": "eval" if "batch_stats" in variables else "none",
@@ -114,6 +139,7 @@ def evaluate(
         }
         if parallel.host()[0] == 0:
             reporting.write(folder, report, measured)
+            resuming.clear(folder)
     if parallel.host()[0] == 0:
         reporting.draw_curves(reports)
         if sweep := experiment.swept(configs):
@@ -153,15 +179,29 @@ def versions() -> dict[str, str]:
     return found
 
 
-def batches(source: data.Source, n: int, batch_size: int, resize: int = 0) -> Iterator[dict[str, Any]]:
-    """The first n examples as floats, in equally large batches so that little is padding."""
-    size = -(-n // -(-n // batch_size))
-    size += -size % 8  # splits over the devices of any usual host
-    for batch in data.eval_batches(source, size, limit=n):
-        images = data.to_float(jnp.asarray(batch["image"]))
-        if resize:
-            images = augment.resize_and_center_crop(images, resize)
-        yield parallel.spread(batch | {"image": images})
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """The first n examples as floats, as often as wanted, in equally large batches so that little is padding.
+
+    Attributes:
+      source: the examples.
+      n: so many.
+      batch_size: at most so many at a time.
+      resize: the images are resized to that and centre-cropped; 0: not.
+    """
+
+    source: data.Source
+    n: int
+    batch_size: int
+    resize: int = 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """From the first."""
+        size = -(-self.n // -(-self.n // self.batch_size))
+        size += -size % 8  # splits over the devices of any usual host
+        for batch in data.eval_batches(self.source, size, limit=self.n):
+            images = data.to_float(jnp.asarray(batch["image"]))
+            yield batch | {"image": augment.resize_and_center_crop(images, self.resize) if self.resize else images}
 
 
 def _tick(bar: tqdm, name: str, robust: int, examples: int) -> None:

@@ -25,15 +25,15 @@ def write(folder: Path, report: Mapping[str, Any], measured: PerExample) -> None
     """The files of one work directory; the JSON last, so that where it is the rest is too."""
     table = io.BytesIO()
     np.savez_compressed(table, **measured.arrays())  # type: ignore[arg-type]
-    _replace(folder / "per_example.npz", table.getvalue())
+    replace(folder / "per_example.npz", table.getvalue())
     for name, outcome in measured.attacks.items():
-        if outcome.sample["clean"].shape[-1] in (1, 3):
+        if outcome.sample and outcome.sample["clean"].shape[-1] in (1, 3):
             picture = io.BytesIO()
             title = f"{name}: {_threat(report['attacks'][name])}, {_effort(report['attacks'][name])}"
             pictures.adversarial_grid(**outcome.sample, path=picture, title=title)
-            _replace(folder / _file("adversarial", name), picture.getvalue())
+            replace(folder / _file("adversarial", name), picture.getvalue())
     text = json.dumps(report, indent=1, allow_nan=False) + "\n"
-    _replace(folder / "evaluation.json", text.encode())
+    replace(folder / "evaluation.json", text.encode())
 
 
 def draw_curves(reports: Mapping[str, Mapping[str, Any]]) -> None:
@@ -57,7 +57,7 @@ def draw_curves(reports: Mapping[str, Mapping[str, Any]]) -> None:
             xlabel=f"radius{f' ({unit.strip()})' if unit else ''}" if by_radius else f"radius / {radius}",
             highlight=radius if by_radius else 1.0,
         )
-        _replace(Path(first_folder) / _file("robustness", name), picture.getvalue())
+        replace(Path(first_folder) / _file("robustness", name), picture.getvalue())
 
 
 def draw_trade_off(reports: Mapping[str, Mapping[str, Any]], key: str, values: Sequence[Any]) -> None:
@@ -73,7 +73,7 @@ def draw_trade_off(reports: Mapping[str, Mapping[str, Any]], key: str, values: S
         picture,
         title=f"{key}, n = {runs[0]['clean']['n']}",
     )
-    _replace(Path(next(iter(reports))) / "trade_off.png", picture.getvalue())
+    replace(Path(next(iter(reports))) / "trade_off.png", picture.getvalue())
 
 
 def _is_number(value: Any) -> bool:
@@ -115,12 +115,15 @@ def show(reports: Mapping[str, Mapping[str, Any]]) -> None:
         table.add_row(*row, *(rows[row].get(label, "") for label in _labels(reports)))
     console.print(table)
     for label, (folder, report) in zip(_labels(reports), reports.items(), strict=True):
+        if attacks := report["attacks"].values():
+            size, excess = (max(float(a["largest"][k]) for a in attacks) for k in ("size", "excess"))
+            console.print(f"{label}: ‖δ‖ <= {size:.5g} x the radius; images within {excess:.1g} of T(x, δ) in [0, 1]")
         for warning in report["warnings"]:
             console.print(f"Warning, {label}: {warning}", style="yellow", markup=False)
         console.print(f"Written to {folder}", markup=False, soft_wrap=True)
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(content)
@@ -160,4 +163,5 @@ def _effort(attack: Mapping[str, Any]) -> str:
     settings = attack["settings"]
     steps = f", {settings['steps']} steps" if "steps" in settings else ""
     restarts = f" × {settings['restarts']} restarts" if settings.get("restarts", 1) != 1 else ""
-    return f"{settings['attack']}{steps}{restarts}"
+    left = ", on what was left" if attack.get("after") else ""
+    return f"{settings['attack']}{steps}{restarts}{left}"

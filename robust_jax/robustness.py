@@ -18,7 +18,7 @@ import dataclasses
 import inspect
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from robust_jax import losses, threat_models
+from robust_jax.batching import Batch, filled, only
 from robust_jax.checks import check_batch
 from robust_jax.threat_models import ThreatModel
 
@@ -59,6 +60,10 @@ class Attack:
         if any(not np.isfinite(m) or m < 0 for m in self.curve):
             raise ValueError(f"curve={self.curve!r}: give multiples >= 0 of the radius, such as (0, 0.5, 1, 2)")
 
+    def multiples(self) -> list[float]:
+        """Of the radius, at which it runs."""
+        return sorted({1.0, *map(float, self.curve)} - {0.0})
+
     def all_settings(self) -> dict[str, Any]:
         """The settings with the function's defaults filled in: what really ran, for the report."""
         parameters = inspect.signature(self.function).parameters.values()
@@ -79,7 +84,9 @@ class Outcome:
       excess: `[n]`, how far the image differs from T(x, δ) clipped to [0, 1], likewise.
       curve: multiple of the radius -> `broken` there.
       seconds: wall clock, compilation included, all radii.
-      sample: a few examples to picture, as `pictures.adversarial_grid` takes them.
+      sample: a few examples to picture, as `pictures.adversarial_grid` takes them; empty where none was seen.
+      seen: `[n]`, what the attack was tried on; the rest counts as broken. None: all.
+      after: where not all was, the attacks before it, whose successes (and what is wrong clean) it did not see.
     """
 
     attack: Attack
@@ -91,6 +98,8 @@ class Outcome:
     curve: dict[float, Bool[np.ndarray, " n"]]
     seconds: float
     sample: dict[str, Any]
+    seen: Bool[np.ndarray, " n"] | None = None
+    after: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass
@@ -118,6 +127,8 @@ class PerExample:
         }
         for name, o in self.attacks.items():
             flat |= {f"{name}/{k}": getattr(o, k) for k in ("broken", "prediction", "loss", "size")}
+            if o.seen is not None and o.after is not None:
+                flat[f"{name}/seen"] = o.seen
             if o.curve:
                 flat[f"{name}/curve_multiple"] = np.asarray(list(o.curve))
                 flat[f"{name}/curve_broken"] = np.stack(list(o.curve.values()))
@@ -126,10 +137,14 @@ class PerExample:
 
 def robustness(
     logits_fn: Callable[[Float[Array, "b h w c"]], Float[Array, "b k"]],
-    batches: Iterable[Mapping[str, Any]],
+    batches: Iterable[Batch],
     attacks: Mapping[str, Attack],
     *,
     key: Key[Array, ""],
+    worst_case_only: bool = False,
+    place: Callable[[Batch], Batch] = dict,
+    finished: Mapping[str, Outcome] | None = None,
+    keep: Callable[[str, Outcome], None] | None = None,
     progress: Progress | None = None,
 ) -> PerExample:
     """Every example, clean and under every attack.
@@ -142,58 +157,105 @@ def robustness(
       logits_fn: images `[B, H, W, C]` in [0, 1] to logits `[B, K]`.
       batches: dicts of image `[B, H, W, C]` (uint8, or float in [0, 1]), label `[B]`, and where
         present id `[B]` (default: the position) and mask `[B]`, False for padding. Equal batch
-        sizes save compilations.
+        sizes save compilations. They are gone through once for the clean images and once for each
+        attack; an iterator, which cannot, is kept in memory.
       attacks: NAME -> attack.
       key: one typed key.
-      progress: called as `progress(NAME, robust, examples)` after every batch of every run.
+      worst_case_only: each attack sees only what is right clean and no attack before it has broken, in
+        full batches; no curves. The worst case is the same, sooner; the attacks' own accuracies are unknown.
+      place: what is done to a batch before the model sees it, such as `parallel.spread`.
+      finished: outcomes of attacks on these examples that need not run again.
+      keep: called as `keep(NAME, outcome)` when an attack has run.
+      progress: called as `progress(NAME, robust, examples)` after every batch of every run, and for all
+        the examples that an attack need not see.
 
     Raises:
       ValueError: no example; images, labels or logits of a wrong shape or range.
     """
-    plain = jax.tree_util.all_leaves([logits_fn])  # not a pytree: static, itself the cache's key
-    model = jax.tree_util.Partial(logits_fn) if plain else logits_fn
+    model = as_pytree(logits_fn)
     tell = progress or (lambda *_: None)
-    keys = {name: jax.random.fold_in(key, zlib.crc32(name.encode())) for name in attacks}
-    runs: dict[tuple[str, float], list[dict[str, np.ndarray]]] = {
-        (name, float(multiple)): []
-        for name, attack in attacks.items()
-        for multiple in sorted({1.0, *attack.curve})
-        if multiple > 0
-    }
-    seconds, samples, clean, seen = dict.fromkeys(attacks, 0.0), {}, [], 0
-    for batch in batches:
-        images, labels, ids, real = _checked(batch, seen, model)
-        row = _host(_clean(model, images, labels) | {"id": ids, "label": labels}, real)
-        right = row["prediction"] == row["label"]
+    batches = list(batches) if isinstance(batches, Iterator) else batches
+    clean = []
+    for batch in filled(batches):
+        check_batch(batch["image"], batch["label"], model)
+        on = place(batch)
+        row = _host(_clean(model, on["image"], on["label"]) | {k: batch[k] for k in ("id", "label")}, batch["mask"])
         clean.append(row)
-        tell("clean", int(right.sum()), len(right))
-        for (name, multiple), found in runs.items():
-            start = time.perf_counter()
-            run = _attacked(model, images, labels, ids, keys[name], multiple, attacks[name])
-            found.append(_host(run[2], real))
-            seconds[name] += time.perf_counter() - start
-            if multiple == 1 and not seen:
-                samples[name] = _sample(images, run, real, row, found[-1])
-            title = name if multiple == 1 else f"{name} x {multiple:g}"
-            tell(title, int((right & (found[-1]["prediction"] == row["label"])).sum()), len(right))
-        seen += len(right)
-    if not seen:
+        tell("clean", int((row["prediction"] == row["label"]).sum()), len(row["label"]))
+    if not clean:
         raise ValueError("robustness got no example: the batches are empty")
 
-    whole = _joined(clean)
-    wrong = whole["prediction"] != whole["label"]
-    outcomes = {}
+    measured = PerExample(**_joined(clean), attacks={})
+    left = measured.correct
     for name, attack in attacks.items():
-        at = {multiple: _joined(rows) for (of, multiple), rows in runs.items() if of == name}
-        broken = {m: wrong | (f["prediction"] != whole["label"]) for m, f in at.items()}
-        broken[0.0] = wrong
-        curve = {m: broken[m] for m in sorted({1.0, *map(float, attack.curve)}) if attack.curve}
-        largest = {k: np.max([f[k] for f in at.values()], 0) for k in ("size", "excess")}
-        outcomes[name] = Outcome(
-            attack, broken[1.0], **at[1.0] | largest, curve=curve,
-            seconds=seconds[name], sample=samples[name],
-        )  # fmt: skip
-    return PerExample(**whole, attacks=outcomes)
+        own = jax.random.fold_in(key, zlib.crc32(name.encode()))
+        seen, before = (left, tuple(measured.attacks)) if worst_case_only else (np.ones_like(left), None)
+        if before is not None:
+            attack = dataclasses.replace(attack, curve=())
+            tell(name, 0, int((~left).sum()))
+        if finished and name in finished:
+            outcome = dataclasses.replace(finished[name], attack=attack)
+            tell(name, int((~outcome.broken).sum()), int(seen.sum()) * len(attack.multiples()))
+        else:
+            outcome = _outcome(model, batches, measured, seen, attack, own, place, partial(_tell, tell, name))
+            if keep:
+                keep(name, outcome)
+        measured.attacks[name] = dataclasses.replace(outcome, after=before)
+        left = left & ~outcome.broken
+    return measured
+
+
+def _tell(tell: Progress, name: str, multiple: float, robust: int, examples: int) -> None:
+    tell(name if multiple == 1 else f"{name} x {multiple:g}", robust, examples)
+
+
+def _outcome(
+    model: Any,
+    batches: Iterable[Batch],
+    measured: PerExample,
+    seen: np.ndarray,
+    attack: Attack,
+    key: Array,
+    place: Callable[[Batch], Batch],
+    tell: Callable[[float, int, int], None],
+) -> Outcome:
+    """One attack, at all its radii, on the examples that are to be seen."""
+    found: dict[float, list[dict[str, np.ndarray]]] = {m: [] for m in attack.multiples()}
+    sample: dict[str, Any] = {}
+    seconds, left = 0.0, measured.prediction[seen]
+    for batch in only(filled(batches), seen):
+        on, labels = place(batch), np.asarray(batch["label"])[batch["mask"]]
+        before, left = left[: len(labels)], left[len(labels) :]
+        for multiple, rows in found.items():
+            start = time.perf_counter()
+            images, delta, new = _attacked(model, on["image"], on["label"], on["id"], key, multiple, attack)
+            rows.append(_host(new, batch["mask"]))
+            seconds += time.perf_counter() - start
+            after = rows[-1]["prediction"]
+            tell(multiple, int(((before == labels) & (after == labels)).sum()), len(labels))
+            if multiple == 1 and not sample:
+                sample = _sample(batch, images, delta, before, after)
+
+    def whole(rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """For all examples: what is not seen stays as it is clean."""
+        nothing = np.zeros(len(seen), np.float32)
+        full = {"prediction": measured.prediction, "loss": measured.loss, "size": nothing, "excess": nothing}
+        full = {k: v.copy() for k, v in full.items()}
+        for k, v in _joined(rows).items() if rows else ():
+            full[k][seen] = v
+        return full
+
+    at = {multiple: whole(rows) for multiple, rows in found.items()}
+    broken = {m: ~measured.correct | ~seen | (f["prediction"] != measured.label) for m, f in at.items()}
+    broken[0.0] = ~measured.correct
+    curve = {m: broken[m] for m in sorted({1.0, *map(float, attack.curve)}) if attack.curve}
+    largest = {k: np.max([f[k] for f in at.values()], 0) for k in ("size", "excess")}
+    return Outcome(attack, broken[1.0], **at[1.0] | largest, curve=curve, seconds=seconds, sample=sample, seen=seen)
+
+
+def as_pytree(logits_fn: Callable[..., Any]) -> Any:
+    """The function as an argument of jitted ones: itself if it is a pytree, else static, itself the cache's key."""
+    return jax.tree_util.Partial(logits_fn) if jax.tree_util.all_leaves([logits_fn]) else logits_fn
 
 
 @jax.jit
@@ -241,17 +303,6 @@ def _run(model, images, labels, ids, key, traced, function, settings):
     return result.images, result.delta, found
 
 
-def _checked(batch: Mapping[str, Any], seen: int, model: Any) -> tuple[Array, Array, Array, Any]:
-    """Images as floats, labels, ids and mask of a batch, filled in where missing."""
-    images = jnp.asarray(batch["image"])
-    if images.dtype == jnp.uint8:
-        images = images.astype(jnp.float32) / 255
-    labels = jnp.asarray(batch["label"])
-    check_batch(images, labels, model)
-    ids = jnp.asarray(batch.get("id", np.arange(seen, seen + len(labels))))
-    return images, labels, ids, np.asarray(batch.get("mask", np.ones(len(labels), bool)))
-
-
 def _host(found: Mapping[str, Array], real: np.ndarray) -> dict[str, np.ndarray]:
     return {name: np.asarray(value)[real] for name, value in found.items()}
 
@@ -260,12 +311,13 @@ def _joined(batches: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
-def _sample(images: Array, run: Any, real: np.ndarray, row: Any, found: Any) -> dict[str, Any]:
+def _sample(batch: Batch, images: Array, delta: Any, before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
     """Up to ten examples of a batch to picture: the first of each class, not the prettiest."""
-    picked = np.unique(row["label"], return_index=True)[1][:10]
-    device = {"clean": images, "adversarial": run[0], "delta": run[1]}
-    return jax.tree.map(lambda x: np.asarray(x)[real][picked], device) | {
-        "labels": row["label"][picked],
-        "clean_predictions": row["prediction"][picked],
-        "adversarial_predictions": found["prediction"][picked],
+    labels = np.asarray(batch["label"])[batch["mask"]]
+    picked = np.unique(labels, return_index=True)[1][:10]
+    device = {"clean": batch["image"], "adversarial": images, "delta": delta}
+    return jax.tree.map(lambda x: np.asarray(x)[batch["mask"]][picked], device) | {
+        "labels": labels[picked],
+        "clean_predictions": before[picked],
+        "adversarial_predictions": after[picked],
     }

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from robust_jax import threat_models
+from robust_jax import masking, threat_models
 from robust_jax.robustness import PerExample
 
 BALL, BOX = 1.0001, 1e-5
@@ -44,7 +44,8 @@ def summarise(measured: PerExample) -> dict[str, Any]:
     """Accuracies with 95% Wilson intervals, as in `evaluation.json`.
 
     `worst_case` counts an example as robust where no attack breaks it at its own radius: point by
-    point, so it is at most the least of the attacks' accuracies.
+    point, so it is at most the least of the attacks' accuracies. An attack that only saw what others left (`after`
+    them, `seen` examples) has the accuracy under it and them together, of all `n` examples; its own is not known.
 
     Returns:
       A dict of clean, attacks, worst_case and warnings, ready for JSON.
@@ -54,15 +55,20 @@ def summarise(measured: PerExample) -> dict[str, Any]:
     for name, o in measured.attacks.items():
         attacks[name] = _counted(~o.broken, labels) | {
             "threat": {"perturbation": o.attack.threat.perturbation.name}
-            | {k: _plain(getattr(o.attack.threat, k)) for k in ("norm", "radius")},
-            "settings": _plain(o.attack.all_settings()),
+            | {k: plain(getattr(o.attack.threat, k)) for k in ("norm", "radius")},
+            "settings": plain(o.attack.all_settings()),
             "seconds": round(o.seconds, 3),
+            # Checked against BALL and BOX in `_warnings`; strings where they are not finite.
+            "largest": plain({"size": float(o.size.max()), "excess": float(o.excess.max())}),
         }
+        if o.seen is not None and o.after is not None:
+            # The accuracy is of this attack and those before it together.
+            attacks[name] |= {"seen": int(o.seen.sum()), "after": list(o.after)}
         if o.curve:
             rates = [_counted(~broken) for broken in o.curve.values()]
             attacks[name]["curve"] = {
                 "multiple": list(o.curve),
-                "radius": [_plain(threat_models.scaled(o.attack.threat, m).radius) for m in o.curve],
+                "radius": [plain(threat_models.scaled(o.attack.threat, m).radius) for m in o.curve],
                 "accuracy": [rate["accuracy"] for rate in rates],
                 "interval": [rate["interval"] for rate in rates],
             }
@@ -88,14 +94,14 @@ def _counted(robust: np.ndarray, labels: np.ndarray | None = None) -> dict[str, 
     return counted
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value as JSON has it; functions by name, arrays as lists."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, (np.ndarray, np.generic, jax.Array)):
-        return _plain(np.asarray(value).tolist())
+        return plain(np.asarray(value).tolist())
     if callable(value):
         return getattr(value, "__name__", type(value).__name__)
     # Seven digits are all that a float32 radius has: 0.155 * 1.5 reads 0.2325.
@@ -117,12 +123,10 @@ def _warnings(measured: PerExample) -> list[str]:
         if not (largest := float(o.excess.max())) <= BOX:
             warnings.append(f"{name}: an image differs by {largest:.3g} from T(x, delta) clipped to [0, 1]")
         for low, high in pairwise(o.curve):
-            lost, won = (int(x.sum()) for x in (o.curve[high] & ~o.curve[low], o.curve[low] & ~o.curve[high]))
-            # McNemar's test on the same examples: beyond two standard deviations is not noise.
-            if won - lost > 2 * (won + lost) ** 0.5:
+            if fewer := masking.lead(o.curve[low], o.curve[high]):
                 warnings.append(
-                    f"{name}: {high:g} x the radius breaks {won - lost} examples fewer than "
+                    f"{name}: {high:g} x the radius breaks {fewer} examples fewer than "
                     f"{low:g} x: the attack is too weak there (more steps or restarts would tell), "
                     "or gradients are masked"
                 )
-    return warnings
+    return warnings + masking.compare(measured)

@@ -238,9 +238,9 @@ def _validate(config: ConfigDict, model: nn.Module, state: TrainState, dataset: 
     name = config.select_by
     chosen = {} if name == "clean" else {name: evaluation.attack_from(name, {**config.attacks[name], "curve": ()})}
     count = min(config.select_limit or len(dataset.validation), len(dataset.validation))
-    batches = evaluation.batches(dataset.validation, count, config.evaluation.batch_size, config.data.eval_resize)
+    batches = evaluation.Batches(dataset.validation, count, config.evaluation.batch_size, config.data.eval_resize)
     logits_fn = models.bind(model, parallel.everywhere(experiment.evaluation_variables(vars(state))))
-    measured = robustness(logits_fn, batches, chosen, key=jax.random.key(config.seed))
+    measured = robustness(logits_fn, batches, chosen, key=jax.random.key(config.seed), place=parallel.spread)
     broken = {n: float(1 - outcome.broken.mean()) for n, outcome in measured.attacks.items()}
     return parallel.agreed({"clean": float(measured.correct.mean())} | broken)
 

@@ -1,13 +1,14 @@
 """The program level: work directories in, JSON, arrays, pictures and a table out."""
 
 import json
+import sys
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robust_jax import data, experiment
+from robust_jax import data, experiment, resuming
 from robust_jax.attacks import pgd
 from robust_jax.config import base
 from robust_jax.evaluation import attack_from, evaluate
@@ -46,6 +47,7 @@ def trained():
 def workdirs(trained, tmp_path, monkeypatch):
     config = base()
     config.evaluation.limit = 200
+    config.evaluation.checks = 0
     config.attacks.shift = dict(kind="pgd", perturbation="additive", norm="linf", radius=0.05, curve=(0, 1, 2), steps=5)
     config.attacks.warp = dict(kind="pgd", perturbation="flow", norm="linf", radius=0.155, steps=5, restarts=2)
 
@@ -69,12 +71,14 @@ def test_two_workdirs_leave_everything_the_design_lists(workdirs, capsys):
         assert report == json.loads(json.dumps(reports[str(folder)]))
         assert set(report) == {
             "clean", "attacks", "worst_case", "split", "checkpoint_step", "batch_norm", "precision", "warnings",
-            "versions", "seed",
+            "versions", "seed", "checks",
         }  # fmt: skip
         assert (report["split"], report["checkpoint_step"], report["batch_norm"]) == ("test", 7, "none")
         assert (report["precision"], report["seed"], report["warnings"]) == ("float32", 0, [])
+        assert report["checks"] == 0
         assert {"jax", "jaxlib", "flax", "robust_jax", "python", "device"} <= set(report["versions"])
         shift, warp = report["attacks"]["shift"], report["attacks"]["warp"]
+        assert (shift["cost"], warp["cost"]) == (dict(forwards=7, gradients=5), dict(forwards=13, gradients=10))
         assert (warp["settings"]["steps"], warp["settings"]["restarts"]) == (5, 2)
         assert warp["threat"] == {"perturbation": "flow", "norm": "linf", "radius": 0.155}
         assert shift["curve"]["accuracy"][:2] == [report["clean"]["accuracy"], shift["accuracy"]]
@@ -113,12 +117,102 @@ def test_the_numbers_do_not_depend_on_the_batch_size(workdirs):
     assert few == many
 
 
+def test_signs_of_masked_gradients_are_among_the_warnings(workdirs, capsys):
+    weak = dict(kind="pgd", perturbation="additive", radius=0.05, steps=2, step_size=0.004, random_start=False)
+    (report,) = evaluate(workdirs[1], {"weak": weak}, limit=60, checks=64).values()
+    assert report["checks"] == 60
+    assert {w.split(":")[0] for w in report["warnings"]} == {"one_step", "more_steps", "black_box"}
+    assert "Warning, steep: one_step: FGSM breaks" in capsys.readouterr().out
+
+
+def test_the_worst_case_alone(workdirs, capsys):
+    (every,) = evaluate(workdirs[1], limit=60).values()
+    (short,) = evaluate(workdirs[1], limit=60, worst_case_only=True).values()
+    assert short["worst_case"] == every["worst_case"] and "curve" in every["attacks"]["shift"]
+    first, second = short["attacks"].values()
+    assert (first["seen"], first["after"]) == (round(60 * short["clean"]["accuracy"]), [])
+    assert (second["seen"], second["after"]) == (round(60 * every["attacks"]["shift"]["accuracy"]), ["shift"])
+    assert "curve" not in first and second["accuracy"] == short["worst_case"]["accuracy"] and second["n"] == 60
+    assert "restarts, on what was left" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """The names of the attacks that run; those after the third are interrupted."""
+    module = sys.modules["robust_jax.robustness"]  # the package has the function under that name
+    names, original = [], module._outcome
+
+    def counted(*given):
+        if len(names) == 3:
+            raise KeyboardInterrupt
+        names.append(given[4].all_settings()["steps"])
+        return original(*given)
+
+    monkeypatch.setattr(module, "_outcome", counted)
+    return names
+
+
+def without_seconds(report):
+    attacks = {name: {k: v for k, v in a.items() if k != "seconds"} for name, a in report["attacks"].items()}
+    return report | {"attacks": attacks}
+
+
+@pytest.mark.parametrize("worst_case_only", [False, True])
+def test_what_was_killed_goes_on_after_the_last_attack_that_finished(workdirs, ran, worst_case_only):
+    common = dict(kind="pgd", loss="margin")
+    attacks = {
+        "a": common | dict(steps=1, perturbation="additive", radius=0.02, curve=(0, 2)),
+        "b": common | dict(steps=2, perturbation=("flow", "additive"), radius=(0.155, 0.02)),
+        "c": common | dict(steps=3, perturbation="additive", norm="l2", radius=0.1),
+        "d": common | dict(steps=4, perturbation="flow", radius=0.155),
+    }
+    given = dict(limit=40, worst_case_only=worst_case_only, progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(workdirs[1], attacks, **given)
+    folder = workdirs[1] / "evaluation_unfinished"
+    assert ran == [1, 2, 3] and len(list(folder.iterdir())) == 3
+    assert not (workdirs[1] / "evaluation.json").exists()
+    # Another seed, number of images or setting is another evaluation; in turn, so is all that follows.
+    for change in (dict(seed=1), dict(limit=39)):
+        ran.clear()
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(workdirs[1], attacks, **given | change)
+        assert ran == [1, 2, 3]
+    ran[:] = ["", ""]
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(workdirs[1], attacks | {"b": attacks["b"] | dict(steps=5)}, **given)
+    assert ran[2] == 5
+
+    ran.clear()
+    (resumed,) = evaluate(workdirs[1], attacks, **given).values()
+    assert ran == [4] and not folder.exists()
+    ran.clear()
+    three = {name: attacks[name] for name in "abc"}
+    (whole,) = evaluate(workdirs[0].with_name("steep"), three, **given).values()
+    assert ran == [1, 2, 3]
+    for name in three:
+        assert without_seconds(resumed)["attacks"][name] == without_seconds(whole)["attacks"][name]
+    with np.load(workdirs[1] / "per_example.npz") as arrays:
+        assert arrays["b/loss"].shape == (40,)
+
+
+def test_what_is_not_ours_is_not_kept(workdirs):
+    ball = ThreatModel("additive", "linf", 0.02)
+    attacks = {"ours": Attack(pgd, ball), "loss": Attack(pgd, ball, {"loss": lambda z, y: margin(z, y)})}
+    attacks |= {"function": Attack(lambda *a, **b: pgd(*a, **b), ball), "after": Attack(pgd, ball, {"steps": 3})}
+    together = resuming.fingerprints(attacks, {}, (), in_turn=False)
+    assert set(together) == {"ours", "after"} and len(set(together.values())) == 2
+    assert set(resuming.fingerprints(attacks, {}, (), in_turn=True)) == {"ours"}
+    assert together["ours"] != resuming.fingerprints(attacks, {"w": np.ones(2)}, (), in_turn=False)["ours"]
+
+
 def test_attacks_given_replace_the_configs(workdirs):
     attacks = {
         "mine/1": Attack(pgd, ThreatModel("additive", "l2", 0.5), dict(steps=3)),
         "data": dict(kind="fgsm", perturbation="affine", radius=(10, 1, 1), curve=(0.5,)),
     }
-    (report,) = evaluate(str(workdirs[1]), attacks, limit=20, split="validation", checkpoint="latest", seed=5).values()
+    given = dict(limit=20, split="validation", checkpoint="latest", seed=5)
+    (report,) = evaluate(str(workdirs[1]), attacks, **given).values()
     assert (report["split"], report["checkpoint_step"], report["seed"]) == ("validation", 9, 5)
     assert list(report["attacks"]) == ["mine/1", "data"]
     assert report["attacks"]["data"]["curve"]["radius"] == [[5, 0.5, 0.5], [10, 1, 1]]

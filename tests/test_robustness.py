@@ -206,3 +206,38 @@ def test_takes_plain_functions_and_pytrees_alike():
     plain = robustness(partial(linear, WEIGHTS), cut(30), {}, key=jax.random.key(0))
     tree = robustness(MODEL, cut(30), {}, key=jax.random.key(0))
     np.testing.assert_array_equal(plain.prediction, tree.prediction)
+
+
+@pytest.mark.parametrize("size", [16, 90])
+def test_the_worst_case_alone_is_the_same_and_shows_each_attack_what_is_left(size):
+    attacks = {"small": margin_attack(0.04), "large": margin_attack(0.08), "tiny": margin_attack(0.01)}
+    calls = []
+    every = robustness(MODEL, cut(size), attacks, key=jax.random.key(0))
+    short = robustness(
+        MODEL, cut(size), attacks, key=jax.random.key(0), worst_case_only=True, progress=lambda *c: calls.append(c)
+    )
+    assert summarise(short)["worst_case"] == summarise(every)["worst_case"]
+    small, large = exact_robust(0.04), exact_robust(0.08)
+    entries = summarise(short)["attacks"]
+    seen = [every.correct.sum(), small.sum(), large.sum()]
+    assert [e["seen"] for e in entries.values()] == seen and 0 < seen[2] < seen[1] < seen[0] < N
+    assert [e["after"] for e in entries.values()] == [[], ["small"], ["small", "large"]]
+    assert [e["n"] for e in entries.values()] == [N] * 3
+    # Under it and those before it: the last one, which breaks nothing more, has the worst case's.
+    assert [e["accuracy"] for e in entries.values()] == [small.mean(), large.mean(), large.mean()]
+    assert "curve" not in entries["small"] and summarise(short)["warnings"] == []
+    # What was seen is as in the whole evaluation; the rest is as it is clean.
+    one, other = short.attacks["large"], every.attacks["large"]
+    np.testing.assert_allclose(one.loss[small], other.loss[small], rtol=1e-4)
+    np.testing.assert_array_equal(one.loss[~small], short.loss[~small])
+    assert (one.size[~small] == 0).all() and one.broken[~small].all()
+    np.testing.assert_array_equal(short.arrays()["large/seen"], small)
+    assert sum(call[2] for call in calls) == 4 * N
+
+
+def test_an_attack_that_has_nothing_left_to_see():
+    attacks = {"all": margin_attack(0.3), "none": margin_attack(0.3)}
+    measured = robustness(MODEL, cut(32), attacks, key=jax.random.key(0), worst_case_only=True)
+    entry = summarise(measured)["attacks"]["none"]
+    assert (entry["seen"], entry["accuracy"], entry["largest"]["size"]) == (0, 0, 0)
+    assert measured.attacks["none"].sample == {}

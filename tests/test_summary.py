@@ -85,7 +85,7 @@ def test_layout_and_settings_as_json():
     assert set(summary) == {"clean", "attacks", "worst_case", "warnings"}
     assert {"accuracy", "interval", "n", "per_class"} <= set(summary["clean"])
     flow, turn = summary["attacks"]["flow"], summary["attacks"]["turn"]
-    wanted = {"accuracy", "interval", "n", "per_class", "threat", "settings", "seconds"}
+    wanted = {"accuracy", "interval", "n", "per_class", "threat", "settings", "seconds", "largest"}
     assert set(flow) == wanted | {"curve"} and set(turn) == wanted
     assert flow["threat"] == {"perturbation": "flow", "norm": "linf", "radius": 0.155}
     assert turn["threat"]["norm"] == "inf" and turn["threat"]["radius"] == [30, 3, 3]

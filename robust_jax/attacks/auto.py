@@ -81,7 +81,7 @@ def auto_attack(
     # A label that the clean image does not get: an attack takes it for broken and leaves it.
     other = (logits.argmax(-1) + 1) % logits.shape[-1]
     best = AttackResult(images, threat.perturbation.zeros(images), losses.misclassified(logits, labels))
-    for number, part in enumerate(_parts(version, threat, logits.shape[-1], steps, queries)):
+    for number, part in enumerate(parts(version, threat, logits.shape[-1], steps, queries)):
         if isinstance(best.success, jax.core.Tracer):
             todo = np.arange(len(images))
         else:
@@ -97,9 +97,10 @@ def auto_attack(
     return best
 
 
-def _parts(
+def parts(
     version: str, threat: ThreatModel, classes: int, steps: int, queries: int
 ) -> list[Callable[..., AttackResult]]:
+    """The attacks of a version, in their order, with the options that it gives them."""
     sparse = not threat.perturbation.parts and norms.exponent(threat.norm) == 1
     on_margin = partial(apgd, steps=steps, loss=losses.margin)
     dlr = partial(apgd_dlr, steps=steps) if classes > 2 else on_margin
