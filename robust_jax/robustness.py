@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from robust_jax import losses, threat_models
+from robust_jax.attacks.wrappers import as_pytree
 from robust_jax.batching import Batch, Rows, filled, in_parts, only
 from robust_jax.checks import check_batch
 from robust_jax.records import Attack, Outcome, PerExample
@@ -156,11 +157,6 @@ def _outcome(
     curve = {m: broken[m] for m in sorted({1.0, *map(float, attack.curve)}) if attack.curve}
     largest = {k: np.max([f[k] for f in at.values()], 0) for k in ("size", "excess")}
     return Outcome(attack, broken[1.0], **at[1.0] | largest, curve=curve, seconds=seconds, sample=sample, seen=seen)
-
-
-def as_pytree(logits_fn: Callable[..., Any]) -> Any:
-    """The function as an argument of jitted ones: itself if it is a pytree, else static, itself the cache's key."""
-    return jax.tree_util.Partial(logits_fn) if jax.tree_util.all_leaves([logits_fn]) else logits_fn
 
 
 def _clean_rows(model: Any, place: Callable[[Batch], Batch], batch: Batch) -> Rows:
