@@ -1,18 +1,21 @@
-"""Batches of examples on their way to a model: only those that are wanted.
+"""Batches of examples on their way to a model: only those that are wanted, in sizes that memory holds.
 
 A batch is a dict of arrays of one length: image, label, id, and mask, False on padding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jaxtyping import Bool
 
 Batch = Mapping[str, Any]
+Rows = dict[str, np.ndarray]
 
 
 def filled(batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -67,3 +70,33 @@ def _padded(batch: Batch, size: int) -> Batch:
     longer = {k: np.concatenate([v, np.repeat(np.asarray(v)[-1:], missing, 0)]) for k, v in batch.items()}
     longer["mask"][-missing:] = False
     return longer
+
+
+def in_parts(run: Callable[[Batch], Rows], batch: Batch, size: int | None) -> tuple[Rows, int]:
+    """What ``run`` returns for a batch, put together from smaller parts where memory does not hold it whole.
+
+    Args:
+      run: batch -> arrays with a row for each of its examples, padding left out.
+      batch: of any size.
+      size: of the parts at first, all equally large; None: the whole batch.
+
+    Returns:
+      The rows, and the size that fitted, to begin with next time.
+
+    Raises:
+      jax.errors.JaxRuntimeError: what ``run`` raises, if it is not RESOURCE_EXHAUSTED, or is at a single example.
+    """
+    count = len(batch["mask"])
+    size = min(size or count, count)
+    while True:
+        try:
+            if size == count:
+                return run(batch), size
+            slices = [{k: np.asarray(v)[i : i + size] for k, v in batch.items()} for i in range(0, count, size)]
+            found = [run(_padded(part, size)) for part in slices]
+            return {k: np.concatenate([rows[k] for rows in found]) for k in found[0]}, size
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) or size == 1:
+                raise
+        size = -(-size // 2)
+        logging.warning("Out of memory: going on with %d examples at a time.", size)

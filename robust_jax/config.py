@@ -110,7 +110,7 @@ def base(dataset: str = "digits", model: str = "digits_cnn") -> ConfigDict:
             "evaluation": {
                 "split": "test",
                 "limit": 0,  # the first so many examples; 0: all
-                "batch_size": 250,
+                "batch_size": 250,  # halved where memory runs out
                 "checkpoint": "best",
                 # Each attack sees only what no attack before it has broken: the same worst case, sooner; no curves.
                 "worst_case_only": False,

@@ -64,7 +64,8 @@ def evaluate(
       split: "test", "validation" or "train"; this and the next three are by default those of each workdir's
         ``config.evaluation``.
       limit: only the first so many examples; 0: all.
-      batch_size: examples at a time, over all local devices. The numbers do not depend on it.
+      batch_size: examples at a time, over all local devices, fewer where memory runs out. The numbers do not depend on
+        it.
       checkpoint: "best" (on validation) or "latest".
       seed: of the attacks; default: the config's.
       data_dir: of prepared datasets; default: the config's.

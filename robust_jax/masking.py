@@ -30,8 +30,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from robust_jax import attacks, losses
+from robust_jax.attacks.wrappers import as_pytree
 from robust_jax.perturbations import Images
-from robust_jax.robustness import Attack, Outcome, PerExample, as_pytree, robustness
+from robust_jax.robustness import Attack, Outcome, PerExample, robustness
 from robust_jax.threat_models import ThreatModel
 
 BLACK_BOX = ("gaussian_noise", "grid", "nes", "pointwise", "random_search", "spsa", "square", "uniform_noise")

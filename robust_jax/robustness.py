@@ -15,7 +15,6 @@ attack's own word is not taken for it.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,114 +24,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from robust_jax import losses, threat_models
-from robust_jax.batching import Batch, filled, only
+from robust_jax.attacks.wrappers import as_pytree
+from robust_jax.batching import Batch, Rows, filled, in_parts, only
 from robust_jax.checks import check_batch
-from robust_jax.threat_models import ThreatModel
+from robust_jax.records import Attack, Outcome, PerExample
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Attack:
-    """An attack to evaluate with: what runs, in which ball, how hard, and at which other radii.
-
-    Attributes:
-      function: any attack of `robust_jax.attacks`, or one like them:
-        `(logits_fn, images, labels, threat, *, key, **settings)`, jittable, one key an example,
-        whose result has `images` and `delta`.
-      threat: the ball. Its radius is traced, so that all radii of a curve share one compilation.
-      settings: keyword arguments of `function`, hashable. A `step_size` scales with the radius.
-      curve: multiples of the radius to measure the accuracy at, besides 1; 0 is the clean accuracy.
-
-    Raises:
-      ValueError: a multiple that is negative or not finite.
-    """
-
-    function: Callable[..., Any]
-    threat: ThreatModel
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    curve: Sequence[float] = ()
-
-    def __post_init__(self) -> None:
-        if any(not np.isfinite(m) or m < 0 for m in self.curve):
-            raise ValueError(f"curve={self.curve!r}: give multiples >= 0 of the radius, such as (0, 0.5, 1, 2)")
-
-    def multiples(self) -> list[float]:
-        """Of the radius, at which it runs."""
-        return sorted({1.0, *map(float, self.curve)} - {0.0})
-
-    def all_settings(self) -> dict[str, Any]:
-        """The settings with the function's defaults filled in: what really ran, for the report."""
-        parameters = inspect.signature(self.function).parameters.values()
-        named = {p.name: p.default for p in parameters if p.default is not p.empty}
-        return {"attack": getattr(self.function, "__name__", "attack")} | named | dict(self.settings)
-
-
-@dataclasses.dataclass
-class Outcome:
-    """What one attack did to every example.
-
-    Attributes:
-      attack: the attack.
-      broken: `[n]`, wrong clean or at the attack's image.
-      prediction: `[n]` at the attack's image, -1 where the logits are not finite.
-      loss: `[n]` cross-entropy there.
-      size: `[n]`, the norm of δ / radius, the largest over the curve: at most 1 in the ball.
-      excess: `[n]`, how far the image differs from T(x, δ) clipped to [0, 1], likewise.
-      curve: multiple of the radius -> `broken` there.
-      seconds: wall clock, compilation included, all radii.
-      sample: a few examples to picture, as `pictures.adversarial_grid` takes them; empty where none was seen.
-      seen: `[n]`, what the attack was tried on; the rest counts as broken. None: all.
-      after: where not all was, the attacks before it, whose successes (and what is wrong clean) it did not see.
-    """
-
-    attack: Attack
-    broken: Bool[np.ndarray, " n"]
-    prediction: Int[np.ndarray, " n"]
-    loss: Float[np.ndarray, " n"]
-    size: Float[np.ndarray, " n"]
-    excess: Float[np.ndarray, " n"]
-    curve: dict[float, Bool[np.ndarray, " n"]]
-    seconds: float
-    sample: dict[str, Any]
-    seen: Bool[np.ndarray, " n"] | None = None
-    after: tuple[str, ...] | None = None
-
-
-@dataclasses.dataclass
-class PerExample:
-    """The result of `robustness`; arrays have one entry an example, in the order of the batches."""
-
-    id: Int[np.ndarray, " n"]
-    label: Int[np.ndarray, " n"]
-    prediction: Int[np.ndarray, " n"]
-    loss: Float[np.ndarray, " n"]
-    attacks: dict[str, Outcome]
-
-    @property
-    def correct(self) -> Bool[np.ndarray, " n"]:
-        """Where the clean image is classified correctly."""
-        return self.prediction == self.label
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Everything as named arrays, as in `per_example.npz`: `NAME/broken`, `NAME/loss`, ..."""
-        flat = {
-            "id": self.id,
-            "label": self.label,
-            "clean/prediction": self.prediction,
-            "clean/loss": self.loss,
-        }
-        for name, o in self.attacks.items():
-            flat |= {f"{name}/{k}": getattr(o, k) for k in ("broken", "prediction", "loss", "size")}
-            if o.seen is not None and o.after is not None:
-                flat[f"{name}/seen"] = o.seen
-            if o.curve:
-                flat[f"{name}/curve_multiple"] = np.asarray(list(o.curve))
-                flat[f"{name}/curve_broken"] = np.stack(list(o.curve.values()))
-        return flat
 
 
 def robustness(
@@ -151,7 +51,7 @@ def robustness(
 
     Randomness is drawn from the example's id and the attack's name: the batch size, the order and
     the other attacks do not change it. A pytree `logits_fn` (`rj.bind`) compiles once for all
-    weights.
+    weights. Where memory runs out batches are cut in halves until they fit.
 
     Args:
       logits_fn: images `[B, H, W, C]` in [0, 1] to logits `[B, K]`.
@@ -175,11 +75,10 @@ def robustness(
     model = as_pytree(logits_fn)
     tell = progress or (lambda *_: None)
     batches = list(batches) if isinstance(batches, Iterator) else batches
-    clean = []
+    clean, size = [], None
     for batch in filled(batches):
         check_batch(batch["image"], batch["label"], model)
-        on = place(batch)
-        row = _host(_clean(model, on["image"], on["label"]) | {k: batch[k] for k in ("id", "label")}, batch["mask"])
+        row, size = in_parts(partial(_clean_rows, model, place), batch, size)
         clean.append(row)
         tell("clean", int((row["prediction"] == row["label"]).sum()), len(row["label"]))
     if not clean:
@@ -220,23 +119,30 @@ def _outcome(
     tell: Callable[[float, int, int], None],
 ) -> Outcome:
     """One attack, at all its radii, on the examples that are to be seen."""
-    found: dict[float, list[dict[str, np.ndarray]]] = {m: [] for m in attack.multiples()}
+    found: dict[float, list[Rows]] = {m: [] for m in attack.multiples()}
     sample: dict[str, Any] = {}
-    seconds, left = 0.0, measured.prediction[seen]
+    seconds, size, left = 0.0, None, measured.prediction[seen]
+
+    def run(multiple: float, before: np.ndarray, part: Batch) -> Rows:
+        on = place(part)
+        images, delta, new = _attacked(model, on["image"], on["label"], on["id"], key, multiple, attack)
+        rows = _host(new, part["mask"])
+        if multiple == 1 and not sample and len(rows["loss"]):
+            sample.update(_sample(part, images, delta, before, rows["prediction"]))
+        return rows
+
     for batch in only(filled(batches), seen):
-        on, labels = place(batch), np.asarray(batch["label"])[batch["mask"]]
+        labels = np.asarray(batch["label"])[batch["mask"]]
         before, left = left[: len(labels)], left[len(labels) :]
         for multiple, rows in found.items():
             start = time.perf_counter()
-            images, delta, new = _attacked(model, on["image"], on["label"], on["id"], key, multiple, attack)
-            rows.append(_host(new, batch["mask"]))
+            new, size = in_parts(partial(run, multiple, before), batch, size)
+            rows.append(new)
             seconds += time.perf_counter() - start
-            after = rows[-1]["prediction"]
-            tell(multiple, int(((before == labels) & (after == labels)).sum()), len(labels))
-            if multiple == 1 and not sample:
-                sample = _sample(batch, images, delta, before, after)
+            right = (before == labels) & (new["prediction"] == labels)
+            tell(multiple, int(right.sum()), len(labels))
 
-    def whole(rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    def whole(rows: list[Rows]) -> Rows:
         """For all examples: what is not seen stays as it is clean."""
         nothing = np.zeros(len(seen), np.float32)
         full = {"prediction": measured.prediction, "loss": measured.loss, "size": nothing, "excess": nothing}
@@ -253,9 +159,9 @@ def _outcome(
     return Outcome(attack, broken[1.0], **at[1.0] | largest, curve=curve, seconds=seconds, sample=sample, seen=seen)
 
 
-def as_pytree(logits_fn: Callable[..., Any]) -> Any:
-    """The function as an argument of jitted ones: itself if it is a pytree, else static, itself the cache's key."""
-    return jax.tree_util.Partial(logits_fn) if jax.tree_util.all_leaves([logits_fn]) else logits_fn
+def _clean_rows(model: Any, place: Callable[[Batch], Batch], batch: Batch) -> Rows:
+    on = place(batch)
+    return _host(_clean(model, on["image"], on["label"]) | {k: batch[k] for k in ("id", "label")}, batch["mask"])
 
 
 @jax.jit
@@ -303,11 +209,11 @@ def _run(model, images, labels, ids, key, traced, function, settings):
     return result.images, result.delta, found
 
 
-def _host(found: Mapping[str, Array], real: np.ndarray) -> dict[str, np.ndarray]:
+def _host(found: Mapping[str, Array], real: np.ndarray) -> Rows:
     return {name: np.asarray(value)[real] for name, value in found.items()}
 
 
-def _joined(batches: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def _joined(batches: Sequence[Mapping[str, np.ndarray]]) -> Rows:
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 

@@ -1,5 +1,6 @@
 """Per-example accounting, on models whose robust accuracy is known in closed form."""
 
+import sys
 from functools import partial
 from types import SimpleNamespace
 
@@ -241,3 +242,27 @@ def test_an_attack_that_has_nothing_left_to_see():
     entry = summarise(measured)["attacks"]["none"]
     assert (entry["seen"], entry["accuracy"], entry["largest"]["size"]) == (0, 0, 0)
     assert measured.attacks["none"].sample == {}
+
+
+def test_numbers_do_not_depend_on_the_memory(monkeypatch):
+    module = sys.modules["robust_jax.robustness"]  # the package has the function under that name
+    expected = robustness(MODEL, cut(32), {"a": margin_attack(0.08)}, key=jax.random.key(0))
+    attacked, clean, sizes = module._attacked, module._clean, []
+
+    def small(original):
+        def run(model, images, *rest):
+            sizes.append(len(images))
+            if len(images) > 10:
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+            return original(model, images, *rest)
+
+        return run
+
+    monkeypatch.setattr(module, "_attacked", small(attacked))
+    monkeypatch.setattr(module, "_clean", small(clean))
+    found = robustness(MODEL, cut(32), {"a": margin_attack(0.08)}, key=jax.random.key(0))
+    assert sizes[:3] == [32, 16, 8] and sizes.count(32) == sizes.count(16) == 2  # clean, attacked
+    for name, array in expected.arrays().items():
+        np.testing.assert_allclose(found.arrays()[name], array, rtol=1e-5, atol=1e-6)
+    assert summarise(found)["attacks"]["a"]["curve"] == summarise(expected)["attacks"]["a"]["curve"]
+    assert len(found.attacks["a"].sample["clean"]) == len(found.attacks["a"].sample["clean_predictions"]) > 0

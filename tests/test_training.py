@@ -219,7 +219,9 @@ def test_averaged_weights_follow_the_recurrence_and_are_the_ones_validated(refer
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), state.ema["params"], average)
     c = config(optimizer__ema=0.75)
     final = train(c, tmp_path)
-    same(final.params, reference[1].params)  # averaging beside training changes nothing in it
+    # Averaging beside training changes nothing in it, but for the roundings of another program.
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)  # noqa: E731
+    jax.tree.map(close, final.params, reference[1].params)
     same(experiment.restore(tmp_path, "latest").variables["params"], final.ema["params"])
 
 

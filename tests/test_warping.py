@@ -83,7 +83,8 @@ def test_never_leaves_the_range_of_the_image(scale, binary):
 def test_examples_do_not_mix():
     images, flow = images_and_flow()
     alone = [warp(images[i : i + 1], flow[i : i + 1])[0] for i in range(3)]
-    np.testing.assert_array_equal(warp(images, flow), jnp.stack(alone))
+    # Programs for other shapes may differ by a rounding.
+    np.testing.assert_allclose(warp(images, flow), jnp.stack(alone), rtol=1e-6)
 
 
 def test_derivative_in_images_and_in_flow_away_from_the_kinks():

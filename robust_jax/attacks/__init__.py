@@ -16,6 +16,7 @@ from robust_jax.attacks.sampling import gaussian_noise, grid, random_search, uni
 from robust_jax.attacks.sparse import jsma, pointwise
 from robust_jax.attacks.square import square
 from robust_jax.attacks.universal import apply_universal, universal, universal_gradient, universal_targeted
+from robust_jax.attacks.wrappers import black_box, bpda, expectation
 
 # Not the universal ones: made from the batch that they are measured on, their numbers would depend on its size.
 ATTACKS: dict[str, Callable[..., AttackResult]] = {f.__name__: f for f in (
@@ -25,7 +26,7 @@ ATTACKS: dict[str, Callable[..., AttackResult]] = {f.__name__: f for f in (
 
 __all__ = [
     "ATTACKS", "AttackResult", "adef", "apgd", "apgd_dlr", "apgd_targeted", "apply_universal", "auto_attack",
-    "carlini_wagner", "ddn", "deepfool", "ead", "fab", "fab_targeted", "fgsm", "gaussian_noise", "grid", "jsma",
-    "nes", "pgd", "pointwise", "random_search", "spsa", "square", "stadv", "uniform_noise", "universal",
-    "universal_gradient", "universal_targeted",
+    "black_box", "bpda", "carlini_wagner", "ddn", "deepfool", "ead", "expectation", "fab", "fab_targeted",
+    "fgsm", "gaussian_noise", "grid", "jsma", "nes", "pgd", "pointwise", "random_search", "spsa", "square",
+    "stadv", "uniform_noise", "universal", "universal_gradient", "universal_targeted",
 ]  # fmt: skip

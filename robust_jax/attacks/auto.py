@@ -16,6 +16,7 @@ from robust_jax.attacks.ascent import where
 from robust_jax.attacks.fab import fab, fab_targeted
 from robust_jax.attacks.pgd import AttackResult, LogitsFn
 from robust_jax.attacks.square import square
+from robust_jax.attacks.wrappers import expectation
 from robust_jax.checks import check_batch, choose
 from robust_jax.perturbations import Images, example_keys
 from robust_jax.threat_models import ThreatModel
@@ -40,7 +41,7 @@ def auto_attack(
     - standard: `apgd` on cross-entropy, `apgd_targeted` and `fab_targeted` towards 9 classes, `square`; for l1, as
       Croce & Hein 2021, 5 restarts of the first and 5 classes of the second.
     - plus: `apgd` and `apgd_dlr` with 5 restarts, `fab` with 5, `square`, `apgd_targeted`, `fab_targeted`.
-    - rand, for models with randomness: `apgd` and `apgd_dlr` on the mean probabilities of 20 draws. There
+    - rand, for models with randomness: `apgd` and `apgd_dlr` on the `expectation` over 20 draws. There
       ``logits_fn`` takes ``(images, key)``, and is called with one image and key at a time under ``jax.vmap``. An
       image's draws stay the same, and success is the mean's: judge the result with others.
 
@@ -74,7 +75,7 @@ def auto_attack(
     keys = example_keys(key, len(images))
 
     def model(keys: Array) -> LogitsFn:
-        return partial(_mean_logits, logits_fn, keys) if version == "rand" else logits_fn
+        return expectation(logits_fn, keys, DRAWS) if version == "rand" else logits_fn
 
     check_batch(images, labels, model(keys))
     logits = model(keys)(images)
@@ -112,13 +113,3 @@ def parts(
         five = [partial(f, restarts=5) for f in (partial(apgd, steps=steps), dlr, partial(fab, steps=steps))]
         return [*five, last, towards, towards_with_fab]
     return [partial(apgd, steps=steps), dlr]
-
-
-def _mean_logits(logits_fn: Callable[[Array, Array], Array], keys: Array, images: Images) -> Array:
-    """The logarithm of the mean probabilities over draws of an image's own key."""
-
-    def one(image: Array, key: Array) -> Array:
-        draws = jax.vmap(lambda k: logits_fn(image[None], k)[0])(jax.random.split(key, DRAWS))
-        return jax.nn.logsumexp(jax.nn.log_softmax(draws), 0) - jnp.log(DRAWS)
-
-    return jax.vmap(one)(images, keys)

@@ -98,6 +98,13 @@ def minimal_step(
     def succeeds(logits: Array) -> Array:
         return losses.misclassified(logits, labels) != targeted
 
+    def crossed(logits: Array) -> Array:
+        # Beyond rounding: at a tie another compilation may see another class.
+        return succeeds(logits) & (jnp.abs(losses.margin(logits, labels)) > rounding(logits))
+
+    def rounding(logits: Array) -> Array:
+        return 0.5e-5 * jnp.abs(logits).max(-1)
+
     def confined(delta: Delta) -> Delta:
         return space.confine(images, delta) if confine and space.confine is not None else delta
 
@@ -127,7 +134,7 @@ def minimal_step(
         gradients = jax.tree.map(lambda g, r: jnp.where(r > 0, g, 0), gradients, rooms)
         gains = jax.vmap(partial(threat_models.gain, threat))(gradients)
         # A little past the boundary: at a tie, the label may still be the first of the largest.
-        lacking = 1e-5 * jnp.abs(logits).max(-1) - (signs * logits).sum(-1)
+        lacking = 2 * rounding(logits) - (signs * logits).sum(-1)
         distances = jnp.where(gains > 0, lacking / jnp.where(gains > 0, gains, 1), jnp.inf)
         distances = jnp.nan_to_num(distances, nan=jnp.inf, posinf=jnp.inf)
         nearest = distances.argmin(0)
@@ -141,7 +148,7 @@ def minimal_step(
         moved = where(active, confined(threat_models.move(threat, delta, gradient, size, room)), delta)
         changed = [(m != d).reshape(len(images), -1).any(-1) for m, d in _leaves(moved, delta)]
         tried = where(active, beyond(moved), tried)
-        success |= active & succeeds(logits_at(tried))
+        success |= active & crossed(logits_at(tried))
         return i + 1, moved, tried, success, active & ~success & jnp.stack(changed).any(0)
 
     def going(carry: tuple[Array, Delta, Delta, Array, Array]) -> Array:

@@ -1,0 +1,136 @@
+"""Models that attacks cannot take as they are: not in JAX, without a useful gradient, or random (Athalye et al. 2018).
+
+    rj.attacks.square(black_box(predict, num_classes=10), ...)  # predict: any Python function of NumPy images
+    quantise = bpda(lambda x: jnp.round(x * 7) / 7)  # gradients as if it were not there
+    rj.attacks.pgd(lambda x: model(quantise(x)), ...)
+    rj.attacks.pgd(expectation(random_model, key, draws=20), ...)  # random_model: (images, key) -> logits
+
+All results are pytrees, as arguments of jitted functions must be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from robust_jax.attacks.pgd import LogitsFn
+from robust_jax.checks import choose
+from robust_jax.perturbations import Images
+
+MEANS = ("probabilities", "logits")
+
+
+def as_pytree(function: Callable[..., Any]) -> Any:
+    """The function as an argument of jitted ones: itself if it is a pytree, else static, itself the cache's key."""
+    return jax.tree_util.Partial(function) if jax.tree_util.all_leaves([function]) else function
+
+
+def black_box(function: Callable[[np.ndarray], Any], num_classes: int) -> LogitsFn:
+    """A Python function ``[B, H, W, C] -> [B, K]`` of NumPy images as a logits_fn for attacks that take no gradient.
+
+    Those are square, random_search, grid, nes, spsa, pointwise and the noises. It is called on the host, with as many
+    images as the attack holds at a time, and must always give the same numbers for the same images.
+
+    Args:
+      function: float32 images in [0, 1] to logits, or to log-probabilities.
+      num_classes: K.
+
+    Raises:
+      ValueError: when a gradient is taken.
+    """
+
+    def on_host(images: Any) -> np.ndarray:
+        logits = np.asarray(function(np.asarray(images)), np.float32)
+        if logits.shape != (len(images), num_classes):
+            raise ValueError(f"black_box: for {len(images)} images the function returned {logits.shape}, not [B, K].")
+        return logits
+
+    @jax.custom_jvp
+    def logits_fn(images: Array) -> Array:
+        shape = jax.ShapeDtypeStruct((len(images), num_classes), jnp.float32)
+        return jax.pure_callback(on_host, shape, images, vmap_method="sequential")
+
+    @logits_fn.defjvp
+    def _(*_: Any) -> Any:
+        raise ValueError(
+            "a black box has no gradient: take an attack without (square, random_search, grid, nes, spsa, pointwise), "
+            "or attacks.bpda with a model that stands in for its gradient."
+        )
+
+    return jax.tree_util.Partial(logits_fn)
+
+
+def bpda(forward: Callable[[Array], Array], backward: Callable[[Array], Array] | None = None) -> Callable[..., Array]:
+    """A function with the values of one and the derivative of another: BPDA (Athalye et al. 2018, section 4.1).
+
+    Args:
+      forward: what is computed, of images alone: a step of preprocessing, or a whole model.
+      backward: differentiated in its place, at the same images, with results of the same shape; None: the identity, as
+        for steps that hardly change the image.
+
+    Returns:
+      The function. Its derivative is in images only: weights of ``forward`` and ``backward`` have none.
+    """
+    return jax.tree_util.Partial(_replaced, as_pytree(forward), as_pytree(backward or _identity))
+
+
+def _identity(images: Array) -> Array:
+    return images
+
+
+@jax.custom_jvp
+def _replaced(forward: Any, backward: Any, images: Array) -> Array:
+    return forward(images)
+
+
+@_replaced.defjvp
+def _(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    forward, backward, images = primals
+    value = forward(images)
+    instead, tangent = jax.jvp(backward, (images,), (tangents[2],))
+    if instead.shape != value.shape:
+        raise ValueError(f"bpda: forward returns {value.shape}, but backward {instead.shape}: they must be alike.")
+    return value, tangent.astype(value.dtype)
+
+
+def expectation(
+    logits_fn: Callable[[Images, Key[Array, ""]], Float[Array, "b k"]],
+    key: Key[Array, "..."],
+    draws: int = 20,
+    mean: str = "probabilities",
+) -> LogitsFn:
+    """The mean over draws of a random model, the same draws at every call: EOT (Athalye et al. 2018, section 4.2).
+
+    Its gradient is the mean gradient, and with fixed draws an attack has one function to climb. What it finds is
+    a success against the mean of these draws: judge the images with others. Memory is that of ``draws`` times as many
+    images.
+
+    Args:
+      logits_fn: ``(images, key) -> logits``, called with one image and key at a time under `jax.vmap`.
+      key: one key, whose draws all images share, or one an image ``[B]``.
+      draws: so many.
+      mean: of "probabilities" (the result is their logarithm) or "logits".
+
+    Raises:
+      ValueError: no draw, or another mean.
+    """
+    choose("expectation: mean", mean, MEANS)
+    if draws < 1:
+        raise ValueError(f"expectation: draws={draws} must be at least 1.")
+    return jax.tree_util.Partial(partial(_expected, draws, mean), as_pytree(logits_fn), key)
+
+
+def _expected(draws: int, mean: str, logits_fn: Any, key: Array, images: Images) -> Array:
+    def one(image: Array, key: Array) -> Array:
+        logits = jax.vmap(lambda k: logits_fn(image[None], k)[0])(jax.random.split(key, draws))
+        if mean == "logits":
+            return logits.mean(0)
+        return jax.nn.logsumexp(jax.nn.log_softmax(logits), 0) - jnp.log(draws)
+
+    return jax.vmap(one, (0, 0 if key.ndim else None))(images, key)
