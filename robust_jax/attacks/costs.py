@@ -67,6 +67,8 @@ def cost(
         "fab": lambda: Cost(2 + 2 * runs * steps, runs * steps * others),
         "fab_targeted": lambda: Cost(2 + 2 * runs * others * steps, runs * others * steps),
         "carlini_wagner": lambda: Cost(3 + steps * o["binary_search_steps"], others + steps * o["binary_search_steps"]),
+        "ddn": lambda: Cost(4 + steps, others + steps),
+        "ead": lambda: Cost(3 + 2 * steps * o["binary_search_steps"], others + steps * o["binary_search_steps"]),
         "stadv": lambda: Cost(2 + 11 * steps, 1 + 10 * steps),  # ten gradients of each line search
         "jsma": lambda: Cost(1 + 2 * (o["max_pixels"] // 2), 2 * (o["max_pixels"] // 2)),
         # Passes over ever fewer pixels, if each puts back only one.

@@ -64,6 +64,8 @@ CASES = [
     ("fab", dict(steps=3, restarts=2, candidates=2), ADDITIVE),
     ("fab_targeted", dict(steps=2, restarts=2), ADDITIVE),
     ("carlini_wagner", dict(steps=3, binary_search_steps=2), ThreatModel("additive", "l2", 0.1)),
+    ("ddn", dict(steps=3), ThreatModel("additive", "l2", 0.1)),
+    ("ead", dict(steps=3, binary_search_steps=2), ThreatModel("additive", "l1", 0.1)),
     ("jsma", dict(max_pixels=2), ADDITIVE),
     ("auto_attack", dict(steps=3, queries=4), ADDITIVE),
 ]
