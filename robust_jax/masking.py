@@ -115,8 +115,8 @@ def probe(
       logits_fn: images in [0, 1] to logits, as in `robustness`.
       images: some dozens.
       labels: the true labels.
-      measured: what attacks did to these images, the first of its examples. Every ball that PGD or APGD ran in is tried
-        again with FGSM, twice the steps, and Square where no attack without gradients ran.
+      measured: what attacks did to these images, the first of its examples. Every ball that PGD or APGD ran in and
+        left some of them is tried again with FGSM, twice the steps, and Square where no attack without gradients ran.
       key: one typed key.
 
     Returns:
@@ -219,7 +219,7 @@ def attack_signs(
 ) -> list[str]:
     """Of what more attacks break: huge_radius, one_step, more_steps, black_box."""
     known = measured.attacks
-    ascents = {name: o for name, o in known.items() if _kind(o) in ASCENTS}
+    ascents = {name: o for name, o in known.items() if _kind(o) in ASCENTS and not o.broken[: len(images)].all()}
     with_black_box = {_ball(o.attack.threat) for o in known.values() if _kind(o) in BLACK_BOX}
     more: dict[str, Attack] = {"huge": Attack(attacks.pgd, ThreatModel("additive", "linf", 1.0), {"steps": STEPS})}
     for name, o in ascents.items():
