@@ -168,7 +168,8 @@ def test_two_hosts_of_two_devices_end_where_one_host_does(folder):
     ]  # fmt: skip
     results = [finish(process) for process in processes]
     finish(train(folder, alone, *short))
-    said = [[line for line in out.splitlines() if not line.startswith("[Gloo]")] for out, _ in results]
+    # Gloo writes there too, lines in pieces at times.
+    said = [[line for line in out.splitlines() if line.startswith(("epoch", "Trained"))] for out, _ in results]
     assert len(said[0]) == 3 and said[1] == []  # process 0 speaks for all
     one, two = states(alone)["latest"], states(together)["latest"]
     assert one[0] == two[0] == 10
