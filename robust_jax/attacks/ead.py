@@ -91,8 +91,7 @@ def ead(
     start = boundary(logits_fn, images, labels, threat, confidence=confidence, targeted=targeted)
 
     def square(delta: Delta, scale: Array) -> Array:
-        per_radius = jax.tree.map(lambda d, r: jnp.where(r > 0, d / jnp.where(r > 0, r, 1), 0), delta, threat.radius)
-        parts = [norms.norm(leaf, "l2", power=2) for leaf in jax.tree.leaves(per_radius)]
+        parts = [norms.norm(leaf, "l2", power=2) for leaf in jax.tree.leaves(threat_models.in_radii(threat, delta))]
         return jnp.stack(parts).sum(0) / jnp.square(scale)
 
     def cost(delta: Delta) -> Array:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from robust_jax import losses, norms, perturbations, threat_models
 from robust_jax.attacks.ascent import clip_box, where
+from robust_jax.attacks.minimal import found_or_clean
 from robust_jax.attacks.pgd import AttackResult, LogitsFn
 from robust_jax.checks import check_batch
 from robust_jax.perturbations import Delta, Images, example_keys
@@ -189,9 +190,7 @@ def _search(
     clean = succeeds(logits_at(zeros))
     start = zeros, jnp.where(clean, 0.0, jnp.inf)
     delta, size = jax.lax.fori_loop(0, runs, one_run, start)
-    success = size <= 1
-    delta = where(success, delta, zeros)
-    return AttackResult(where(success, clip_box(space.apply(images, delta)), images), delta, success)
+    return found_or_clean(threat, images, delta, size <= 1)
 
 
 def _to_plane(threat: ThreatModel, images: Images, delta: Delta, gradient: Delta, lacking: Float[Array, " b"]) -> Delta:
