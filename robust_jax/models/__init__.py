@@ -18,11 +18,12 @@ from robust_jax.models.maxout import MaxoutCIFAR, MaxoutCNN, MaxoutMLP
 from robust_jax.models.mlp import MLP
 from robust_jax.models.resnet import PreActResNet, ResNet, WideResNet
 from robust_jax.models.small_cnn import SmallCNN
+from robust_jax.models.torch_weights import from_torch, to_torch
 from robust_jax.models.vgg import VGG
 
 __all__ = [
     "MODELS", "BoundModel", "DigitsCNN", "MLP", "MaxoutCIFAR", "MaxoutCNN", "MaxoutMLP", "PreActResNet", "ResNet",
-    "SmallCNN", "VGG", "WideResNet", "bind", "create",
+    "SmallCNN", "VGG", "WideResNet", "bind", "create", "from_torch", "to_torch",
 ]  # fmt: skip
 
 MODELS: dict[str, Callable[..., nn.Module]] = {

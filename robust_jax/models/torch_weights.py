@@ -1,0 +1,168 @@
+"""Weights from PyTorch and to it: `from_torch` reads a state dict, `to_torch` fills one. Neither imports torch.
+
+Layers are matched by their order, not by their names, so that any PyTorch code of the same network serves. The order
+is that of the calls in flax, and in PyTorch that of registration, in which the 1x1 convolution of a block's shortcut
+comes last (as in pytorch-cifar, the WideResNet of TRADES and torchvision).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+# Collection and name of a flax leaf, and its name in PyTorch.
+_DENSE = {("params", "kernel"): "weight", ("params", "bias"): "bias"}
+_NORM = {
+    ("params", "scale"): "weight",
+    ("params", "bias"): "bias",
+    ("batch_stats", "mean"): "running_mean",
+    ("batch_stats", "var"): "running_var",
+}
+_LEAVES: dict[type[nn.Module], dict[tuple[str, str], str]] = {nn.Conv: _DENSE, nn.Dense: _DENSE, nn.BatchNorm: _NORM}
+
+
+class _Pair(NamedTuple):
+    """A flax leaf and the key of its tensor; `channels` of the map that a dense layer flattens."""
+
+    path: tuple[str, ...]
+    key: str
+    channels: int
+
+
+def from_torch(model: nn.Module, state_dict: Mapping[str, Any], image_shape: Sequence[int]) -> dict[str, Any]:
+    """The variables of `model` from the `state_dict()` of the same network in PyTorch.
+
+        variables = rj.models.from_torch(model, net.state_dict(), (32, 32, 3))
+        logits_fn = rj.bind(model, variables)
+
+    Convolutions go from OIHW to HWIO, dense kernels are transposed, and where a dense layer takes a flattened map, its
+    inputs go from the order of CHW to that of HWC. PyTorch networks often take images that are normalised already:
+    give `models.create` their mean and std.
+
+    Args:
+        model: of convolutions, dense layers and BatchNorm, as all of `MODELS` are.
+        state_dict: of tensors or numpy arrays; layers in the order of registration.
+        image_shape: `(height, width, channels)` of one image.
+
+    Raises:
+        ValueError: if the numbers of layers, a shape or the presence of a bias differ, naming both.
+    """
+    pairs = _pairs(model, state_dict, image_shape)
+    return unflatten_dict(
+        {p.path: jnp.asarray(_to_flax(_array(state_dict[p.key]), p.channels), jnp.float32) for p in pairs}
+    )
+
+
+def to_torch(
+    model: nn.Module, variables: Mapping[str, Any], like: Mapping[str, Any], image_shape: Sequence[int]
+) -> dict[str, Any]:
+    """The inverse of `from_torch`: a state dict with the names and types of `like` and the values of `variables`.
+
+        net.load_state_dict(rj.models.to_torch(model, variables, net.state_dict(), (32, 32, 3)))
+
+    Args:
+        model: as for `from_torch`.
+        variables: its own.
+        like: the state dict of the same network in PyTorch, of tensors or numpy arrays; what has no counterpart, such
+            as BatchNorm's `num_batches_tracked`, is kept.
+        image_shape: `(height, width, channels)` of one image.
+
+    Raises:
+        ValueError: as `from_torch`.
+    """
+    flat = flatten_dict(dict(variables))
+    filled = dict(like)
+    for pair in _pairs(model, like, image_shape):
+        value = np.ascontiguousarray(_to_torch(np.asarray(flat[pair.path]), pair.channels))
+        old = like[pair.key]
+        filled[pair.key] = old.new_tensor(value) if hasattr(old, "new_tensor") else value
+    return filled
+
+
+def _pairs(model: nn.Module, state_dict: Mapping[str, Any], image_shape: Sequence[int]) -> list[_Pair]:
+    """The leaves of both, in order; raises ValueError where they do not fit."""
+    layers, leaves = _layers(model, image_shape)
+    tensors: dict[str, list[str]] = {}
+    for key in state_dict:
+        name, _, leaf = key.rpartition(".")
+        tensors.setdefault(name, []).append(leaf)
+    if len(layers) != len(tensors):
+        raise ValueError(
+            f"the state dict has {len(tensors)} layers with weights, {type(model).__name__} has {len(layers)}; "
+            f"they must be the same network. Layers there: {', '.join(tensors)}"
+        )
+    pairs, channels = [], image_shape[-1]
+    for (path, kind), (name, there) in zip(layers, tensors.items(), strict=True):
+        here = {found: leaf for found, leaf in _LEAVES[kind].items() if (found[0], *path, found[1]) in leaves}
+        if surplus := set(there) - {"num_batches_tracked"} ^ set(here.values()):
+            raise ValueError(
+                f"{name} of the state dict has {', '.join(there)}, but {'/'.join(path)} ({kind.__name__}) has "
+                f"{', '.join(here.values())}: {', '.join(sorted(surplus))} is in one of them only"
+            )
+        for (collection, own), leaf in here.items():
+            pair = _Pair((collection, *path, own), f"{name}.{leaf}", channels)
+            shape = leaves[pair.path].shape
+            expected, given = _to_torch(np.empty(shape, bool), channels).shape, tuple(state_dict[pair.key].shape)
+            if expected != given:
+                raise ValueError(f"{pair.key} has shape {given}; {'/'.join(path)} needs {expected} there")
+            pairs.append(pair)
+        if kind is not nn.BatchNorm:
+            channels = leaves["params", *path, "kernel"].shape[-1]
+    return pairs
+
+
+def _layers(model: nn.Module, image_shape: Sequence[int]) -> tuple[list[tuple], dict[tuple, jax.ShapeDtypeStruct]]:
+    """The path and class of each layer with weights, in PyTorch's order, and all leaves' shapes by path."""
+    called: list[tuple[tuple[str, ...], type[nn.Module]]] = []
+
+    def note(call, args, kwargs, context):
+        if type(context.module) in _LEAVES and context.method_name == "__call__":
+            called.append((context.module.path, type(context.module)))
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
+    leaves = flatten_dict(variables)
+    if others := sorted({"/".join(leaf[1:-1]) for leaf in leaves if leaf[1:-1] not in dict(called)}):
+        raise ValueError(
+            f"{type(model).__name__} has weights in {', '.join(others)}; only those of nn.Conv, nn.Dense and "
+            "nn.BatchNorm can be converted"
+        )
+
+    def is_shortcut(layer):
+        path, kind = layer
+        return kind is nn.Conv and leaves["params", *path, "kernel"].shape[:2] == (1, 1)
+
+    blocks = [list(block) for _, block in groupby(called, lambda layer: layer[0][:-1])]
+    return [layer for block in blocks for layer in sorted(block, key=is_shortcut)], leaves
+
+
+def _to_flax(value: np.ndarray, channels: int) -> np.ndarray:
+    """Convolutions OIHW to HWIO; dense kernels [O, C n] to [n C, O] for maps of n pixels and C channels."""
+    if value.ndim == 4:
+        return value.transpose(2, 3, 1, 0)
+    if value.ndim == 2:
+        features, inputs = value.shape
+        return value.reshape(features, channels, -1).T.reshape(inputs, features)
+    return value
+
+
+def _to_torch(value: np.ndarray, channels: int) -> np.ndarray:
+    """The inverse of `_to_flax`."""
+    if value.ndim == 4:
+        return value.transpose(3, 2, 0, 1)
+    if value.ndim == 2:
+        inputs, features = value.shape
+        return value.reshape(-1, channels, features).T.reshape(features, inputs)
+    return value
+
+
+def _array(value: Any) -> np.ndarray:
+    return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)

@@ -1,0 +1,142 @@
+"""Weights from PyTorch and back, against forward passes written in PyTorch's layout (NCHW, OIHW)."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from jax import lax
+
+from robust_jax import models
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+RNG = np.random.default_rng(0)
+
+
+def conv(state, name, x, stride=1, padding=0):
+    y = lax.conv_general_dilated(x, state[f"{name}.weight"], (stride, stride), 2 * [(padding, padding)])
+    return y + state[f"{name}.bias"][:, None, None] if f"{name}.bias" in state else y
+
+
+def norm(state, name, x):
+    weight, bias, mean, var = (
+        state[f"{name}.{leaf}"][:, None, None] for leaf in ("weight", "bias", "running_mean", "running_var")
+    )
+    return (x - mean) / np.sqrt(var + 1e-5) * weight + bias
+
+
+def linear(state, name, x):
+    return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+
+
+def pool(x):
+    b, c, h, w = x.shape
+    return x.reshape(b, c, h // 2, 2, w // 2, 2).max((3, 5))
+
+
+def random_conv(name, out, into, size=3, bias=False):
+    weight = {f"{name}.weight": (RNG.normal(size=(out, into, size, size)) / np.sqrt(into * size**2)).astype("f")}
+    return weight | ({f"{name}.bias": RNG.normal(size=out).astype("f")} if bias else {})
+
+
+def random_norm(name, size):
+    values = {leaf: RNG.normal(size=size).astype("f") for leaf in ("weight", "bias", "running_mean")}
+    values |= {"running_var": RNG.uniform(0.5, 2, size).astype("f"), "num_batches_tracked": np.array(7)}
+    return {f"{name}.{leaf}": value for leaf, value in values.items()}
+
+
+def random_linear(name, out, into):
+    weight = (RNG.normal(size=(out, into)) / np.sqrt(into)).astype("f")
+    return {f"{name}.weight": weight, f"{name}.bias": RNG.normal(size=out).astype("f")}
+
+
+def small_cnn():
+    """Names and order of registration as in TRADES."""
+    state = {}
+    for i, (out, into) in enumerate([(32, 1), (32, 32), (64, 32), (64, 64)], 1):
+        state |= random_conv(f"feature_extractor.conv{i}", out, into, bias=True)
+    for i, (out, into) in enumerate([(200, 1024), (200, 200), (10, 200)], 1):
+        state |= random_linear(f"classifier.fc{i}", out, into)
+
+    def forward(x):
+        for i in range(1, 5):
+            x = jax.nn.relu(conv(state, f"feature_extractor.conv{i}", x))
+            x = x if i % 2 else pool(x)
+        x = x.reshape(len(x), -1)
+        for i in (1, 2):
+            x = jax.nn.relu(linear(state, f"classifier.fc{i}", x))
+        return linear(state, "classifier.fc3", x)
+
+    return models.create("small_cnn", num_classes=10), (28, 28, 1), state, forward
+
+
+def wide_resnet():
+    """WRN-10-1, names and order of registration as in TRADES: each block's shortcut comes last."""
+    state, before = random_conv("conv1", 16, 3), 16
+    for stage, width in enumerate((16, 32, 64), 1):
+        name = f"block{stage}.layer.0"
+        state |= random_norm(f"{name}.bn1", before) | random_conv(f"{name}.conv1", width, before)
+        state |= random_norm(f"{name}.bn2", width) | random_conv(f"{name}.conv2", width, width)
+        if before != width:
+            state |= random_conv(f"{name}.convShortcut", width, before, size=1)
+        before = width
+    state |= random_norm("bn1", 64) | random_linear("fc", 10, 64)
+
+    def forward(x):
+        x = conv(state, "conv1", x, padding=1)
+        for stage, stride in enumerate((1, 2, 2), 1):
+            name = f"block{stage}.layer.0"
+            z = jax.nn.relu(norm(state, f"{name}.bn1", x))
+            shortcut = conv(state, f"{name}.convShortcut", z, stride) if stride == 2 else x
+            z = jax.nn.relu(norm(state, f"{name}.bn2", conv(state, f"{name}.conv1", z, stride, padding=1)))
+            x = conv(state, f"{name}.conv2", z, padding=1) + shortcut
+        return linear(state, "fc", jax.nn.relu(norm(state, "bn1", x)).mean((2, 3)))
+
+    return models.WideResNet(num_classes=10, depth=10, width=1), (16, 16, 3), state, forward
+
+
+@pytest.mark.parametrize("network", [small_cnn, wide_resnet])
+def test_logits_are_those_of_the_network_in_pytorchs_layout(network):
+    model, image_shape, state, forward = network()
+    images = RNG.uniform(size=(3, *image_shape)).astype("f")
+    logits = models.bind(model, models.from_torch(model, state, image_shape))(images)
+    expected = forward(images.transpose(0, 3, 1, 2))
+    assert np.ptp(expected) > 0.5
+    np.testing.assert_allclose(logits, expected, atol=1e-4)  # float32 sums of some thousand terms of order 1
+
+
+@pytest.mark.parametrize("network", [small_cnn, wide_resnet])
+def test_there_and_back_what_has_no_counterpart_is_kept(network):
+    model, image_shape, state, _ = network()
+    variables = models.from_torch(model, state, image_shape)
+    back = models.to_torch(model, variables, {k: np.zeros_like(v) for k, v in state.items()}, image_shape)
+    assert list(back) == list(state)
+    for key, value in state.items():
+        np.testing.assert_array_equal(back[key], 0 if "tracked" in key else value)
+
+
+def without(state, part):
+    return {key: value for key, value in state.items() if part not in key}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: without(s, "fc2"), "the state dict has 6 layers with weights, SmallCNN has 7"),
+        (lambda s: without(s, "conv3.bias"), "conv3 of the state dict has weight, but Conv_2.*bias is in one of them"),
+        (
+            lambda s: s | {"classifier.fc1.weight": np.zeros((200, 5))},
+            r"fc1.weight has shape \(200, 5\); Dense_0 needs",
+        ),
+    ],
+)
+def test_other_networks_are_refused(change, message):
+    model, image_shape, state, _ = small_cnn()
+    with pytest.raises(ValueError, match=message):
+        models.from_torch(model, change(state), image_shape)
+
+
+def test_other_layers_are_refused():
+    with pytest.raises(ValueError, match="LayerNorm has weights in .*only those of nn.Conv"):
+        models.from_torch(nn.LayerNorm(), {}, (28, 28, 1))
