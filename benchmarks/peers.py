@@ -1,0 +1,205 @@
+"""Attacks beside those of foolbox (on JAX and on PyTorch) and torchattacks, on one network with the same weights.
+
+python benchmarks/peers.py --workdir=WORKDIR [--images=1000] [--attacks=pgd,square] [--radius=0.1] [--repeats=0]
+
+WORKDIR is a finished run of one of the networks of torch_models.py, whose weights `models.to_torch` hands on. The
+images are the first correctly classified ones of the test split. Cells are `value (seconds)`: for attacks in a ball the
+robust accuracy in per cent, for minimal-norm attacks the median norm and the per cent of images that are misclassified,
+all judged by the model in JAX, an image outside the ball counting as unbroken. With --repeats=N seconds are the median
+of N runs after a first one, with 0 those of that one run, compilation included.
+Needs torch, torchattacks and foolbox: pip install -e '.[bench]'.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import foolbox
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import torchattacks
+from absl import flags
+from torch_models import NETWORKS, Normalized
+
+from robust_jax import attacks, cli, data, experiment, models
+from robust_jax.threat_models import ThreatModel
+
+flags.DEFINE_string("workdir", None, "A finished run.", required=True)
+flags.DEFINE_integer("images", 256, "So many correctly classified test images.")
+flags.DEFINE_integer("batch", 256, "At once.")
+flags.DEFINE_list("attacks", None, "Some of the table's rows; all unless given.")
+flags.DEFINE_float("radius", 0.1, "Of the linf ball.")
+flags.DEFINE_float("l2_radius", 1.5, "Of the l2 ball.")
+flags.DEFINE_integer("queries", 5000, "Of Square.")
+flags.DEFINE_integer("repeats", 0, "Timed runs after the first; 0: the first is timed.")
+flags.DEFINE_string("out", "", "A JSON file for the figures.")
+
+Run = Callable[[np.ndarray, np.ndarray], np.ndarray]  # images [B, H, W, C] and labels to attacked images
+
+
+class Row(NamedTuple):
+    """One attack of ours and the same of the peers; `radius` None for those that seek the least norm."""
+
+    norm: str
+    radius: float | None
+    ours: Callable[..., attacks.AttackResult]
+    foolbox: foolbox.Attack | None = None
+    torchattacks: Callable[[torch.nn.Module], torchattacks.attack.Attack] | None = None
+
+
+def rows(linf: float, l2: float, queries: int) -> dict[str, Row]:
+    """The table's rows, options as equal as the libraries' interfaces allow."""
+    fb, ta = foolbox.attacks, torchattacks
+    pgd = functools.partial(attacks.pgd, steps=40, step_size=linf / 10)
+    search = dict(steps=100, binary_search_steps=9)
+    found = {
+        "pgd": Row("linf", linf, pgd, fb.LinfPGD(rel_stepsize=0.1, steps=40), lambda m: ta.PGD(m, linf, linf / 10, 40)),
+        "carlini_wagner": Row(
+            "l2", None, functools.partial(attacks.carlini_wagner, **search), fb.L2CarliniWagnerAttack(**search)
+        ),
+        "ddn": Row("l2", None, attacks.ddn, fb.DDNAttack(steps=100)),
+        "ead": Row("l1", None, functools.partial(attacks.ead, **search), fb.EADAttack(**search, decision_rule="L1")),
+        "deepfool": Row("l2", None, attacks.deepfool, fb.L2DeepFoolAttack(), lambda m: ta.DeepFool(m)),
+        "deepfool linf": Row("linf", None, attacks.deepfool, fb.LinfDeepFoolAttack()),
+    }
+    for norm, name, radius in (("linf", "Linf", linf), ("l2", "L2", l2)):
+        ball = dict(norm=name, eps=radius)
+        made = {
+            "apgd": (attacks.apgd, functools.partial(ta.APGD, steps=100, **ball)),
+            "apgd_targeted": (attacks.apgd_targeted, functools.partial(ta.APGDT, steps=100, **ball)),
+            "fab_targeted": (attacks.fab_targeted, functools.partial(ta.FAB, steps=100, multi_targeted=True, **ball)),
+            "square": (
+                functools.partial(attacks.square, queries=queries),
+                functools.partial(ta.Square, n_queries=queries, **ball),
+            ),
+        }
+        for attack, (ours, theirs) in made.items():
+            found[f"{attack} {norm}"] = Row(norm, radius, ours, None, theirs)
+        standard = [theirs for _, theirs in made.values()]
+        found[f"auto_attack {norm}"] = Row(
+            norm, radius, functools.partial(attacks.auto_attack, queries=queries), None,
+            lambda m, parts=standard: ta.MultiAttack([part(m) for part in parts]),
+        )  # fmt: skip
+    return found
+
+
+def runs(row: Row, model: models.BoundModel, network: torch.nn.Module) -> Iterator[tuple[str, Run]]:
+    """The row's attack in each library."""
+    jitted = jax.jit(row.ours)
+
+    def ours(images, labels):
+        whole = {"linf": 1.0, "l2": images[0].size ** 0.5, "l1": float(images[0].size)}
+        threat = ThreatModel("additive", row.norm, row.radius or whole[row.norm])
+        return jitted(model, jnp.asarray(images), jnp.asarray(labels), threat, key=jax.random.key(0)).images
+
+    yield "robust_jax", ours
+    if row.foolbox is not None:
+
+        def on_jax(images, labels):
+            wrapped = foolbox.JAXModel(logits_fn, bounds=(0, 1))
+            return row.foolbox(wrapped, jnp.asarray(images), jnp.asarray(labels), epsilons=row.radius)[1]
+
+        logits_fn = jax.jit(lambda x: model(x))
+        yield "foolbox, JAX", on_jax
+
+        def on_torch(images, labels):
+            wrapped = foolbox.PyTorchModel(network, bounds=(0, 1), device="cpu")
+            return turned(row.foolbox(wrapped, *tensors(images, labels), epsilons=row.radius)[1])
+
+        yield "foolbox, PyTorch", on_torch
+    if row.torchattacks is not None:
+        yield "torchattacks", lambda images, labels: turned(row.torchattacks(network)(*tensors(images, labels)))
+
+
+def tensors(images: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """For PyTorch."""
+    return torch.tensor(images.transpose(0, 3, 1, 2).copy()), torch.tensor(labels.astype("int64"))
+
+
+def turned(images: torch.Tensor) -> np.ndarray:
+    """From PyTorch."""
+    return images.detach().numpy().transpose(0, 2, 3, 1)
+
+
+def measure(run: Run, row: Row, logits_fn: Run, images: np.ndarray, labels: np.ndarray, batch: int, repeats: int):
+    """Robust accuracy, or median norm and share of successes; with the seconds."""
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        parts = [slice(i, i + batch) for i in range(0, len(images), batch)]
+        adversarial = np.concatenate([np.asarray(run(images[part], labels[part])) for part in parts])
+        seconds.append(time.perf_counter() - start)
+    delta = (adversarial - images).reshape(len(images), -1)
+    size = np.linalg.norm(delta, {"linf": np.inf, "l2": 2, "l1": 1}[row.norm], axis=1)
+    wrong = np.concatenate([np.asarray(logits_fn(adversarial[part])).argmax(-1) for part in parts]) != labels
+    found = {"seconds": float(np.median(seconds[1:] or seconds)), "first": seconds[0]}
+    if row.radius is not None:
+        return found | {"robust accuracy": 100 * float(1 - (wrong & (size <= 1.001 * row.radius)).mean())}
+    return found | {
+        "median norm": float(np.median(np.where(wrong, size, np.inf))),
+        "success": 100 * float(wrong.mean()),
+    }
+
+
+def cell(found: dict[str, float] | None) -> str:
+    """Of the table."""
+    if found is None:
+        return ""
+    seconds = f"({found['seconds']:.1f} s)"
+    if "success" in found:
+        return f"{found['median norm']:.4f}, {found['success']:.1f}% {seconds}"
+    return f"{found['robust accuracy']:.1f} {seconds}"
+
+
+def main(options: flags.FlagValues, _: list[str]) -> None:
+    """Runs all, prints the table."""
+    config, model, variables, dataset, _ = experiment.restore(Path(options.workdir))
+    bound = models.bind(model, variables)
+    logits_fn = jax.jit(lambda x: bound(x))
+    shape = dataset.image_shape
+    network = NETWORKS[config.model.name]()
+    network.load_state_dict(models.to_torch(model, variables, network.state_dict(), shape))
+    network = Normalized(network, model.mean, model.std).eval()
+
+    images, labels = (
+        np.asarray(v) for v in data.first_examples(dataset.test, min(2 * options.images, len(dataset.test)))
+    )
+    right = np.asarray(logits_fn(images)).argmax(-1) == labels
+    images, labels = images[right][: options.images], labels[right][: options.images]
+    gap = np.abs(np.asarray(logits_fn(images)) - network(tensors(images, labels)[0]).detach().numpy()).max()
+    print(f"{config.model.name}, {len(images)} images, linf {options.radius}, l2 {options.l2_radius}; largest "
+          f"difference of logits {gap:.1e}; jax {jax.__version__} on {jax.devices()[0].device_kind}, torch "
+          f"{torch.__version__}, {platform.machine()}", flush=True)  # fmt: skip
+    libraries = ["robust_jax", "foolbox, JAX", "foolbox, PyTorch", "torchattacks"]
+    print("| attack | " + " | ".join(libraries) + " | fastest peer / robust_jax |\n" + "|---" * 6 + "|", flush=True)
+    table = {}
+    for name, row in rows(options.radius, options.l2_radius, options.queries).items():
+        if options.attacks and name not in options.attacks:
+            continue
+        found = {
+            library: measure(run, row, logits_fn, images, labels, options.batch, options.repeats)
+            for library, run in runs(row, bound, network)
+        }
+        table[name] = found
+        ratio = (
+            min(f["seconds"] for library, f in found.items() if library != "robust_jax")
+            / found["robust_jax"]["seconds"]
+        )
+        print(
+            f"| {name} | " + " | ".join(cell(found.get(library)) for library in libraries) + f" | {ratio:.1f} |",
+            flush=True,
+        )
+        if options.out:
+            Path(options.out).write_text(json.dumps(table, indent=1))
+
+
+if __name__ == "__main__":
+    cli.run(main)
