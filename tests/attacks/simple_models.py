@@ -27,6 +27,8 @@ class Linear:
 class Net(nn.Module):
     """One hidden layer, smooth."""
 
+    classes: int = 3
+
     @nn.compact
     def __call__(self, x, train=False):
-        return nn.Dense(3)(nn.tanh(nn.Dense(16)(x.reshape(len(x), -1) * 4)))
+        return nn.Dense(self.classes)(nn.tanh(nn.Dense(16)(x.reshape(len(x), -1) * 4)))
