@@ -82,6 +82,11 @@ def norm(x: Float[Array, "b ..."], norm: Norm, power: float = 1) -> Float[Array,
     return jnp.where(value > 0, jnp.where(value > 0, value, 1) ** power, 0)
 
 
+def expand(x: Array, like: Array) -> Array:
+    """``[B]`` as ``[B, 1, ...]``, to multiply each example of an array ``[B, ...]``."""
+    return x.reshape(-1, *[1] * (like.ndim - 1))
+
+
 def _lengthen(lengths: Array, x: Array) -> Array:
     """Scales the vectors in the last axis of x (as [B, N, V]) to the given lengths [B, N]; 0 stays 0."""
     old = _p_norm(x, 2.0)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from robust_jax import gradients, losses, perturbations, threat_models
+from robust_jax import gradients, losses, norms, perturbations, threat_models
 from robust_jax.perturbations import Delta, Images
 from robust_jax.points import Labels
 from robust_jax.threat_models import ThreatModel
@@ -132,7 +132,7 @@ def _unit(gradient: Delta) -> Delta:
 
     def divided(g: Delta, length: Array, least: float) -> Delta:
         factor = jnp.where(length > least, 1 / jnp.where(length > least, length, 1), 0)
-        return jax.tree.map(lambda leaf: leaf * factor.reshape(-1, *[1] * (leaf.ndim - 1)), g)
+        return jax.tree.map(lambda leaf: leaf * norms.expand(factor, leaf), g)
 
     # Scaled by a constant first: in the derivative of the division the square of a tiny length would be 0.
     near = divided(gradient, jax.lax.stop_gradient(gradients.tree_norm(gradient, "l2", 1)), 1e-30)

@@ -124,7 +124,7 @@ def on_sphere(threat: ThreatModel, direction: Delta) -> Delta:
     """``radius * direction / ‖direction‖``, part by part: the point of the ball's surface that way; 0 stays 0."""
 
     def one(norm: norms.Norm, radius: Any, d: Array) -> Array:
-        length = norms.norm(d, norm).reshape(-1, *[1] * (d.ndim - 1))
+        length = norms.expand(norms.norm(d, norm), d)
         return _times(d / jnp.where(length > 0, length, 1), radius)
 
     return _map_parts(one, threat, direction)

@@ -167,7 +167,7 @@ def _climb(
 
     def moved(i: Array, state: _State, delta: Delta, gradient: Delta) -> Delta:
         free = perturbations.room(space, images, delta, gradient)
-        size = jax.tree.map(lambda r, d: _expand(state.step, d) * r, threat.radius, delta)
+        size = jax.tree.map(lambda r, d: norms.expand(state.step, d) * r, threat.radius, delta)
         target = confined(threat_models.move(threat, delta, gradient, size, free))
         pull = jnp.where(i > 0, 0.75, 1.0)
         ahead = jax.tree.map(
@@ -202,7 +202,7 @@ def _climb(
         # At least the best of those that the box lets go on.
         largest = size >= jnp.minimum(least, jnp.where(free, size, 0).max(-1))[:, None]
         # What the box holds back is pushed too, beyond the count: the projection would take from it first.
-        share = _expand(state.step / jnp.maximum((largest & free).sum(-1), 1), delta)
+        share = norms.expand(state.step / jnp.maximum((largest & free).sum(-1), 1), delta)
         step = share * largest.reshape(delta.shape) * jnp.sign(gradient) * jnp.asarray(threat.radius, delta.dtype)
         return _project_l1(threat, images, delta + step)
 
@@ -243,10 +243,6 @@ def _climb(
     return AttackResult(clip_box(space.apply(images, best.delta)), best.delta, best.success)
 
 
-def _expand(x: Array, like: Array) -> Array:
-    return x.reshape(-1, *[1] * (like.ndim - 1))
-
-
 def _checkpoints(steps: int) -> np.ndarray:
     """For each number of steps done, how many since the last checkpoint if there is one now, else 0."""
     at, before, now = [0], 0.0, 0.22
@@ -269,7 +265,7 @@ def _project_l1(threat: ThreatModel, images: Images, delta: Array) -> Array:
     radius = jnp.asarray(threat.radius, delta.dtype)
 
     def shrunk(threshold: Array) -> Array:
-        soft = jnp.sign(delta) * jnp.maximum(jnp.abs(delta) - _expand(threshold, delta) * radius, 0)
+        soft = jnp.sign(delta) * jnp.maximum(jnp.abs(delta) - norms.expand(threshold, delta) * radius, 0)
         return soft if confine is None else confine(images, soft)
 
     def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:

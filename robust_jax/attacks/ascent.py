@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from robust_jax import perturbations, threat_models
+from robust_jax import norms, perturbations, threat_models
 from robust_jax.perturbations import Delta, Images, Perturbation, example_keys
 from robust_jax.threat_models import ThreatModel
 
@@ -54,7 +54,7 @@ def clip_box(images: Images) -> Images:
 
 def where(mask: Bool[Array, " b"], a: Any, b: Any) -> Any:
     """Per-example choice between two pytrees of arrays ``[B, ...]``."""
-    return jax.tree.map(lambda x, y: jnp.where(mask.reshape(-1, *[1] * (x.ndim - 1)), x, y), a, b)
+    return jax.tree.map(lambda x, y: jnp.where(norms.expand(mask, x), x, y), a, b)
 
 
 def best_of(new: Point, old: Point) -> Point:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
-from robust_jax import perturbations, threat_models
+from robust_jax import norms, perturbations, threat_models
 from robust_jax.attacks.minimal import Smallest, boundary, check_minimal, finite
 from robust_jax.attacks.pgd import AttackResult, LogitsFn
 from robust_jax.checks import check_batch
@@ -96,4 +96,4 @@ def ddn(
 
 def times(delta: Delta, factor: Array) -> Delta:
     """Each example's δ times its factor ``[B]``."""
-    return jax.tree.map(lambda d: d * factor.reshape(-1, *[1] * (d.ndim - 1)), delta)
+    return jax.tree.map(lambda d: d * norms.expand(factor, d), delta)

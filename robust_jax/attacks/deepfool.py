@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
-from robust_jax import losses, perturbations, threat_models
+from robust_jax import losses, norms, perturbations, threat_models
 from robust_jax.attacks.ascent import clip_box, where
 from robust_jax.attacks.minimal import found_or_clean
 from robust_jax.attacks.pgd import AttackResult, LogitsFn
@@ -25,6 +25,7 @@ def deepfool(
     *,
     key: Key[Array, "..."],
     steps: int = 50,
+    step_size: float = 0.85,
     overshoot: float = 0.02,
     candidates: int = 10,
     targeted: bool = False,
@@ -34,12 +35,13 @@ def deepfool(
     From δ = 0, at each step the differences ``f_k = z_k - z_y`` are linearised in δ and the nearest of their
     zeros is stepped to, in the threat model's norm::
 
-        k = argmin_k |f_k| / ‖radius * ∂f_k/∂δ‖_dual,    δ <- Π_ball(δ + that distance * radius * u_k),
+        k = argmin_k |f_k| / ‖radius * ∂f_k/∂δ‖_dual,    δ <- Π_ball(δ + step_size * that distance * radius * u_k),
 
     u_k the unit ball's steepest direction, and ``(1 + overshoot) δ`` is tried: an example stops where it is
-    misclassified. T is not additive in general: one δ is kept, and derivatives are those of ``T(x, δ)`` at the δ
-    tried, not of T at the image so far. Parts of a composition move by the same fraction of their balls. Any norm
-    does; l1 moves few coordinates a step and may need many steps in the box.
+    misclassified. A whole step, as in the paper, often crosses a curved boundary far from its nearest point. T is not
+    additive in general: one δ is kept, and derivatives are those of ``T(x, δ)`` at the δ tried, not of T at the image
+    so far. Parts of a composition move by the same fraction of their balls. Any norm does; l1 moves few coordinates a
+    step and may need many steps in the box.
 
     The radius is the unit of size and also the bound: for distances to the decision boundary, and not the accuracy
     within a budget, give a ball that holds every image, such as l2 at ``sqrt(h * w * c)``; the distance is then
@@ -53,6 +55,7 @@ def deepfool(
       threat: perturbation, norm and radius.
       key: not used, the attack is deterministic.
       steps: at most so many.
+      step_size: of the distance to the linearised boundary: less finds a smaller δ in more steps.
       overshoot: by which fraction of δ the linearised boundary is crossed.
       candidates: so many classes are stepped towards, those of the largest logits at the clean image.
       targeted: whether labels are targets; the one difference is then the target's to the largest other logit.
@@ -66,9 +69,11 @@ def deepfool(
     """
     check_batch(images, labels, logits_fn)
     check_search("deepfool", steps, overshoot, candidates)
+    if not 0 < step_size <= 1:
+        raise ValueError(f"deepfool: step_size={step_size} is a fraction of the way: give one in (0, 1].")
     delta, success = minimal_step(
         logits_fn, images, labels, threat, threat.perturbation.zeros(images),
-        steps=steps, overshoot=overshoot, candidates=candidates, targeted=targeted, confine=True,
+        steps=steps, step_size=step_size, overshoot=overshoot, candidates=candidates, targeted=targeted, confine=True,
     )  # fmt: skip
     return found_or_clean(threat, images, delta, success)
 
@@ -81,6 +86,7 @@ def minimal_step(
     start: Delta,
     *,
     steps: int,
+    step_size: float,
     overshoot: float,
     candidates: int,
     targeted: bool,
@@ -138,13 +144,13 @@ def minimal_step(
         distances = jnp.where(gains > 0, lacking / jnp.where(gains > 0, gains, 1), jnp.inf)
         distances = jnp.nan_to_num(distances, nan=jnp.inf, posinf=jnp.inf)
         nearest = distances.argmin(0)
-        distance = distances.min(0)
+        distance = step_size * distances.min(0)
         gradient, room = (
             jax.tree.map(lambda leaf: leaf[nearest, jnp.arange(len(images))], tree) for tree in (gradients, rooms)
         )
         # Nothing in the ball is farther than its diameter.
         fraction = jnp.where(jnp.isfinite(distance), jnp.clip(distance, 1e-6, 2), 0)
-        size = jax.tree.map(lambda r, d: fraction.reshape(-1, *[1] * (d.ndim - 1)) * r, threat.radius, delta)
+        size = jax.tree.map(lambda r, d: norms.expand(fraction, d) * r, threat.radius, delta)
         moved = where(active, confined(threat_models.move(threat, delta, gradient, size, room)), delta)
         changed = [(m != d).reshape(len(images), -1).any(-1) for m, d in _leaves(moved, delta)]
         tried = where(active, beyond(moved), tried)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from robust_jax import losses, perturbations, threat_models
+from robust_jax import losses, norms, perturbations, threat_models
 from robust_jax.attacks.ascent import ascend
 from robust_jax.attacks.pgd import AttackResult, LogitsFn, LossFn
 from robust_jax.checks import check_batch
@@ -56,7 +56,7 @@ def estimate_gradient(
         behind = value(jax.tree.map(lambda d, w: d - probe * w, delta, u))
         slope = (ahead - behind) / (2 * probe)
         slope = jnp.where(jnp.isfinite(slope), slope, 0)
-        return jax.tree.map(lambda t, w: t + slope.reshape(-1, *[1] * (w.ndim - 1)) * w / samples, total, v)
+        return jax.tree.map(lambda t, w: t + norms.expand(slope, w) * w / samples, total, v)
 
     total = jax.lax.fori_loop(0, samples, pair, jax.tree.map(jnp.zeros_like, delta))
     return threat_models.in_radii(threat, total)

@@ -149,7 +149,7 @@ def _search(
         return delta if space.confine is None else space.confine(images, delta)
 
     def mixed(share: Array, one: Delta, other: Delta) -> Delta:
-        return jax.tree.map(lambda a, b: a + share.reshape(-1, *[1] * (a.ndim - 1)) * (b - a), one, other)
+        return jax.tree.map(lambda a, b: a + norms.expand(share, a) * (b - a), one, other)
 
     def step(run: Array, delta: Delta) -> Delta:
         logits, pull = jax.vjp(logits_at, delta)
@@ -199,7 +199,7 @@ def _to_plane(threat: ThreatModel, images: Images, delta: Delta, gradient: Delta
     With t the distance, u the unit ball's steepest direction, ``|δ' - δ|_i = min(t |u_i|, room_i)``: its product with
     the gradient grows with t by straight pieces, whose ends are sorted. l1 fills the best coordinates one by one.
     """
-    toward = jax.tree.map(lambda g: g * jnp.sign(lacking).reshape(-1, *[1] * (g.ndim - 1)), gradient)
+    toward = jax.tree.map(lambda g: g * norms.expand(jnp.sign(lacking), g), gradient)
     room = perturbations.room(threat.perturbation, images, delta, toward)
     leaves, tree = jax.tree.flatten(toward)
 

@@ -144,7 +144,7 @@ def search_const(
 
 def in_units(threat: ThreatModel, scale: Float[Array, " b"], delta: Delta) -> Delta:
     """δ, or a gradient in it, times radius and scale: what turns unit-free numbers into δ."""
-    return jax.tree.map(lambda r, d: d * r * scale.reshape(-1, *[1] * (d.ndim - 1)), threat.radius, delta)
+    return jax.tree.map(lambda r, d: d * r * norms.expand(scale, d), threat.radius, delta)
 
 
 def finite(tree: Delta) -> Delta:
