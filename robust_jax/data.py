@@ -14,6 +14,8 @@ stay uint8 on the host; `to_float` and the functions of `robust_jax.augment` run
 from __future__ import annotations
 
 import dataclasses
+import functools
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -232,9 +234,19 @@ def train_batches(
     rows = _rows(source, batch_size, shard_index, shard_count)
     if start_step < 0 or not 0 <= seed < 2**32:
         raise ValueError(f"{start_step = } must not be negative, {seed = } be in 0..2**32 - 1.")
-    order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().batch(rows)
-    own = order[start_step * shard_count + shard_index :: shard_count]
-    return iter(own.map(source.take).to_iter_dataset(_read_options(prefetch)))
+    size = len(source)
+
+    @functools.lru_cache(maxsize=2)
+    def order(epoch: int) -> np.ndarray:
+        # RandomState, whose stream NumPy promises never to change; one call is far quicker than grain's one an index.
+        return np.random.RandomState([seed, epoch]).permutation(size)
+
+    def batch(step: int) -> Batch:
+        at = step * batch_size + shard_index * rows + np.arange(rows)
+        return source.take(np.concatenate([order(e)[at[at // size == e] % size] for e in np.unique(at // size)]))
+
+    steps = grain.MapDataset.range(start_step, sys.maxsize)
+    return iter(steps.map(batch).to_iter_dataset(_read_options(prefetch)))
 
 
 def first_examples(source: Source, count: int) -> tuple[Float[Array, "n h w c"], Int[Array, " n"]]:
