@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,10 @@ from robust_jax.robustness import robustness
 from robust_jax.training_log import TrainingLog
 
 Batch = Mapping[str, Any]
+
+# Of batches that lie on the devices at once, and how many.
+_RESIDENT_BYTES = 2**24
+_MOST_STACKED = 64
 
 
 class NonFiniteLossError(ValueError):
@@ -85,7 +90,7 @@ def make_train_step(
     adversarial_weights: float = 0.0,
     steps_per_epoch: float = 1.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """One step ``(state, batch) -> (state, metrics)``, to be mapped by `parallel.pmap`.
+    """One step ``(state, batch) -> (state, metrics)``, to be mapped by `parallel.loop` or `parallel.pmap`.
 
     Randomness is a function of (seed, step, example id), but for dropout, which adds the device. Gradients and metrics
     are means over all devices. Where the loss or gradient is not finite the update is skipped and the state says so.
@@ -185,7 +190,7 @@ def _train(config: ConfigDict, workdir: Path) -> TrainState:
     settings = {k: v for k, v in config.optimizer.items() if k not in of_step}
     optimizer = optimizers.make_optimizer(schedule, **settings)
     objective = make_objective(config.points.to_dict(), config.terms.to_dict())
-    step_fn = parallel.pmap(
+    run = parallel.loop(
         make_train_step(
             model, objective, optimizer, seed=config.seed, augmentation=dict(config.data.augment),
             steps_per_epoch=steps_per_epoch, **of_step,
@@ -200,18 +205,27 @@ def _train(config: ConfigDict, workdir: Path) -> TrainState:
     experiment.claim(config, workdir)
 
     every = max(round(config.eval_every_epochs * steps_per_epoch), 1)
+    stops = [n for n in (every, config.log_every_steps, config.checkpoint_every_steps) if n]
+    batch_bytes = config.batch_size // parallel.host()[1] * int(np.prod(dataset.image_shape))
+    stacked = min(max(_RESIDENT_BYTES // batch_bytes, 1), _MOST_STACKED)
     with checkpoints.opened(workdir) as saved:
         if saved.step("latest") is not None:
             state = saved.restore("latest", state)
             logging.info("Resuming %s after step %d.", workdir, state.step)
-        start = int(state.step)
-        batches = data.train_batches(dataset.train, config.batch_size, config.seed, start, *parallel.host())
-        with TrainingLog(workdir, start, total_steps, steps_per_epoch) as log:
-            replicated, waiting = parallel.replicate(state), []
-            for step in range(start + 1, total_steps + 1):
-                replicated, metrics = step_fn(replicated, parallel.shard(next(batches)))
-                waiting.append(metrics)
-                log.tick()
+        step = int(state.step)
+        stream = data.train_batches(dataset.train, config.batch_size, config.seed, step, *parallel.host())
+        with TrainingLog(workdir, step, total_steps, steps_per_epoch) as log:
+            replicated, waiting, at = parallel.replicate(state), [], stacked
+            while step < total_steps:
+                if at == stacked:
+                    batches, at = parallel.resident(list(itertools.islice(stream, stacked))), 0
+                # As many as take a tenth of a second: Ctrl-C and the progress bar wait for no more.
+                most = max(int(0.1 * log.rate), 1)
+                count = min(most, stacked - at, total_steps - step, *(n - step % n for n in stops))
+                replicated, metrics = run(replicated, batches, at, count)
+                waiting.append((metrics, slice(at, at + count)))
+                at, step = at + count, step + count
+                log.tick(count)
                 last = step == total_steps
                 evaluating = last or step % every == 0
                 saving = config.checkpoint_every_steps and step % config.checkpoint_every_steps == 0
@@ -245,10 +259,10 @@ def _validate(config: ConfigDict, model: nn.Module, state: TrainState, dataset: 
     return parallel.agreed({"clean": float(measured.correct.mean())} | broken)
 
 
-def _average(metrics: list[dict[str, jax.Array]]) -> dict[str, float]:
+def _average(waiting: list[tuple[dict[str, jax.Array], slice]]) -> dict[str, float]:
     """Means over the steps since the last log step; each was a mean over devices already."""
-    fetched = [{k: np.asarray(v.addressable_shards[0].data)[0] for k, v in m.items()} for m in metrics]
-    return {k: float(np.mean([m[k] for m in fetched])) for k in fetched[0]}
+    fetched = [{k: np.asarray(v.addressable_shards[0].data)[0][at] for k, v in m.items()} for m, at in waiting]
+    return {k: float(np.mean(np.concatenate([m[k] for m in fetched]))) for k in fetched[0]}
 
 
 def _stop_if_failed(replicated: TrainState, config: ConfigDict) -> None:

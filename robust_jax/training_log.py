@@ -43,11 +43,16 @@ class TrainingLog:
             self._events.close()
             self._file.close()
 
-    def tick(self) -> None:
-        """One step was dispatched."""
-        self._ticks += 1
+    def tick(self, steps: int = 1) -> None:
+        """So many steps were dispatched."""
+        self._ticks += steps
         if self._active:
-            self._bar.update()
+            self._bar.update(steps)
+
+    @property
+    def rate(self) -> float:
+        """Steps a second between the last two log steps, 0 before."""
+        return self._latest.get("steps_per_second", 0.0)
 
     def write(self, step: int, values: Mapping[str, float], epoch: float | None = None) -> None:
         """Numbers of a log step; with an epoch, those of a validation, after which a line is printed."""
@@ -69,9 +74,8 @@ class TrainingLog:
         if epoch is not None and self._bar.disable:
             left = (now - self._began) / (step - self._start) * (self._total - step)
             numbers = "  ".join(f"{k} {v}" for k, v in shown.items())
-            speed = self._latest.get("steps_per_second", 0.0)
             print(
-                f"epoch {epoch:.4g}  step {step}/{self._total}  {numbers}  {speed:.3g} steps/s  {left:.0f} s left",
+                f"epoch {epoch:.4g}  step {step}/{self._total}  {numbers}  {self.rate:.3g} steps/s  {left:.0f} s left",
                 flush=True,
             )
 

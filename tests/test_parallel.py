@@ -155,6 +155,31 @@ def test_replicate_first_shard():
     assert parallel.shard({"image": np.zeros((4, 8, 8, 1))})["image"].shape == (1, 4, 8, 8, 1)
 
 
+def test_a_loop_of_steps_is_the_steps_one_by_one_however_they_are_cut():
+    def step(state, batch):
+        state = jnp.cos(3 * state) + batch["x"].mean()
+        return state, {"metric": jnp.sin(state)}
+
+    batches = [{"x": np.random.default_rng(i).normal(size=(4, 3)).astype("float32")} for i in range(5)]
+    loop, chunk = parallel.loop(step), parallel.resident(batches)
+    ends = []
+    for counts in ((5,), (1, 3, 1), (2, 3)):
+        state, at, metrics = parallel.replicate(np.float32(0.5)), 0, []
+        for count in counts:
+            state, found = loop(state, chunk, at, count)
+            metrics.append(np.asarray(found["metric"])[0, at : at + count])
+            at += count
+        ends.append((parallel.first(state), np.concatenate(metrics)))
+    for end in ends[1:]:
+        jax.tree.map(np.testing.assert_array_equal, end, ends[0])
+    state, expected = np.float32(0.5), []
+    for batch in batches:
+        state, found = step(state, batch)
+        expected.append(found["metric"])
+    np.testing.assert_allclose(ends[0][1], expected, rtol=1e-5)
+    assert ends[0][0] == pytest.approx(float(state), rel=1e-5)
+
+
 @pytest.mark.parametrize("address", ["here", "127.0.0.1:1,2", "127.0.0.1:1,two,0"])
 def test_the_form_of_an_address(address):
     with pytest.raises(ValueError, match="give 'auto', or HOST:PORT,COUNT,INDEX"):
