@@ -4,10 +4,11 @@ Convolutions on CPU. XLA's CPU backend has fast kernels for some ways to write a
 (1) a 3x3 kernel on a map smaller than itself is a scalar loop (100 times slower than patches times
 a matrix); (2) the gradient that `jax.grad` writes for the images misses the fast kernel inside a
 loop body (3 to 5 times slower); (3) the one for the kernel is a convolution with a kernel as large
-as the map. So `conv_general_dilated` here is, on CPU, a pair of bilinear primitives whose
-derivatives are each other: a convolution and the correlation of images with cotangents. Every
-derivative of every order, forward and reverse, is then one of two forms known to be fast. On GPU
-and TPU, and for strided, dilated or grouped convolutions, it is `jax.lax.conv_general_dilated`.
+as the map; (4) a large map without padding misses it too (3 to 4 times slower). So
+`conv_general_dilated` here is, on CPU, a pair of bilinear primitives whose derivatives are each
+other: a convolution and the correlation of images with cotangents. Every derivative of every
+order, forward and reverse, is then one of two forms known to be fast. On GPU and TPU, and for
+strided, dilated or grouped convolutions, it is `jax.lax.conv_general_dilated`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -35,6 +37,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }  # fmt: skip
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
+
+_LARGE_MAP = 14  # of so many pixels a side, for the forms below
+_ROWS = 600  # of a matrix of patches
 
 
 def logits_dtype(dtype) -> jnp.dtype:
@@ -186,7 +191,11 @@ def _padded(x: Array, padding: Padding) -> tuple[int, int]:
 def _conv_impl(x: Array, kernel: Array, *, padding: Padding) -> Array:
     kh, kw, channels, features = kernel.shape
     if x.shape[1] >= kh and x.shape[2] >= kw:
-        return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=_NHWC)
+        # Large maps without padding miss a fast kernel: one row of padding, and its output dropped.
+        spare = int(not np.any(padding) and x.shape[1] >= _LARGE_MAP)
+        (top, bottom), sides = padding
+        out = lax.conv_general_dilated(x, kernel, (1, 1), ((top, bottom + spare), sides), dimension_numbers=_NHWC)
+        return out[:, : out.shape[1] - spare]
     height, width = (n - k + 1 for n, k in zip(_padded(x, padding), (kh, kw), strict=True))
     patches = jnp.concatenate(_shifts(x, height, width, padding), axis=-1)
     return patches @ kernel.reshape(kh * kw * channels, features)
@@ -198,12 +207,28 @@ def _correlate_impl(x: Array, g: Array, *, padding: Padding) -> Array:
     channels = x.shape[-1]
     if features < channels:  # the copies are of the factor with fewer channels
         return _turned(_correlate_impl(g, x, padding=_turned_padding(padding, (kh, kw))))
+    if channels >= 16 and min(height, width) >= _LARGE_MAP:
+        return _correlate_in_parts(x, g, padding).reshape(kh, kw, channels, features)
     shifts, g = _shifts(x, height, width, padding), g.reshape(-1, features)
     if channels < 16:  # one product: for each by itself the matrices would be too thin
         kernel = jnp.concatenate(shifts, axis=-1).reshape(len(g), kh * kw * channels).T @ g
     else:
         kernel = jnp.stack([shift.reshape(-1, channels).T @ g for shift in shifts])
     return kernel.reshape(kh, kw, channels, features)
+
+
+def _correlate_in_parts(x: Array, g: Array, padding: Padding) -> Array:
+    """The same as `[kh * kw * c, o]`, summed over parts of the batch whose patches stay in the cache."""
+    size, height, width, features = g.shape
+    together = max(n for n in range(1, size + 1) if size % n == 0 and (n == 1 or n * height * width <= _ROWS))
+
+    def add(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
+        patches = jnp.concatenate(_shifts(part[0], height, width, padding), axis=-1)
+        return total + part[1].reshape(-1, features).T @ patches.reshape(-1, patches.shape[-1]), None
+
+    parts = tuple(v.reshape(-1, together, *v.shape[1:]) for v in (x, g))
+    shape = jax.eval_shape(add, jnp.zeros((), g.dtype), tuple(v[0] for v in parts))[0].shape
+    return lax.scan(add, jnp.zeros(shape, g.dtype), parts)[0].T
 
 
 def _turned(kernel: Array) -> Array:

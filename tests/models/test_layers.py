@@ -17,11 +17,13 @@ from robust_jax.models import layers
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 NHWC = ("NHWC", "HWIO", "NHWC")
-# height, width, channels, features, padding; the 2x2 map is smaller than the kernel
+# height, width, channels, features, padding; the 2x2 map is smaller than the kernel, the last two are large
 SHAPES = [
     (7, 6, 4, 3, "VALID"),
     (5, 6, 16, 17, ((1, 1), (2, 0))),
     (2, 2, 5, 4, "SAME"),
+    (19, 20, 16, 17, "VALID"),
+    (18, 19, 17, 16, "SAME"),
 ]
 
 
