@@ -226,9 +226,9 @@ def _correlate_in_parts(x: Array, g: Array, padding: Padding) -> Array:
         patches = jnp.concatenate(_shifts(part[0], height, width, padding), axis=-1)
         return total + part[1].reshape(-1, features).T @ patches.reshape(-1, patches.shape[-1]), None
 
-    parts = tuple(v.reshape(-1, together, *v.shape[1:]) for v in (x, g))
-    shape = jax.eval_shape(add, jnp.zeros((), g.dtype), tuple(v[0] for v in parts))[0].shape
-    return lax.scan(add, jnp.zeros(shape, g.dtype), parts)[0].T
+    x, g = (v.reshape(-1, together, *v.shape[1:]) for v in (x, g))
+    shape = jax.eval_shape(add, jnp.zeros((), g.dtype), (x[0], g[0]))[0].shape
+    return lax.scan(add, jnp.zeros(shape, g.dtype), (x, g))[0].T
 
 
 def _turned(kernel: Array) -> Array:

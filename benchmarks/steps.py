@@ -1,0 +1,219 @@
+"""Times training steps, as `train.py` runs them, on any device; beside PyTorch's where there is one of the network.
+
+python benchmarks/steps.py [--models=vgg11] [--batch=128] [--methods=plain,fgr] [--dtype=float32] [--repeats=5]
+
+A row is a method of configs/cifar10_methods.py; fgr comes with its three ways to differentiate, lfr and adt with 3
+steps of their inner search. Columns: milliseconds (the median), images a second, the ratio to our plain step, the
+arithmetic's ratio (forward-equivalents over 3), achieved GFLOP/s (forward-equivalents times the FLOPs of a forward
+pass) and their share of the rate of a large matrix product measured in the same run, peak temporary memory, seconds of
+compilation.
+Images are random. With --peers also PyTorch's plain step and FGR by double backprop, eager and by torch.compile, after
+the two libraries' penalties of the same weights were compared: pip install -e '.[bench]'.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from flax import linen as nn
+
+import robust_jax as rj
+from robust_jax import cli, losses, models, optimizers, parallel, training
+from robust_jax.config import STATISTICS
+from robust_jax.objectives import make_objective
+
+flags.DEFINE_list("models", ["vgg11"], "Names of robust_jax.models.")
+flags.DEFINE_integer("batch", 128, "Images a step, over all devices.")
+flags.DEFINE_list("methods", None, "Some of the rows; all unless given.")
+flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the network's computations.")
+flags.DEFINE_integer("repeats", 5, "Timed steps.")
+flags.DEFINE_bool("peers", False, "Also PyTorch.")
+flags.DEFINE_string("out", "", "A JSON file for the figures.")
+
+COLUMNS = ("ms", "images/s", "ratio to plain", "arithmetic", "GFLOP/s", "of the matrix rate", "MiB", "compile s")
+ROOT = Path(__file__).resolve().parents[1]
+INNER = 3  # steps of inner searches
+# Name: (method, its way to differentiate, forward-equivalents: 1 forward, 1 a backward pass for images or for weights,
+# the double for what is differentiated twice).
+ROWS: dict[str, tuple[str, str | None, int]] = {
+    "plain": ("standard", None, 3),
+    "igr": ("igr", "double_backprop", 6),
+    "fgr": ("fgr", "double_backprop", 6),
+    "fgr directional": ("fgr", "directional", 7),
+    "fgr finite_difference": ("fgr", "finite_difference", 7),
+    "lfr": ("lfr", None, 6 + 4 * INNER),
+    "adt": ("adt", None, 3 + 2 * INNER),
+}
+
+
+def image_shape(name: str) -> tuple[int, int, int]:
+    """What the network is usually trained on."""
+    return {"digits_cnn": (8, 8, 1), "mlp": (8, 8, 1), "small_cnn": (28, 28, 1)}.get(name, (32, 32, 3))
+
+
+def built(name: str, dtype: str) -> tuple[nn.Module, dict[str, Any]]:
+    """A network with random weights, none of them 0: some start with a last layer of zeros, and no penalty."""
+    mean, std = STATISTICS["cifar10"] if image_shape(name)[-1] == 3 else ((0.0,), (1.0,))
+    model = models.create(name, num_classes=10, mean=mean, std=std, dtype=jnp.dtype(dtype))
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *image_shape(name))))
+    noise = np.random.default_rng(0)
+    moved = jax.tree.map(lambda p: p + 0.02 * noise.normal(size=p.shape).astype(p.dtype), variables["params"])
+    return model, {**variables, "params": moved}
+
+
+def batch_of(name: str, size: int) -> dict[str, np.ndarray]:
+    """Random images."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (size, *image_shape(name)), np.uint8)
+    return {"image": images, "label": np.arange(size, dtype=np.int32) % 10, "id": np.arange(size, dtype=np.int32)}
+
+
+def step_of(row: str, model: nn.Module, variables: dict[str, Any]) -> tuple[Callable, Any]:
+    """The jitted loop that `robust_jax.train` runs, and its first state."""
+    method, way, _ = ROWS[row]
+    c = cli.load_config(f"{ROOT / 'configs' / 'cifar10_methods.py'}:{method}")
+    for point in c.points.values():
+        if point.get("steps"):
+            point.steps = INNER
+    for term in c.terms.values():
+        if way and term.kind == "gradient_norm":
+            term.method = way
+    settings = {k: v for k, v in c.optimizer.items() if k not in optimizers.OF_STEP} | {"weight_decay": 5e-4}
+    optimizer = optimizers.make_optimizer(lambda step: 1e-4, **settings)
+    objective = make_objective(c.points.to_dict(), c.terms.to_dict())
+    step = training.make_train_step(model, objective, optimizer, seed=0, augmentation=dict(c.data.augment))
+    state = jax.device_get(training.init_state(variables, optimizer, 0.0))
+    return parallel.loop(step), parallel.replicate(state)
+
+
+def median_seconds(run: Callable[[], Any], repeats: int) -> float:
+    """The median of some calls after a first one."""
+    run()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def matrix_rate(dtype: str) -> float:
+    """FLOP/s of a large matrix product on all devices together."""
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    a = jnp.ones((jax.local_device_count(), size, size), dtype)
+    product = jax.pmap(lambda a: a @ a)
+    return len(a) * 2 * size**3 / median_seconds(lambda: product(a).block_until_ready(), 5)
+
+
+def measured(row: str, name: str, dtype: str, size: int, repeats: int) -> dict[str, float]:
+    """One row's figures."""
+    model, variables = built(name, dtype)
+    run, state = step_of(row, model, variables)
+    batches = parallel.resident([batch_of(name, size)])
+    start = time.perf_counter()
+    compiled = run.lower(state, batches, 0, 1).compile()
+    compile_seconds = time.perf_counter() - start
+    holder = [state]
+
+    def once() -> None:
+        holder[0], metrics = compiled(holder[0], batches, 0, 1)
+        jax.block_until_ready(metrics)
+
+    seconds = median_seconds(once, repeats)
+    memory = compiled.memory_analysis()
+    temporary = getattr(memory[0] if isinstance(memory, list) else memory, "temp_size_in_bytes", 0)
+    return {"seconds": seconds, "compile": compile_seconds, "MiB": temporary / 2**20}
+
+
+def forward_flops(name: str, size: int) -> float:
+    """FLOPs of the forward pass of a batch, counted in the program before XLA rewrites it."""
+    model, variables = built(name, "float32")
+    images = jnp.zeros((size, *image_shape(name)))
+    cost = jax.jit(lambda v, x: model.apply(v, x)).lower(variables, images).cost_analysis()
+    return float((cost[0] if isinstance(cost, list) else cost)["flops"])
+
+
+def peers(name: str, dtype: str, size: int, repeats: int) -> Iterator[tuple[str, float]]:
+    """Seconds of PyTorch's steps by name, where it has the network."""
+    import torch
+    import torch_steps
+    from torch_models import NETWORKS, Normalized
+
+    if name not in NETWORKS:
+        return
+    model, variables = built(name, "float32")
+    weights = NETWORKS[name]().state_dict()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    batch = batch_of(name, size)
+    images = torch.tensor(batch["image"].transpose(0, 3, 1, 2).copy(), device=device) / 255
+    labels = torch.tensor(batch["label"].astype("int64"), device=device)
+
+    def network() -> torch.nn.Module:
+        inner = NETWORKS[name]()
+        inner.load_state_dict(models.to_torch(model, variables, weights, image_shape(name)))
+        return Normalized(inner, model.mean, model.std).to(device)
+
+    few = slice(0, 16)
+    theirs = float(torch_steps.flow_penalty(network().eval(), images[few], labels[few])[1])
+    bound = models.bind(model, variables)
+    x, y = jnp.asarray(batch["image"][few]) / 255, jnp.asarray(batch["label"][few])
+    ours = rj.gradient_norm(lambda x: losses.cross_entropy(bound(x), y), x, "flow").mean()
+    print(f"{name}: flow penalty {float(ours):.6g} here, {theirs:.6g} in PyTorch", flush=True)
+    kind = getattr(torch, dtype)
+    for row, loss in (("plain", torch_steps.plain), ("fgr", torch_steps.fgr)):
+        step = torch_steps.stepper(net := network().train(), loss(net), kind)
+        yield f"PyTorch {row}", median_seconds(lambda step=step: step(images, labels), repeats)
+        try:
+            compiled = torch.compile(loss(net := network().train()))
+            step = torch_steps.stepper(net, compiled, kind)
+            yield f"PyTorch {row}, compiled", median_seconds(lambda step=step: step(images, labels), repeats)
+        except Exception as error:  # whatever its compiler raises is the finding
+            print(f"PyTorch {row}, compiled: {type(error).__name__}: {str(error).strip()}", flush=True)
+
+
+def line(name: str, seconds: float, size: int, plain: float | None, *rest: str) -> str:
+    """Of the table."""
+    ratio = f"{seconds / plain:.2f}" if plain else ""
+    cells = [f"{1e3 * seconds:.1f}", f"{size / seconds:.0f}", ratio, *rest]
+    return f"| {name} | " + " | ".join(cells + [""] * (len(COLUMNS) - len(cells))) + " |"
+
+
+def main(options: flags.FlagValues, _: list[str]) -> None:
+    """Prints a table a network."""
+    rows, found = options.methods or list(ROWS), {}
+    if unknown := sorted({*rows} - {*ROWS}):
+        raise ValueError(f"--methods: {', '.join(unknown)} unknown; there are {', '.join(ROWS)}.")
+    rate = matrix_rate(options.dtype)
+    print(f"jax {jax.__version__}, {jax.device_count()} × {jax.devices()[0].device_kind}, batch {options.batch}, "
+          f"{options.dtype}, matrix product {rate / 1e9:.0f} GFLOP/s", flush=True)  # fmt: skip
+    for name in options.models:
+        flops = forward_flops(name, options.batch)
+        print("| step | " + " | ".join(COLUMNS) + " |\n" + "|---" * (len(COLUMNS) + 1) + "|", flush=True)
+        plain = None
+        for row in rows:
+            figures = measured(row, name, options.dtype, options.batch, options.repeats)
+            found[f"{name} {row}"] = figures
+            seconds, work = figures["seconds"], ROWS[row][2]
+            plain = plain or (seconds if row == "plain" else None)
+            achieved = work * flops / seconds
+            rest = (f"{work / 3:.2f}", f"{achieved / 1e9:.1f}", f"{achieved / rate:.0%}", f"{figures['MiB']:.0f}",
+                    f"{figures['compile']:.1f}")  # fmt: skip
+            print(line(f"{name} {row}", seconds, options.batch, plain, *rest), flush=True)
+        for row, seconds in peers(name, options.dtype, options.batch, options.repeats) if options.peers else ():
+            found[f"{name} {row}"] = {"seconds": seconds}
+            print(line(f"{name} {row}", seconds, options.batch, plain), flush=True)
+        if options.out:
+            Path(options.out).write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    cli.run(main)
