@@ -16,8 +16,8 @@ def warp(images: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
     """
     b, c, h, w = images.shape
     device = images.device
-    y = (torch.arange(h, device=device)[:, None] + flow[:, 0]).clamp(0, h - 1)
-    x = (torch.arange(w, device=device) + flow[:, 1]).clamp(0, w - 1)
+    y = _bounded(torch.arange(h, device=device)[:, None] + flow[:, 0], h - 1.0)
+    x = _bounded(torch.arange(w, device=device) + flow[:, 1], w - 1.0)
     top, left = y.detach().floor(), x.detach().floor()
     down, across = (y - top)[:, None], (x - left)[:, None]
     rows, columns = top.long(), left.long()
@@ -30,6 +30,11 @@ def warp(images: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
     upper = tap(rows, columns) * (1 - across) + tap(rows, columns + 1) * across
     lower = tap(rows + 1, columns) * (1 - across) + tap(rows + 1, columns + 1) * across
     return upper * (1 - down) + lower * down
+
+
+def _bounded(position: torch.Tensor, most: float) -> torch.Tensor:
+    # On the bounds the full derivative, of which clamp takes half.
+    return torch.where(position < 0, 0.0, torch.where(position > most, most, position))
 
 
 def flow_penalty(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
