@@ -77,8 +77,8 @@ def batch_of(name: str, size: int) -> dict[str, np.ndarray]:
     return {"image": images, "label": np.arange(size, dtype=np.int32) % 10, "id": np.arange(size, dtype=np.int32)}
 
 
-def step_of(row: str, model: nn.Module, variables: dict[str, Any]) -> tuple[Callable, Any]:
-    """The jitted loop that `robust_jax.train` runs, and its first state."""
+def step_of(row: str, model: nn.Module, variables: dict[str, Any]) -> tuple[Callable, Any, Callable]:
+    """The jitted loop that `robust_jax.train` runs, its first state, and the step itself."""
     method, way, _ = ROWS[row]
     c = cli.load_config(f"{ROOT / 'configs' / 'cifar10_methods.py'}:{method}")
     for point in c.points.values():
@@ -92,7 +92,7 @@ def step_of(row: str, model: nn.Module, variables: dict[str, Any]) -> tuple[Call
     objective = make_objective(c.points.to_dict(), c.terms.to_dict())
     step = training.make_train_step(model, objective, optimizer, seed=0, augmentation=dict(c.data.augment))
     state = jax.device_get(training.init_state(variables, optimizer, 0.0))
-    return parallel.loop(step), parallel.replicate(state)
+    return parallel.loop(step), parallel.replicate(state), step
 
 
 def median_seconds(run: Callable[[], Any], repeats: int) -> float:
@@ -117,7 +117,7 @@ def matrix_rate(dtype: str) -> float:
 def measured(row: str, name: str, dtype: str, size: int, repeats: int) -> dict[str, float]:
     """One row's figures."""
     model, variables = built(name, dtype)
-    run, state = step_of(row, model, variables)
+    run, state, _ = step_of(row, model, variables)
     batches = parallel.resident([batch_of(name, size)])
     start = time.perf_counter()
     compiled = run.lower(state, batches, 0, 1).compile()

@@ -1,0 +1,114 @@
+"""What a loop costs beside its arithmetic: `python benchmarks/overheads.py [--repeats=5]`.
+
+1. PGD-20 as one program beside 20 calls of a program of one step, on small_cnn and vgg11; seconds of compilation.
+2. Training a small network on the digits: steps a second as `train.py` runs them, many a dispatch, beside a loop that
+   dispatches each step and reads its loss, and beside one that dispatches each step and reads nothing.
+3. Batches a second of the data pipeline alone, against the steps of 2.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from steps import built, image_shape, median_seconds, step_of
+
+from robust_jax import attacks, cli, data, models, parallel
+from robust_jax.threat_models import ThreatModel
+
+flags.DEFINE_integer("attacked", 64, "Images of the attacks.")
+flags.DEFINE_integer("small_batch", 32, "Of the small networks.")
+
+SMALL = {"mlp": {"hidden": (64,)}, "digits_cnn": {}}
+
+
+def attack(name: str, size: int, repeats: int) -> str:
+    """A row of the first table."""
+    model, variables = built(name, "float32")
+    bound = models.bind(model, variables)
+    images = jax.random.uniform(jax.random.key(0), (size, *image_shape(name)))
+    labels = jnp.arange(size) % 10
+    run = partial(attacks.pgd, step_size=0.01, keep="last", key=jax.random.key(1))
+    start = time.perf_counter()
+    whole = (
+        jax.jit(lambda x, y, threat: run(bound, x, y, threat, steps=20))
+        .lower(images, labels, ThreatModel("additive", "linf", 0.03))
+        .compile()
+    )
+    compiling = time.perf_counter() - start
+    single = jax.jit(lambda x, y, threat: run(bound, x, y, threat, steps=1).images)
+
+    def one_by_one() -> jax.Array:
+        x = images
+        for _ in range(20):
+            x = single(x, labels, ThreatModel("additive", "linf", 0.03))
+        return x.block_until_ready()
+
+    threat = ThreatModel("additive", "linf", 0.03)
+    together = median_seconds(lambda: whole(images, labels, threat).images.block_until_ready(), repeats)
+    apart = median_seconds(one_by_one, repeats)
+    return f"| {name} | {1e3 * together:.0f} | {1e3 * apart:.0f} | {together / apart:.2f} | {compiling:.1f} |"
+
+
+def steps_per_second(run: Callable[[int], None], count: int, repeats: int) -> float:
+    """Of a loop of so many steps."""
+    return count / median_seconds(lambda: run(count), repeats)
+
+
+def training(name: str, size: int, repeats: int) -> str:
+    """A row of the second table."""
+    dataset = data.load("digits")
+    model = models.create(name, num_classes=10, **SMALL[name])
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *dataset.image_shape)))
+    batches = data.train_batches(dataset.train, size, 0)
+    loop, state, step = step_of("plain", model, variables)
+    single, together = parallel.pmap(step), 50
+
+    def dispatched(count: int) -> None:
+        now = state
+        for _ in range(count):
+            now, _ = single(now, parallel.shard(next(batches)))
+        jax.block_until_ready(now)
+
+    def read(count: int) -> None:
+        now = state
+        for _ in range(count):
+            now, metrics = single(now, parallel.shard(next(batches)))
+            float(metrics["loss"][0])
+
+    def looped(count: int) -> None:
+        now = state
+        for _ in range(count // together):
+            now, _ = loop(now, parallel.resident(list(itertools.islice(batches, together))), 0, together)
+        jax.block_until_ready(now)
+
+    def pipeline(count: int) -> None:
+        for _ in range(count):
+            next(batches)
+
+    fast, free, naive, fed = (steps_per_second(f, 500, repeats) for f in (looped, dispatched, read, pipeline))
+    return (
+        f"| {name} | {fast:.0f} | {free:.0f} | {naive:.0f} | {fast / free:.1f} | {fast / naive:.1f} | "
+        f"{fed:.0f} | {fed / fast:.1f} |"
+    )
+
+
+def main(options: flags.FlagValues, _: list[str]) -> None:
+    """Prints two tables."""
+    print(f"jax {jax.__version__}, {jax.device_count()} × {jax.devices()[0].device_kind}", flush=True)
+    print("\n| PGD-20 | one program, ms | 20 calls, ms | ratio | compile s |\n" + "|---" * 5 + "|", flush=True)
+    for name in ("small_cnn", "vgg11"):
+        print(attack(name, options.attacked, options.repeats), flush=True)
+    print("\n| training | steps/s | each dispatched | and read | ratio | ratio to read | batches/s of the pipeline | "
+          "to steps |\n" + "|---" * 8 + "|", flush=True)  # fmt: skip
+    for name in SMALL:
+        print(training(name, options.small_batch, options.repeats), flush=True)
+
+
+if __name__ == "__main__":
+    cli.run(main)
