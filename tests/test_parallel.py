@@ -79,8 +79,8 @@ def initial(norm):
     return jax.jit(Net(norm).init)(jax.random.key(1), jnp.zeros((1, 6, 6, 1)))
 
 
-def take_step(case):
-    """A step on all devices: parameters, statistics and metrics by name."""
+def prepared(case):
+    """A step on all devices, and what it takes."""
     model, points, terms = CASES[case]
     optimizer = optax.sgd(0.5)
     objective, augmentation = make_objective(points, terms), dict(resize=0, padding=1, flip=True)
@@ -88,7 +88,13 @@ def take_step(case):
     state = jax.device_get(init_state(initial(model.norm), optimizer, 0.0, memory))
     uphill = 0.05 if case == "remembering" else 0.0
     step = make_train_step(model, objective, optimizer, seed=3, augmentation=augmentation, adversarial_weights=uphill)
-    state, metrics = parallel.pmap(step)(parallel.replicate(state), parallel.shard(batch()))
+    return parallel.pmap(step), parallel.replicate(state), parallel.shard(batch())
+
+
+def take_step(case):
+    """Parameters, statistics and metrics after a step, by name."""
+    step, *given = prepared(case)
+    state, metrics = step(*given)
     copies = [
         np.stack([s.data[0] for s in leaf.addressable_shards]) for leaf in jax.tree.leaves((state.params, state.memory))
     ]
@@ -97,6 +103,12 @@ def take_step(case):
         {"params": state.params, "batch_stats": state.batch_stats, "memory": state.memory, "metrics": metrics}
     )
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(result)}
+
+
+def all_reduces(case):
+    """How many there are in the compiled step."""
+    step, *given = prepared(case)
+    return step.lower(*given).compile().as_text().count(" all-reduce(")
 
 
 def virtual_devices(count):
@@ -112,7 +124,7 @@ def results(tmp_path_factory, quick_compile):
     one = {case: take_step(case) for case in CASES}
     assert other.wait(300) == 0
     with np.load(out) as arrays:
-        assert arrays["devices"] == 8
+        assert arrays["devices"] == 8 and arrays["all_reduces"] == 1  # gradients, metrics and statistics together
         eight = {case: {k: arrays[f"{case}/{k}"] for k in one[case]} for case in CASES}
     return one, eight
 
@@ -189,4 +201,4 @@ def test_the_form_of_an_address(address):
 if __name__ == "__main__":
     jax.config.update("jax_disable_most_optimizations", True)
     found = {f"{case}/{k}": v for case in CASES for k, v in take_step(case).items()}
-    np.savez(sys.argv[1], devices=jax.local_device_count(), **found)
+    np.savez(sys.argv[1], devices=jax.local_device_count(), all_reduces=all_reduces("independent"), **found)
