@@ -1,0 +1,60 @@
+"""What data parallelism on a pod costs, by a model: `python benchmarks/scaling.py [--rate=2e14] [--bandwidth=5e10]`.
+
+A step reduces once: gradients, metrics and BatchNorm statistics together, 4 bytes a parameter (tests/test_parallel.py
+counts the all-reduces of the compiled step). On n devices each sends and receives ``2 (n - 1) / n`` times these bytes,
+and waits ``2 log2(n)`` times for a message. With nothing overlapped the efficiency is compute / (compute + reduction);
+where XLA overlaps the reduction with the backward pass it is better. Compute is the forward-equivalents of the step
+(3 plain, 6 FGR) at the rate that the flag gives: measure yours with steps.py.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from absl import flags
+
+from robust_jax import cli
+
+flags.DEFINE_float("rate", 2e14, "FLOP/s that a device achieves in a step.")
+flags.DEFINE_float("bandwidth", 5e10, "Bytes/s that a device sends over its slowest link: a 400 Gbit/s port.")
+flags.DEFINE_float("latency", 5e-6, "Seconds of one message.")
+flags.DEFINE_integer("batch", 128, "Images a device.")
+
+
+class Network(NamedTuple):
+    """A forward pass of one image, and what is reduced."""
+
+    flops: float
+    parameters: float
+
+
+NETWORKS = {
+    "VGG-11, 32 × 32": Network(2 * 152.9e6, 9.23e6),
+    "ResNet-50, 224 × 224": Network(2 * 4.09e9, 25.56e6),
+}
+STEPS = {"plain": 3, "FGR": 6}
+DEVICES = (8, 64, 512)
+
+
+def reduction_seconds(parameters: float, devices: int, bandwidth: float, latency: float) -> float:
+    """One all-reduce of float32 numbers."""
+    return 2 * (devices - 1) / devices * 4 * parameters / bandwidth + 2 * math.log2(devices) * latency
+
+
+def main(options: flags.FlagValues, _: list[str]) -> None:
+    """Prints the table."""
+    columns = [f"{n} devices: ms reducing, efficiency" for n in DEVICES]
+    print(f"| network | step | compute, ms | MB reduced | {' | '.join(columns)} |\n" + "|---" * 7 + "|")
+    for name, network in NETWORKS.items():
+        for step, forwards in STEPS.items():
+            compute = forwards * network.flops * options.batch / options.rate
+            cells = []
+            for devices in DEVICES:
+                reducing = reduction_seconds(network.parameters, devices, options.bandwidth, options.latency)
+                cells.append(f"{1e3 * reducing:.2f}, {compute / (compute + reducing):.0%}")
+            print(f"| {name} | {step} | {1e3 * compute:.2f} | {4e-6 * network.parameters:.0f} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    cli.run(main)
