@@ -27,11 +27,11 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
     images, labels = data.first_examples(dataset.test, options.count)
 
     @jax.jit
-    def steepest(threat):
+    def steepest(logits_fn, images, threat):
         return rj.steepest(lambda x: rj.losses.cross_entropy(logits_fn(x), labels), images, threat)
 
     norms = {name: float(number(name)) for name in options.norms}
-    rows = {f"p = {name}": steepest(rj.ThreatModel("additive", p, 1.0)) for name, p in norms.items()}
+    rows = {f"p = {name}": steepest(logits_fn, images, rj.ThreatModel("additive", p, 1.0)) for name, p in norms.items()}
     path = Path(options.workdir) / "perturbations.png"
     pictures.perturbation_grid(images, rows, path=path, title=f"r of {Path(options.workdir).name}")
     print(f"Written to {path}")
