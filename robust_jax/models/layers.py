@@ -7,8 +7,8 @@ loop body (3 to 5 times slower); (3) the one for the kernel is a convolution wit
 as the map; (4) a large map without padding misses it too (3 to 4 times slower). So
 `conv_general_dilated` here is, on CPU, a pair of bilinear primitives whose derivatives are each
 other: a convolution and the correlation of images with cotangents. Every derivative of every
-order, forward and reverse, is then one of two forms known to be fast. On GPU and TPU, and for
-strided, dilated or grouped convolutions, it is `jax.lax.conv_general_dilated`.
+order, forward and reverse, is then one of two forms known to be fast. Strides become channels. On
+GPU and TPU, and for dilated or grouped convolutions, it is `jax.lax.conv_general_dilated`.
 """
 
 from __future__ import annotations
@@ -134,13 +134,12 @@ def conv_general_dilated(
 
     For the argument `conv_general_dilated` of `flax.linen.Conv`; equal to lax's up to rounding.
     """
-    window = set(window_strides) | set(options.get("lhs_dilation") or (1,))
-    window |= set(options.get("rhs_dilation") or (1,))
+    dilation = {*(options.get("lhs_dilation") or (1,)), *(options.get("rhs_dilation") or (1,))}
     cpu_form = (
         jax.default_backend() == "cpu"
         and lhs.ndim == 4
         and lhs.dtype == rhs.dtype
-        and window == {1}
+        and dilation == {1}
         and options.get("dimension_numbers") in (_NHWC, lax.ConvDimensionNumbers(*_NHWC_AXES))
         and options.get("feature_group_count", 1) == options.get("batch_group_count", 1) == 1
         and not options.get("preferred_element_type")
@@ -150,7 +149,10 @@ def conv_general_dilated(
     if not cpu_form:
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
     if isinstance(padding, str):
-        padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], (1, 1), padding)
+        padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
+    if set(window_strides) != {1}:
+        lhs, rhs = _phases(lhs, rhs, window_strides, padding)
+        padding = ((0, 0), (0, 0))
     (top, bottom), (left, right) = padding
     return _conv(lhs, rhs, ((int(top), int(bottom)), (int(left), int(right))))
 
@@ -159,6 +161,24 @@ Conv3x3 = partial(nn.Conv, kernel_size=(3, 3))
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _NHWC_AXES = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+
+
+def _phases(x: Array, kernel: Array, strides: Sequence[int], padding: Sequence[tuple[int, int]]) -> tuple[Array, Array]:
+    """Images and kernel whose convolution, of stride 1 and without padding, is theirs of these strides.
+
+    The `s x s` pixels that a stride passes at once become channels, and those of the kernel, filled up with zeros.
+    """
+    ends, cells = [], []
+    for size, k, s, (before, after) in zip(x.shape[1:3], kernel.shape[:2], strides, padding, strict=True):
+        steps, reach = (size + before + after - k) // s, -(-k // s) * s
+        ends.append((before, steps * s + reach - size - before, 0))
+        cells.append((reach - k, reach // s))
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *ends, (0, 0, 0)))
+    kernel = jnp.pad(kernel, ((0, cells[0][0]), (0, cells[1][0]), (0, 0), (0, 0)))
+    (down, across), (b, h, w, c), o = strides, x.shape, kernel.shape[-1]
+    x = x.reshape(b, h // down, down, w // across, across, c).transpose(0, 1, 3, 2, 4, 5)
+    kernel = kernel.reshape(cells[0][1], down, cells[1][1], across, c, o).transpose(0, 2, 1, 3, 4, 5)
+    return x.reshape(*x.shape[:3], -1), kernel.reshape(*kernel.shape[:2], -1, o)
 
 
 def _varies(x: Array) -> bool:

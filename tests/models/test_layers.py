@@ -127,6 +127,8 @@ def test_convolution_under_pmap():
     "options",
     [
         dict(strides=2),
+        dict(strides=2, kernel_size=(1, 1)),
+        dict(strides=(3, 2), padding=((2, 0), (0, 3))),
         dict(kernel_dilation=2),
         dict(feature_group_count=2),
         dict(kernel_size=(2, 4)),
