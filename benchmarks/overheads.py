@@ -33,23 +33,19 @@ def attack(name: str, size: int, repeats: int) -> str:
     bound = models.bind(model, variables)
     images = jax.random.uniform(jax.random.key(0), (size, *image_shape(name)))
     labels = jnp.arange(size) % 10
+    threat = ThreatModel("additive", "linf", 0.03)
     run = partial(attacks.pgd, step_size=0.01, keep="last", key=jax.random.key(1))
     start = time.perf_counter()
-    whole = (
-        jax.jit(lambda x, y, threat: run(bound, x, y, threat, steps=20))
-        .lower(images, labels, ThreatModel("additive", "linf", 0.03))
-        .compile()
-    )
+    whole = jax.jit(partial(run, bound, steps=20)).lower(images, labels, threat).compile()
     compiling = time.perf_counter() - start
     single = jax.jit(lambda x, y, threat: run(bound, x, y, threat, steps=1).images)
 
     def one_by_one() -> jax.Array:
         x = images
         for _ in range(20):
-            x = single(x, labels, ThreatModel("additive", "linf", 0.03))
+            x = single(x, labels, threat)
         return x.block_until_ready()
 
-    threat = ThreatModel("additive", "linf", 0.03)
     together = median_seconds(lambda: whole(images, labels, threat).images.block_until_ready(), repeats)
     apart = median_seconds(one_by_one, repeats)
     return f"| {name} | {1e3 * together:.0f} | {1e3 * apart:.0f} | {together / apart:.2f} | {compiling:.1f} |"

@@ -102,10 +102,8 @@ def loop(step: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any, Any, int
 
 def resident(batches: Sequence[Mapping[str, np.ndarray]]) -> Any:
     """Several of this host's batches, stacked, on its devices: what `loop` takes."""
-    count = jax.local_device_count()
-    stacked = {k: np.stack([batch[k] for batch in batches]) for k in batches[0]}
-    shards = {k: v.reshape(len(v), count, -1, *v.shape[2:]).swapaxes(0, 1) for k, v in stacked.items()}
-    return _put(shards)
+    shards = [shard(batch) for batch in batches]
+    return _put({k: np.stack([s[k] for s in shards], 1) for k in shards[0]})
 
 
 _put = jax.pmap(lambda shards: shards)

@@ -228,7 +228,7 @@ def _correlate_impl(x: Array, g: Array, *, padding: Padding) -> Array:
     if features < channels:  # the copies are of the factor with fewer channels
         return _turned(_correlate_impl(g, x, padding=_turned_padding(padding, (kh, kw))))
     if channels >= 16 and min(height, width) >= _LARGE_MAP:
-        return _correlate_in_parts(x, g, padding).reshape(kh, kw, channels, features)
+        return _correlate_in_parts(x, g, padding, kh * kw * channels).reshape(kh, kw, channels, features)
     shifts, g = _shifts(x, height, width, padding), g.reshape(-1, features)
     if channels < 16:  # one product: for each by itself the matrices would be too thin
         kernel = jnp.concatenate(shifts, axis=-1).reshape(len(g), kh * kw * channels).T @ g
@@ -237,18 +237,17 @@ def _correlate_impl(x: Array, g: Array, *, padding: Padding) -> Array:
     return kernel.reshape(kh, kw, channels, features)
 
 
-def _correlate_in_parts(x: Array, g: Array, padding: Padding) -> Array:
-    """The same as `[kh * kw * c, o]`, summed over parts of the batch whose patches stay in the cache."""
+def _correlate_in_parts(x: Array, g: Array, padding: Padding, patch: int) -> Array:
+    """The same as `[patch, o]`, `patch = kh * kw * c`, summed over parts of the batch that stay in the cache."""
     size, height, width, features = g.shape
     together = max(n for n in range(1, size + 1) if size % n == 0 and (n == 1 or n * height * width <= _ROWS))
 
     def add(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
         patches = jnp.concatenate(_shifts(part[0], height, width, padding), axis=-1)
-        return total + part[1].reshape(-1, features).T @ patches.reshape(-1, patches.shape[-1]), None
+        return total + part[1].reshape(-1, features).T @ patches.reshape(-1, patch), None
 
     x, g = (v.reshape(-1, together, *v.shape[1:]) for v in (x, g))
-    shape = jax.eval_shape(add, jnp.zeros((), g.dtype), (x[0], g[0]))[0].shape
-    return lax.scan(add, jnp.zeros(shape, g.dtype), (x, g))[0].T
+    return lax.scan(add, jnp.zeros((features, patch), g.dtype), (x, g))[0].T
 
 
 def _turned(kernel: Array) -> Array:
