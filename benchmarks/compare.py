@@ -88,6 +88,7 @@ def measure(column: str, given: dict[str, Any], overrides: list[str]) -> list[di
                 found = universal_rates(workdir, ThreatModel(space, "linf", float(radius)), given["universal"])
                 report["attacks"] |= {f"{name} {space} {radius}": {"accuracy": rate} for name, rate in found.items()}
         reports.append(report)
+    jax.clear_caches()  # its programs are no other config's, and a process can map only so many
     return reports
 
 
@@ -102,6 +103,11 @@ def _untargeted(logits_fn, images, labels, threat, key):
     return attacks.universal_gradient(logits_fn, images, labels, threat, key=key, epochs=20).delta
 
 
+@jax.jit
+def _predicted(logits_fn, threat, images, delta):
+    return logits_fn(attacks.apply_universal(threat, images, delta)).argmax(-1)
+
+
 def universal_rates(workdir: Path, threat: ThreatModel, count: int) -> dict[str, float]:
     """What one δ, made from the first ``count`` training images, does to at most 1,000 held-out ones.
 
@@ -113,9 +119,7 @@ def universal_rates(workdir: Path, threat: ThreatModel, count: int) -> dict[str,
     images, labels = data.first_examples(dataset.train, count)
     held_out, truth = data.first_examples(dataset.test, min(len(dataset.test), 1000))
 
-    def predicted(delta):
-        return logits_fn(attacks.apply_universal(threat, held_out, delta)).argmax(-1)
-
+    predicted = partial(_predicted, logits_fn, threat, held_out)
     rates = []
     for target in range(dataset.num_classes):
         delta = _towards(logits_fn, images, target, threat, jax.random.key(target))

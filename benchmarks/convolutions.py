@@ -1,17 +1,18 @@
 """Times the models' convolution against `jax.lax`'s: `python benchmarks/convolutions.py [MODEL]`.
 
-For each of four uses a training run or an attack makes of a network, the least of a few repeats:
+For each of four uses a training run or an attack makes of a network, the median of three repeats:
 a plain training step, an FGR-like step (double backprop), PGD and gradient-norm ascent in a loop.
 """
 
 from __future__ import annotations
 
 import sys
-import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from timing import timed
 
 from robust_jax import models
 from robust_jax.models import layers
@@ -47,17 +48,6 @@ def uses(model, images, labels):
     }
 
 
-def seconds(function, *args, repeats=4, limit=4.0) -> float:
-    """The least time of a call, compilation apart."""
-    function = jax.jit(function).lower(*args).compile()
-    times = []
-    while len(times) < repeats and sum(times) < limit:
-        start = time.perf_counter()
-        jax.block_until_ready(function(*args))
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
 def main(names):
     """Prints one row a model and use."""
     print(f"{'model':<10} {'use':<21} {'lax':>9} {'ours':>9}  lax / ours")
@@ -69,7 +59,8 @@ def main(names):
             model = models.create(name, num_classes=10, conv_general_dilated=conv)
             variables = model.init(jax.random.key(1), images[:1])
             for use, function in uses(model, images, labels).items():
-                times[form, use] = seconds(function, variables, images)
+                run = partial(jax.jit(function), variables, images)
+                times[form, use] = timed(lambda run=run: jax.block_until_ready(run()), repeats=3).median
         for use in uses(model, images, labels):
             slow, fast = times["lax", use], times["ours", use]
             print(f"{name:<10} {use:<21} {slow:>8.3f}s {fast:>8.3f}s  {slow / fast:.1f}", flush=True)

@@ -16,7 +16,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from absl import flags
-from steps import built, image_shape, median_seconds, step_of
+from steps import built, image_shape, step_of
+from timing import timed
 
 from robust_jax import attacks, cli, data, models, parallel
 from robust_jax.threat_models import ThreatModel
@@ -46,14 +47,14 @@ def attack(name: str, size: int, repeats: int) -> str:
             x = single(x, labels, threat)
         return x.block_until_ready()
 
-    together = median_seconds(lambda: whole(images, labels, threat).images.block_until_ready(), repeats)
-    apart = median_seconds(one_by_one, repeats)
+    together = timed(lambda: whole(images, labels, threat).images.block_until_ready(), repeats).median
+    apart = timed(one_by_one, repeats).median
     return f"| {name} | {1e3 * together:.0f} | {1e3 * apart:.0f} | {together / apart:.2f} | {compiling:.1f} |"
 
 
 def steps_per_second(run: Callable[[int], None], count: int, repeats: int) -> float:
     """Of a loop of so many steps."""
-    return count / median_seconds(lambda: run(count), repeats)
+    return count / timed(lambda: run(count), repeats).median
 
 
 def training(name: str, size: int, repeats: int) -> str:
@@ -63,24 +64,24 @@ def training(name: str, size: int, repeats: int) -> str:
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *dataset.image_shape)))
     batches = data.train_batches(dataset.train, size, 0)
     loop, state, step = step_of("plain", model, variables)
-    single, together = parallel.pmap(step), 50
+    single, together, key = parallel.pmap(step), 50, jax.random.key(0)
 
     def dispatched(count: int) -> None:
         now = state
         for _ in range(count):
-            now, _ = single(now, parallel.shard(next(batches)))
+            now, _ = single(now, parallel.shard(next(batches)), key)
         jax.block_until_ready(now)
 
     def read(count: int) -> None:
         now = state
         for _ in range(count):
-            now, metrics = single(now, parallel.shard(next(batches)))
+            now, metrics = single(now, parallel.shard(next(batches)), key)
             float(metrics["loss"][0])
 
     def looped(count: int) -> None:
         now = state
         for _ in range(count // together):
-            now, _ = loop(now, parallel.resident(list(itertools.islice(batches, together))), 0, together)
+            now, _ = loop(now, parallel.resident(list(itertools.islice(batches, together))), key, 0, together)
         jax.block_until_ready(now)
 
     def pipeline(count: int) -> None:

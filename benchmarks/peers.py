@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools
 import json
 import platform
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +26,8 @@ import numpy as np
 import torch
 import torchattacks
 from absl import flags
-from torch_models import NETWORKS, Normalized
+from timing import timed
+from torch_models import converted, tensors
 
 from robust_jax import attacks, cli, data, experiment, models
 from robust_jax.threat_models import ThreatModel
@@ -119,11 +119,6 @@ def runs(row: Row, model: models.BoundModel, network: torch.nn.Module) -> Iterat
         yield "torchattacks", lambda images, labels: turned(row.torchattacks(network)(*tensors(images, labels)))
 
 
-def tensors(images: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """For PyTorch."""
-    return torch.tensor(images.transpose(0, 3, 1, 2).copy()), torch.tensor(labels.astype("int64"))
-
-
 def turned(images: torch.Tensor) -> np.ndarray:
     """From PyTorch."""
     return images.detach().numpy().transpose(0, 2, 3, 1)
@@ -131,16 +126,14 @@ def turned(images: torch.Tensor) -> np.ndarray:
 
 def measure(run: Run, row: Row, logits_fn: Run, images: np.ndarray, labels: np.ndarray, batch: int, repeats: int):
     """Robust accuracy, or median norm and share of successes; with the seconds."""
-    seconds = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        parts = [slice(i, i + batch) for i in range(0, len(images), batch)]
-        adversarial = np.concatenate([np.asarray(run(images[part], labels[part])) for part in parts])
-        seconds.append(time.perf_counter() - start)
+    parts = [slice(i, i + batch) for i in range(0, len(images), batch)]
+    adversarial, first, seconds = timed(
+        lambda: np.concatenate([np.asarray(run(images[part], labels[part])) for part in parts]), repeats
+    )
     delta = (adversarial - images).reshape(len(images), -1)
     size = np.linalg.norm(delta, {"linf": np.inf, "l2": 2, "l1": 1}[row.norm], axis=1)
     wrong = np.concatenate([np.asarray(logits_fn(adversarial[part])).argmax(-1) for part in parts]) != labels
-    found = {"seconds": float(np.median(seconds[1:] or seconds)), "first": seconds[0]}
+    found = {"seconds": seconds, "first": first}
     if row.radius is not None:
         return found | {"robust accuracy": 100 * float(1 - (wrong & (size <= 1.001 * row.radius)).mean())}
     return found | {
@@ -164,10 +157,7 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
     config, model, variables, dataset, _ = experiment.restore(Path(options.workdir))
     bound = models.bind(model, variables)
     logits_fn = jax.jit(lambda x: bound(x))
-    shape = dataset.image_shape
-    network = NETWORKS[config.model.name]()
-    network.load_state_dict(models.to_torch(model, variables, network.state_dict(), shape))
-    network = Normalized(network, model.mean, model.std).eval()
+    network = converted(config.model.name, model, variables, dataset.image_shape).eval()
 
     images, labels = (
         np.asarray(v) for v in data.first_examples(dataset.test, min(2 * options.images, len(dataset.test)))

@@ -14,7 +14,6 @@ the two libraries' penalties of the same weights were compared: pip install -e '
 from __future__ import annotations
 
 import json
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from flax import linen as nn
+from timing import timed
 
 import robust_jax as rj
 from robust_jax import cli, losses, models, optimizers, parallel, training
@@ -90,20 +90,9 @@ def step_of(row: str, model: nn.Module, variables: dict[str, Any]) -> tuple[Call
     settings = {k: v for k, v in c.optimizer.items() if k not in optimizers.OF_STEP} | {"weight_decay": 5e-4}
     optimizer = optimizers.make_optimizer(lambda step: 1e-4, **settings)
     objective = make_objective(c.points.to_dict(), c.terms.to_dict())
-    step = training.make_train_step(model, objective, optimizer, seed=0, augmentation=dict(c.data.augment))
+    step = training.make_train_step(model, objective, optimizer, augmentation=dict(c.data.augment))
     state = jax.device_get(training.init_state(variables, optimizer, 0.0))
     return parallel.loop(step), parallel.replicate(state), step
-
-
-def median_seconds(run: Callable[[], Any], repeats: int) -> float:
-    """The median of some calls after a first one."""
-    run()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
 
 
 def matrix_rate(dtype: str) -> float:
@@ -111,24 +100,24 @@ def matrix_rate(dtype: str) -> float:
     size = 2048 if jax.default_backend() == "cpu" else 8192
     a = jnp.ones((jax.local_device_count(), size, size), dtype)
     product = jax.pmap(lambda a: a @ a)
-    return len(a) * 2 * size**3 / median_seconds(lambda: product(a).block_until_ready(), 5)
+    return len(a) * 2 * size**3 / timed(lambda: product(a).block_until_ready(), 5).median
 
 
 def measured(row: str, name: str, dtype: str, size: int, repeats: int) -> dict[str, float]:
     """One row's figures."""
     model, variables = built(name, dtype)
     run, state, _ = step_of(row, model, variables)
-    batches = parallel.resident([batch_of(name, size)])
+    batches, key = parallel.resident([batch_of(name, size)]), jax.random.key(0)
     start = time.perf_counter()
-    compiled = run.lower(state, batches, 0, 1).compile()
+    compiled = run.lower(state, batches, key, 0, 1).compile()
     compile_seconds = time.perf_counter() - start
     holder = [state]
 
     def once() -> None:
-        holder[0], metrics = compiled(holder[0], batches, 0, 1)
+        holder[0], metrics = compiled(holder[0], batches, key, 0, 1)
         jax.block_until_ready(metrics)
 
-    seconds = median_seconds(once, repeats)
+    seconds = timed(once, repeats).median
     memory = compiled.memory_analysis()
     temporary = getattr(memory[0] if isinstance(memory, list) else memory, "temp_size_in_bytes", 0)
     return {"seconds": seconds, "compile": compile_seconds, "MiB": temporary / 2**20}
@@ -146,36 +135,33 @@ def peers(name: str, dtype: str, size: int, repeats: int) -> Iterator[tuple[str,
     """Seconds of PyTorch's steps by name, where it has the network."""
     import torch
     import torch_steps
-    from torch_models import NETWORKS, Normalized
+    from torch_models import NETWORKS, converted, tensors
 
     if name not in NETWORKS:
         return
     model, variables = built(name, "float32")
-    weights = NETWORKS[name]().state_dict()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch = batch_of(name, size)
-    images = torch.tensor(batch["image"].transpose(0, 3, 1, 2).copy(), device=device) / 255
-    labels = torch.tensor(batch["label"].astype("int64"), device=device)
+    floats = (batch["image"] / 255).astype(np.float32)
+    images, labels = tensors(floats, batch["label"], device)
 
     def network() -> torch.nn.Module:
-        inner = NETWORKS[name]()
-        inner.load_state_dict(models.to_torch(model, variables, weights, image_shape(name)))
-        return Normalized(inner, model.mean, model.std).to(device)
+        return converted(name, model, variables, image_shape(name)).to(device)
 
     few = slice(0, 16)
     theirs = float(torch_steps.flow_penalty(network().eval(), images[few], labels[few])[1])
     bound = models.bind(model, variables)
-    x, y = jnp.asarray(batch["image"][few]) / 255, jnp.asarray(batch["label"][few])
+    x, y = jnp.asarray(floats[few]), jnp.asarray(batch["label"][few])
     ours = rj.gradient_norm(lambda x: losses.cross_entropy(bound(x), y), x, "flow").mean()
     print(f"{name}: flow penalty {float(ours):.6g} here, {theirs:.6g} in PyTorch", flush=True)
     kind = getattr(torch, dtype)
     for row, loss in (("plain", torch_steps.plain), ("fgr", torch_steps.fgr)):
         step = torch_steps.stepper(net := network().train(), loss(net), kind)
-        yield f"PyTorch {row}", median_seconds(lambda step=step: step(images, labels), repeats)
+        yield f"PyTorch {row}", timed(lambda step=step: step(images, labels), repeats).median
         try:
             compiled = torch.compile(loss(net := network().train()))
             step = torch_steps.stepper(net, compiled, kind)
-            yield f"PyTorch {row}, compiled", median_seconds(lambda step=step: step(images, labels), repeats)
+            yield f"PyTorch {row}, compiled", timed(lambda step=step: step(images, labels), repeats).median
         except Exception as error:  # whatever its compiler raises is the finding
             print(f"PyTorch {row}, compiled: {type(error).__name__}: {str(error).strip()}", flush=True)
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import flax.linen
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import pad, relu
 
+from robust_jax import models
 from robust_jax.models.vgg import STAGES
 
 
@@ -117,3 +121,20 @@ NETWORKS = {
     "wrn_28_10": wide_resnet,
     "preact_resnet18": preact_resnet18,
 }
+
+
+def converted(
+    name: str, model: flax.linen.Module, variables: Mapping[str, Any], image_shape: tuple[int, ...]
+) -> Normalized:
+    """The network with the weights and the normalisation of a model of ours."""
+    network = NETWORKS[name]()
+    network.load_state_dict(models.to_torch(model, variables, network.state_dict(), image_shape))
+    return Normalized(network, model.mean, model.std)
+
+
+def tensors(
+    images: np.ndarray, labels: np.ndarray, device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images [B, H, W, C] and labels for PyTorch."""
+    turned = torch.tensor(images.transpose(0, 3, 1, 2).copy(), device=device)
+    return turned, torch.tensor(labels.astype("int64"), device=device)

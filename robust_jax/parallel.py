@@ -71,33 +71,35 @@ def shard(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {k: v.reshape(count, len(v) // count, *v.shape[1:]) for k, v in batch.items()}
 
 
-def pmap(step: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """``step(state, batch)`` on every device, the state's buffers donated; `mean` works inside."""
-    return jax.pmap(step, axis_name=AXIS, donate_argnums=(0,))
+def pmap(step: Callable[[Any, Any, jax.Array], Any]) -> Callable[[Any, Any, jax.Array], Any]:
+    """``step(state, batch, key)`` on every device, the state's buffers donated; `mean` works inside."""
+    return jax.pmap(step, axis_name=AXIS, in_axes=(0, 0, None), donate_argnums=(0,))
 
 
-def loop(step: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any, Any, int, int], tuple[Any, Any]]:
-    """``run(state, batches, first, count)``: so many steps on every device in one dispatch, see `resident`.
+def loop(
+    step: Callable[[Any, Any, jax.Array], tuple[Any, Any]],
+) -> Callable[[Any, Any, jax.Array, int, int], tuple[Any, Any]]:
+    """``run(state, batches, key, first, count)``: so many steps on every device in one dispatch, see `resident`.
 
-    The state's buffers are donated. Each metric of ``step(state, batch) -> (state, metrics)`` comes as an array with an
-    entry a batch, set at ``first`` to ``first + count - 1``. Neither number leads to another compilation, so that a
-    step gives the same bits however many go together.
+    The state's buffers are donated. Each metric of ``step(state, batch, key) -> (state, metrics)`` comes as an array
+    with an entry a batch, set at ``first`` to ``first + count - 1``. Neither number leads to another compilation, so
+    that a step gives the same bits however many go together.
     """
 
-    def run(state: Any, batches: Any, first: jax.Array, count: jax.Array) -> tuple[Any, Any]:
+    def run(state: Any, batches: Any, key: jax.Array, first: jax.Array, count: jax.Array) -> tuple[Any, Any]:
         def batch(i: Any) -> Any:
             return jax.tree.map(lambda v: v[i], batches)
 
         def body(i: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
-            state, metrics = step(carry[0], batch(i))
+            state, metrics = step(carry[0], batch(i), key)
             return state, jax.tree.map(lambda kept, new: kept.at[i].set(new), carry[1], metrics)
 
         length = len(jax.tree.leaves(batches)[0])
-        shapes = jax.eval_shape(step, state, batch(0))[1]
+        shapes = jax.eval_shape(step, state, batch(0), key)[1]
         metrics = jax.tree.map(lambda s: jnp.zeros((length, *s.shape), s.dtype), shapes)
         return jax.lax.fori_loop(first, first + count, body, (state, metrics))
 
-    return jax.pmap(run, axis_name=AXIS, in_axes=(0, 0, None, None), donate_argnums=(0,))
+    return jax.pmap(run, axis_name=AXIS, in_axes=(0, 0, None, None, None), donate_argnums=(0,))
 
 
 def resident(batches: Sequence[Mapping[str, np.ndarray]]) -> Any:

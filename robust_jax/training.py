@@ -84,20 +84,19 @@ def make_train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     *,
-    seed: int,
     augmentation: Mapping[str, Any],
     ema: float = 0.0,
     adversarial_weights: float = 0.0,
     steps_per_epoch: float = 1.0,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """One step ``(state, batch) -> (state, metrics)``, to be mapped by `parallel.loop` or `parallel.pmap`.
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    """One step ``(state, batch, key) -> (state, metrics)``, to be mapped by `parallel.loop` or `parallel.pmap`.
 
-    Randomness is a function of (seed, step, example id), but for dropout, which adds the device. Gradients and metrics
+    Randomness is a function of (key, step, example id), but for dropout, which adds the device. Gradients and metrics
     are means over all devices. Where the loss or gradient is not finite the update is skipped and the state says so.
     """
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+    def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(key, state.step)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["id"])
         augment_keys, point_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         dropout = jax.random.fold_in(jax.random.fold_in(key, 2**32 - 1), jax.lax.axis_index(parallel.AXIS))
@@ -192,14 +191,15 @@ def _train(config: ConfigDict, workdir: Path) -> TrainState:
     objective = make_objective(config.points.to_dict(), config.terms.to_dict())
     run = parallel.loop(
         make_train_step(
-            model, objective, optimizer, seed=config.seed, augmentation=dict(config.data.augment),
-            steps_per_epoch=steps_per_epoch, **of_step,
+            model, objective, optimizer, augmentation=dict(config.data.augment), steps_per_epoch=steps_per_epoch,
+            **of_step,
         )
     )  # fmt: skip
     names = {value for term in config.terms.values() for value in term.values() if isinstance(value, str)}
     if unseen := sorted({*config.points} - names):
         logging.warning("No term looks at the points %s: name one in a term's `at` if it should.", unseen)
     variables = experiment.init_variables(model, dataset.image_shape, config.seed)
+    key = jax.random.key(config.seed)  # an argument of the step: no seed compiles anew
     memory = objective.remember(partial(data.first_examples, dataset.train), dataset.num_classes)
     state = jax.device_get(init_state(variables, optimizer, config.optimizer.ema, memory))
     experiment.claim(config, workdir)
@@ -222,7 +222,7 @@ def _train(config: ConfigDict, workdir: Path) -> TrainState:
                 # As many as take a tenth of a second: Ctrl-C and the progress bar wait for no more.
                 most = max(int(0.1 * log.rate), 1)
                 count = min(most, stacked - at, total_steps - step, *(n - step % n for n in stops))
-                replicated, metrics = run(replicated, batches, at, count)
+                replicated, metrics = run(replicated, batches, key, at, count)
                 waiting.append((metrics, slice(at, at + count)))
                 at, step = at + count, step + count
                 log.tick(count)

@@ -87,8 +87,8 @@ def prepared(case):
     memory = objective.remember(lambda n: (batch()["image"][:n] / np.float32(255), batch()["label"][:n]), 3)
     state = jax.device_get(init_state(initial(model.norm), optimizer, 0.0, memory))
     uphill = 0.05 if case == "remembering" else 0.0
-    step = make_train_step(model, objective, optimizer, seed=3, augmentation=augmentation, adversarial_weights=uphill)
-    return parallel.pmap(step), parallel.replicate(state), parallel.shard(batch())
+    step = make_train_step(model, objective, optimizer, augmentation=augmentation, adversarial_weights=uphill)
+    return parallel.pmap(step), parallel.replicate(state), parallel.shard(batch()), jax.random.key(3)
 
 
 def take_step(case):
@@ -168,8 +168,10 @@ def test_replicate_first_shard():
 
 
 def test_a_loop_of_steps_is_the_steps_one_by_one_however_they_are_cut():
-    def step(state, batch):
-        state = jnp.cos(3 * state) + batch["x"].mean()
+    key = jax.random.key(1)
+
+    def step(state, batch, key):
+        state = jnp.cos(3 * state) + batch["x"].mean() + jax.random.uniform(key)
         return state, {"metric": jnp.sin(state)}
 
     batches = [{"x": np.random.default_rng(i).normal(size=(4, 3)).astype("float32")} for i in range(5)]
@@ -178,7 +180,7 @@ def test_a_loop_of_steps_is_the_steps_one_by_one_however_they_are_cut():
     for counts in ((5,), (1, 3, 1), (2, 3)):
         state, at, metrics = parallel.replicate(np.float32(0.5)), 0, []
         for count in counts:
-            state, found = loop(state, chunk, at, count)
+            state, found = loop(state, chunk, key, at, count)
             metrics.append(np.asarray(found["metric"])[0, at : at + count])
             at += count
         ends.append((parallel.first(state), np.concatenate(metrics)))
@@ -186,7 +188,7 @@ def test_a_loop_of_steps_is_the_steps_one_by_one_however_they_are_cut():
         jax.tree.map(np.testing.assert_array_equal, end, ends[0])
     state, expected = np.float32(0.5), []
     for batch in batches:
-        state, found = step(state, batch)
+        state, found = step(state, batch, key)
         expected.append(found["metric"])
     np.testing.assert_allclose(ends[0][1], expected, rtol=1e-5)
     assert ends[0][0] == pytest.approx(float(state), rel=1e-5)

@@ -196,7 +196,6 @@ def steps_of(c, count):
             model,
             make_objective({}, c.terms),
             optimizer,
-            seed=0,
             augmentation={},
             ema=c.optimizer.ema,
             adversarial_weights=c.optimizer.adversarial_weights,
@@ -205,7 +204,7 @@ def steps_of(c, count):
     state = jax.device_get(init_state(experiment.init_variables(model, (8, 8, 1), 0), optimizer, c.optimizer.ema))
     states, batches = [state], data.train_batches(dataset.train, 16, 0)
     for _ in range(count):
-        state, _ = step(parallel.replicate(states[-1]), parallel.shard(next(batches)))
+        state, _ = step(parallel.replicate(states[-1]), parallel.shard(next(batches)), jax.random.key(0))
         states.append(parallel.first(state))
     return states
 

@@ -70,9 +70,9 @@ def create(
         std: what they are divided by then.
         dtype: the compute dtype, e.g. `"bfloat16"`.
         **fields: the module's own, e.g. `dropout` (small_cnn, mlp, maxout_*, wrn_*), `activation` (all
-            but digits_cnn and maxout_*), `batch_norm_axis` (vgg*, resnet*, wrn_*, preact_*) or
-            `conv_general_dilated` (all with convolutions; `jax.lax`'s instead of the one that is
-            fast on CPU).
+            but digits_cnn and maxout_*), `batch_norm_axis` (vgg*, resnet*, wrn_*, preact_*),
+            `remat` (resnet*, wrn_*, preact_*; less memory for more computation) or `conv_general_dilated`
+            (all with convolutions; `jax.lax`'s instead of the one that is fast on CPU).
 
     Raises:
         ValueError: for an unknown name or field, listing all there are.

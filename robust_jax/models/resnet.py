@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -62,7 +62,10 @@ class PreActBlock(nn.Module):
 
 
 class _Residual(nn.Module):
-    """What the three have in common: 3x3 convolutions without bias, BatchNorm, the mean over the last map."""
+    """What the three have in common: 3x3 convolutions without bias, BatchNorm, the mean over the last map.
+
+    With `remat` only what enters a block is kept for the backward passes, and the rest computed again.
+    """
 
     num_classes: int
     mean: tuple[float, ...] = (0.0,)
@@ -71,6 +74,19 @@ class _Residual(nn.Module):
     conv_general_dilated: Callable = layers.conv_general_dilated
     batch_norm_axis: str | None = None
     activation: str = "relu"
+    remat: bool = False
+
+    def stages(
+        self, x: Array, block: type[nn.Module], features: Sequence[int], blocks: Sequence[int], **parts: Any
+    ) -> Array:
+        """So many blocks a stage, all stages but the first with stride 2."""
+        # Twice: once for each differentiation of a penalty. Named by hand, so that weights fit with and without.
+        made, count = nn.remat(nn.remat(block)) if self.remat else block, 0
+        for stage, (width, several) in enumerate(zip(features, blocks, strict=True)):
+            for i in range(several):
+                x = made(width, 2 if stage and not i else 1, name=f"{block.__name__}_{count}", **parts)(x)
+                count += 1
+        return x
 
     def parts(self, kernel_init: nn.initializers.Initializer, train: bool) -> dict[str, Any]:
         """The convolution, BatchNorm and activation that the blocks are made of."""
@@ -116,10 +132,7 @@ class ResNet(_Residual):
         parts = self.parts(nn.initializers.he_normal(), train)
         x = layers.normalize(images, self.mean, self.std, self.dtype)
         x = parts["activation"](parts["norm"]()(parts["conv"](16)(x)))
-        for stage, features in enumerate((16, 32, 64)):
-            for block in range(blocks):
-                x = BasicBlock(features, 2 if stage and not block else 1, **parts)(x)
-        return self.logits(x)
+        return self.logits(self.stages(x, BasicBlock, (16, 32, 64), 3 * [blocks], **parts))
 
 
 class WideResNet(_Residual):
@@ -146,9 +159,8 @@ class WideResNet(_Residual):
         dropout = partial(nn.Dropout, self.dropout, deterministic=not train)
         x = layers.normalize(images, self.mean, self.std, self.dtype)
         x = parts["conv"](16)(x)
-        for stage, features in enumerate((16, 32, 64)):
-            for block in range(blocks):
-                x = PreActBlock(features * self.width, 2 if stage and not block else 1, dropout=dropout, **parts)(x)
+        widths = [self.width * features for features in (16, 32, 64)]
+        x = self.stages(x, PreActBlock, widths, 3 * [blocks], dropout=dropout, **parts)
         return self.logits(parts["activation"](parts["norm"]()(x)))
 
 
@@ -170,7 +182,4 @@ class PreActResNet(_Residual):
         dropout = partial(nn.Dropout, 0.0, deterministic=True)
         x = layers.normalize(images, self.mean, self.std, self.dtype)
         x = parts["conv"](64)(x)
-        for stage, (features, blocks) in enumerate(zip((64, 128, 256, 512), self.blocks, strict=True)):
-            for block in range(blocks):
-                x = PreActBlock(features, 2 if stage and not block else 1, dropout=dropout, **parts)(x)
-        return self.logits(x)
+        return self.logits(self.stages(x, PreActBlock, (64, 128, 256, 512), self.blocks, dropout=dropout, **parts))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -187,3 +189,26 @@ def test_wide_resnet_dropout():
 def test_impossible_depths(model, form):
     with pytest.raises(ValueError, match=form):
         model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+
+
+def test_remat_keeps_little_and_changes_nothing():
+    def penalty(model, images, params, stats):
+        v = {"params": params, "batch_stats": stats}
+        return (jax.grad(lambda x: model.apply(v, x)[:, 0].sum())(images) ** 2).sum()
+
+    def entries_kept(model):
+        images = jnp.zeros((64, 32, 32, 3))
+        shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+        backward = lambda p, s: jax.vjp(lambda p: penalty(model, images, p, s), p)[1]  # noqa: E731
+        kept = jax.eval_shape(backward, shapes["params"], shapes["batch_stats"])
+        return sum(leaf.size for leaf in jax.tree.leaves(kept))
+
+    deep = WideResNet(num_classes=5, depth=28, width=2)
+    assert entries_kept(deep.clone(remat=True)) < entries_kept(deep) / 3
+    model, variables, images = sample("wrn")
+    once, again = (  # the weights of the one fit the other
+        jax.jit(jax.grad(partial(penalty, m, images)))(variables["params"], variables["batch_stats"])
+        for m in (model, model.clone(remat=True))
+    )
+    for a, b in zip(jax.tree.leaves(once), jax.tree.leaves(again), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-3 * np.abs(b).max() + 1e-12)

@@ -1,0 +1,67 @@
+"""What `model.options.remat` saves and costs: `python benchmarks/memory.py [--models=wrn_28_10] [--batch=128]`.
+
+For a plain and an FGR step: the GiB that the forward pass keeps for the backward pass of the weights, and the
+arithmetic in forward passes, both of the program before XLA rewrites it. Nothing runs, and no device is needed. XLA on
+CPU merges what is computed again with what was computed before: there it saves nothing and costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from robust_jax import cli, gradients, losses, models
+
+flags.DEFINE_list("models", ["wrn_28_10", "preact_resnet18"], "Residual networks of robust_jax.models.")
+flags.DEFINE_integer("batch", 128, "Images a step.")
+
+
+def losses_of(name: str, size: int, remat: bool) -> tuple[dict[str, Callable[[Any, Any], jax.Array]], Any]:
+    """Mean losses as functions of (params, batch_stats) by name, and the shapes of these."""
+    images, labels = jnp.zeros((size, 32, 32, 3)), jnp.arange(size) % 10
+    model = models.create(name, num_classes=10, remat=remat)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images[:1])
+
+    def of_images(params: Any, statistics: Any) -> Callable[[jax.Array], jax.Array]:
+        variables = {"params": params, "batch_stats": statistics}
+        return lambda x: losses.cross_entropy(model.apply(variables, x, train=True, mutable=["batch_stats"])[0], labels)
+
+    def fgr(params: Any, statistics: Any) -> jax.Array:
+        loss, penalty = gradients.value_and_gradient_norm(of_images(params, statistics), images, "flow")
+        return loss.mean() + penalty.mean()
+
+    return {"plain": lambda p, s: of_images(p, s)(images).mean(), "FGR": fgr}, (shapes["params"], shapes["batch_stats"])
+
+
+def kept(loss: Callable[[Any, Any], jax.Array], shapes: Any) -> float:
+    """GiB of what the backward pass closes over."""
+    backward = jax.eval_shape(lambda params, statistics: jax.vjp(lambda p: loss(p, statistics), params)[1], *shapes)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward)) / 2**30
+
+
+def flops(function: Callable[..., Any], shapes: Any) -> float:
+    """Of the program as traced."""
+    cost = jax.jit(function).lower(*shapes).cost_analysis()
+    return float((cost[0] if isinstance(cost, list) else cost)["flops"])
+
+
+def main(options: flags.FlagValues, _: list[str]) -> None:
+    """Prints the table."""
+    columns = ("step", "GiB kept", "with remat", "arithmetic, in forward passes", "with remat")
+    print(f"| {' | '.join(columns)} |\n" + "|---" * len(columns) + "|", flush=True)
+    for name in options.models:
+        (functions, shapes), (again, _) = (losses_of(name, options.batch, remat) for remat in (False, True))
+        forward = flops(functions["plain"], shapes)
+        for step in functions:
+            pair = functions[step], again[step]
+            memory = [f"{kept(f, shapes):.2f}" for f in pair]
+            work = [f"{flops(jax.grad(f), shapes) / forward:.1f}" for f in pair]
+            print(f"| {name} {step} | {' | '.join(memory + work)} |", flush=True)
+
+
+if __name__ == "__main__":
+    cli.run(main)
