@@ -38,7 +38,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
-_LARGE_MAP = 14  # of so many pixels a side, for the forms below
+_LARGE_MAP = 14  # of so many pixels a side
 _ROWS = 600  # of a matrix of patches
 
 
@@ -227,27 +227,21 @@ def _correlate_impl(x: Array, g: Array, *, padding: Padding) -> Array:
     channels = x.shape[-1]
     if features < channels:  # the copies are of the factor with fewer channels
         return _turned(_correlate_impl(g, x, padding=_turned_padding(padding, (kh, kw))))
-    if channels >= 16 and min(height, width) >= _LARGE_MAP:
-        return _correlate_in_parts(x, g, padding, kh * kw * channels).reshape(kh, kw, channels, features)
-    shifts, g = _shifts(x, height, width, padding), g.reshape(-1, features)
-    if channels < 16:  # one product: for each by itself the matrices would be too thin
-        kernel = jnp.concatenate(shifts, axis=-1).reshape(len(g), kh * kw * channels).T @ g
-    else:
-        kernel = jnp.stack([shift.reshape(-1, channels).T @ g for shift in shifts])
-    return kernel.reshape(kh, kw, channels, features)
+    patch = kh * kw * channels
 
-
-def _correlate_in_parts(x: Array, g: Array, padding: Padding, patch: int) -> Array:
-    """The same as `[patch, o]`, `patch = kh * kw * c`, summed over parts of the batch that stay in the cache."""
-    size, height, width, features = g.shape
-    together = max(n for n in range(1, size + 1) if size % n == 0 and (n == 1 or n * height * width <= _ROWS))
+    def patches(x: Array) -> Array:
+        return jnp.concatenate(_shifts(x, height, width, padding), axis=-1).reshape(-1, patch)
 
     def add(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
-        patches = jnp.concatenate(_shifts(part[0], height, width, padding), axis=-1)
-        return total + part[1].reshape(-1, features).T @ patches.reshape(-1, patch), None
+        return total + part[1].reshape(-1, features).T @ patches(part[0]), None
 
-    x, g = (v.reshape(-1, together, *v.shape[1:]) for v in (x, g))
-    return lax.scan(add, jnp.zeros((features, patch), g.dtype), (x, g))[0].T
+    if channels < 16:  # little enough to copy at once
+        kernel = patches(x).T @ g.reshape(-1, features)
+    else:  # a sum over parts of the batch that stay in the cache
+        together = max(n for n in range(1, len(g) + 1) if len(g) % n == 0 and (n == 1 or n * height * width <= _ROWS))
+        parts = tuple(v.reshape(-1, together, *v.shape[1:]) for v in (x, g))
+        kernel = lax.scan(add, jnp.zeros((features, patch), g.dtype), parts)[0].T
+    return kernel.reshape(kh, kw, channels, features)
 
 
 def _turned(kernel: Array) -> Array:
