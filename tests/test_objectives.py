@@ -170,6 +170,18 @@ def test_terms_share_one_attack_and_one_pass_and_unused_points_cost_nothing(batc
     assert calls == {"pgd": 1, "train": 2}  # at the attacked point and at the clean one
 
 
+def test_a_penalty_shares_the_pass_of_the_loss_and_computes_nothing_twice(batch):
+    def products(terms):
+        lowered = compiled(make_objective({}, terms)).lower(parameters(), *batch)
+        return lowered.as_text().count("stablehlo.dot_general")
+
+    # Three a layer: forward, and backward for its weights and for what enters it, but not for images. A penalty
+    # doubles them and needs those for images.
+    penalty = dict(kind="gradient_norm", perturbation="flow", norm="l2", power=2.0)
+    assert products({"ce": CE}) == 2 * 3 - 1
+    assert products({"ce": CE, "fgr": penalty}) == 2 * 6 - 1
+
+
 def test_an_attack_point_is_pgds_and_is_a_constant_of_the_step(batch):
     images, labels, keys = batch
     points, terms = ADT_FGR

@@ -1,0 +1,66 @@
+"""What a lower precision does to a trained network's numbers: `python benchmarks/precision.py --workdir=runs/fgr`.
+
+For bfloat16 computations, relative to the same in float32: the largest error of a logit, over their largest size; the
+flow penalty ‖∂ loss / ∂ flow‖² (its mean over images, and the median error of a single image's); the gradient of the
+mean loss and of the mean penalty in the weights, as the length of the difference over the length. Training images, the
+network in eval mode.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from absl import flags
+
+from robust_jax import cli, data, experiment, gradients, losses
+
+flags.DEFINE_string("workdir", None, "A finished run.", required=True)
+flags.DEFINE_integer("images", 256, "So many.")
+
+
+def found(model: Any, variables: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, ...]:
+    """Logits, penalties, and the gradients of the mean loss and of the mean penalty in the weights."""
+
+    def loss_fn(params: Any, x: jax.Array) -> jax.Array:
+        return losses.cross_entropy(model.apply({**variables, "params": params}, x), labels)
+
+    def penalties(params: Any) -> jax.Array:
+        return gradients.gradient_norm(lambda x: loss_fn(params, x), images, "flow")
+
+    params = variables["params"]
+    of_loss = jax.grad(lambda p: loss_fn(p, images).mean())(params)
+    of_penalty = jax.grad(lambda p: penalties(p).mean())(params)
+    return model.apply(variables, images), penalties(params), of_loss, of_penalty
+
+
+def main(options: flags.FlagValues, _: list[str]) -> None:
+    """Prints the errors."""
+    _, model, variables, dataset, _ = experiment.restore(Path(options.workdir))
+    images, labels = data.first_examples(dataset.train, options.images)
+    full, half = (
+        jax.jit(found, static_argnums=0)(model.clone(dtype=jnp.dtype(dtype)), variables, images, labels)
+        for dtype in ("float32", "bfloat16")
+    )
+
+    def of_gradient(a: Any, b: Any) -> float:
+        return float(optax.tree.norm(optax.tree.sub(a, b)) / optax.tree.norm(a))
+
+    single = jnp.abs(half[1] - full[1]) / jnp.where(full[1] > 0, full[1], 1)
+    print("| logits | penalty, mean | penalty, an image's | gradient of the loss | gradient of the penalty |")
+    print("|---" * 5 + "|")
+    errors = (
+        float(jnp.abs(half[0] - full[0]).max() / jnp.abs(full[0]).max()),
+        abs(float(half[1].mean() / full[1].mean()) - 1),
+        float(jnp.median(single)),
+        of_gradient(full[2], half[2]),
+        of_gradient(full[3], half[3]),
+    )
+    print("| " + " | ".join(f"{100 * error:.1f}%" for error in errors) + " |")
+
+
+if __name__ == "__main__":
+    cli.run(main)
