@@ -227,6 +227,8 @@ def check(config: Mapping[str, Any]) -> None:
             if "steps" in entry:
                 effort = {"restarts": 1, "random_start": True, "keep": "highest_loss"} | entry
                 check_effort(path, entry["steps"], effort["restarts"], effort["random_start"], effort["keep"])
+            if entry.get("optimizer") is not None:
+                choose(f"{path}.optimizer", entry["optimizer"], attacks.ascent.OPTIMIZERS)
             if entry.get("gradient") is not None:
                 norms.exponent(entry["gradient"])
             if min(entry.get("refresh", 1), entry.get("examples", 1), entry.get("epochs", 1)) < 1:

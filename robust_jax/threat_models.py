@@ -150,6 +150,15 @@ def move(threat: ThreatModel, delta: Delta, gradient: Delta, step_size: Any, roo
     return _map_parts(one, threat, delta, gradient, step_size, room)
 
 
+def shift(threat: ThreatModel, delta: Delta, direction: Delta, step_size: Any) -> Delta:
+    """``Π(δ + step_size * direction)``, ``step_size`` in units of δ and of the radius' shape."""
+
+    def one(norm: norms.Norm, radius: Any, d: Array, u: Array, s: Any) -> Array:
+        return _times(norms.project(_divide(d + jnp.asarray(s, d.dtype) * u, radius), norm), radius)
+
+    return _map_parts(one, threat, delta, direction, step_size)
+
+
 def gain(threat: ThreatModel, gradient: Delta) -> Float[Array, " b"]:
     """``max_{δ in ball} <gradient, δ>``: the dual norm of radius * gradient, summed over parts."""
     gains = _map_parts(lambda n, r, g: norms.norm(_times(g, r), norms.dual(n)), threat, gradient)

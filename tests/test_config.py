@@ -92,6 +92,7 @@ MISTAKES = [
     ("terms.fgr.weight", "heavy", ["number", "8/255"]),
     ("attacks.flow.kind", "pdg", ["fgsm", "pgd"]),
     ("attacks.flow.step", 3, ["steps", "step_size", "restarts", "momentum", "curve"]),
+    ("attacks.flow.optimizer", "adm", ["adam", "rmsprop", "sgd"]),
     ("attacks.flow.radius", None, ["radius"]),
     ("data.validation", 0.0, ["validation"]),
     ("data.validaton", 0.1, ["validation", "augment", "data_dir"]),

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float, Key
 
 from robust_jax import norms, perturbations, threat_models
+from robust_jax.checks import choose
 from robust_jax.perturbations import Delta, Images, Perturbation, example_keys
 from robust_jax.threat_models import ThreatModel
 
@@ -20,6 +22,12 @@ Score = Callable[[Images, Delta], tuple[Float[Array, " b"], Bool[Array, " b"]]]
 Estimate = Callable[[Callable[[Delta], Float[Array, " b"]], Delta, Key[Array, " b"]], Delta]
 
 KEEP = ("best", "highest_loss", "last")
+
+# Those of optax that a config can name.
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "adabelief": optax.adabelief, "adagrad": optax.adagrad, "adam": optax.adam, "rmsprop": optax.rmsprop,
+    "sgd": optax.sgd, "yogi": optax.yogi,
+}  # fmt: skip
 
 
 class Ascent(NamedTuple):
@@ -66,7 +74,8 @@ def best_of(new: Point, old: Point) -> Point:
 def ascend(
     score: Score, images: Images, threat: ThreatModel, *,
     key: Key[Array, "..."], steps: int, step_size: Any = None, restarts: int = 1, momentum: float = 0.0,
-    random_start: bool = True, keep: str = "best", estimate: Estimate | None = None,
+    optimizer: Any = None, random_start: bool = True, keep: str = "best",
+    estimate: Estimate | None = None,
 ) -> Ascent:  # fmt: skip
     """Maximises a score over the ball: ``δ <- Π_ball(δ + step_size * argmax_{‖u‖ <= 1} <∂score/∂δ, u>)``.
 
@@ -81,6 +90,7 @@ def ascend(
     keys = example_keys(key, len(images))
     check_step_size(space, step_size)
     size = jax.tree.map(lambda r: 2.5 * r / max(steps, 1), threat.radius) if step_size is None else step_size
+    rule = _optimizer(optimizer, momentum)
 
     def scored(delta: Delta) -> tuple[Array, Point]:
         value, success = score(clip_box(space.apply(images, delta)), delta)
@@ -94,7 +104,12 @@ def ascend(
             return best_of(new, old)
         return where((new.value > old.value) | (keep == "last"), new, old)
 
-    def move(delta: Delta, velocity: Delta, gradient: Delta) -> tuple[Delta, Delta]:
+    def by_optimizer(delta: Delta, state: Any, gradient: Delta) -> tuple[Delta, Any]:
+        assert rule is not None
+        update, state = jax.vmap(rule.update)(jax.tree.map(lambda g: -jnp.nan_to_num(g), gradient), state, delta)
+        return confined(threat_models.shift(threat, delta, update, size)), state
+
+    def steepest(delta: Delta, velocity: Delta, gradient: Delta) -> tuple[Delta, Delta]:
         direction = gradient = jax.tree.map(jnp.nan_to_num, gradient)
         if momentum:
             unit = jax.tree.map(lambda g: g / jnp.maximum(_sum_abs(g), 1e-30), gradient)
@@ -104,8 +119,11 @@ def ascend(
         delta = threat_models.move(threat, delta, direction, size, free)
         return confined(delta), velocity
 
+    zeros = space.zeros(images)
+    move, carried = (steepest, zeros) if rule is None else (by_optimizer, jax.vmap(rule.init)(zeros))
+
     def run(restart: Array, best: Point) -> Point:
-        delta = space.zeros(images)
+        delta = zeros
         run_keys = _fold(keys, restart)
         if random_start:
             delta = confined(threat_models.random_delta(threat, run_keys, images))
@@ -116,15 +134,14 @@ def ascend(
             point = scored(delta)[1]
             return estimate(lambda at: scored(at)[1].value, delta, _fold(run_keys, step + 1)), point
 
-        def body(step: Array, carry: tuple[Delta, Delta, Point]) -> tuple[Delta, Delta, Point]:
-            delta, velocity, best = carry
+        def body(step: Array, carry: tuple[Delta, Any, Point]) -> tuple[Delta, Any, Point]:
+            delta, state, best = carry
             gradient, point = slope(delta, step)
-            return *move(delta, velocity, gradient), better(point, best)
+            return *move(delta, state, gradient), better(point, best)
 
-        delta, _, best = jax.lax.fori_loop(0, steps, body, (delta, space.zeros(images), best))
+        delta, _, best = jax.lax.fori_loop(0, steps, body, (delta, carried, best))
         return better(scored(delta)[1], best)
 
-    zeros = space.zeros(images)
     if keep == "best":
         best = scored(zeros)[1]
     else:
@@ -139,6 +156,19 @@ def _fold(keys: Key[Array, " b"], data: Array) -> Key[Array, " b"]:
 
 def _sum_abs(x: Array) -> Array:
     return jnp.abs(x).sum(tuple(range(1, x.ndim)), keepdims=True)
+
+
+def _optimizer(optimizer: Any, momentum: float) -> optax.GradientTransformation | None:
+    """That of learning rate 1, or None for steepest ascent; raises ValueError for an unknown name, or momentum too."""
+    if optimizer is None:
+        return None
+    if momentum:
+        raise ValueError(f"momentum={momentum} is of steepest ascent: give optimizer={optimizer!r} its own.")
+    if isinstance(optimizer, str):
+        choose("optimizer", optimizer, OPTIMIZERS)
+        optimizer = OPTIMIZERS[optimizer]
+    rule: optax.GradientTransformation = optimizer(1.0)
+    return rule
 
 
 def check_step_size(space: Perturbation, step_size: Any) -> None:

@@ -43,6 +43,7 @@ def pgd(
     restarts: int = 1,
     loss: LossFn = losses.cross_entropy,
     momentum: float = 0.0,
+    optimizer: Any = None,
     targeted: bool = False,
     random_start: bool = True,
     keep: str = "best",
@@ -52,7 +53,7 @@ def pgd(
     ``δ <- Π_ball(δ + step_size * argmax_{‖u‖ <= 1} <∂loss/∂δ, u>)``: the sign for linf, the normalised gradient
     for l2 (Madry et al. 2018); for l1 the best coordinates, each as far as the box [0, 1] lets it. Coordinates that
     the box holds back are left out. With momentum μ the direction is taken from ``v <- μ v + g / ‖g‖₁`` (Dong et
-    al. 2018).
+    al. 2018). With an optimizer ``δ <- Π_ball(δ + step_size * u)``, u its step uphill at a learning rate of 1.
     Each run costs ``steps`` gradients and one forward pass, and keep="best" one forward pass more.
 
     Args:
@@ -66,6 +67,8 @@ def pgd(
       restarts: runs from different random starts.
       loss: ``(logits, labels) -> [B]``, maximised (targeted: minimised).
       momentum: 0 is none.
+      optimizer: instead of steepest ascent one of optax's, ``learning_rate -> GradientTransformation``, such as
+        ``optax.adam`` or ``partial(optax.sgd, momentum=0.9)``, or its name ("adam", see `ascent.OPTIMIZERS`).
       targeted: whether labels are targets.
       random_start: from a random point of the ball, else from δ = 0.
       keep: "best": by (misclassified, then loss), over all iterates and δ = 0; "highest_loss": over all iterates;
@@ -84,7 +87,7 @@ def pgd(
 
     found = ascend(
         score, images, threat, key=key, steps=steps, step_size=step_size, restarts=restarts, momentum=momentum,
-        random_start=random_start, keep=keep,
+        optimizer=optimizer, random_start=random_start, keep=keep,
     )  # fmt: skip
     return AttackResult(found.images, found.delta, found.success)
 

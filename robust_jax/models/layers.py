@@ -239,8 +239,8 @@ def _correlate_impl(x: Array, g: Array, *, padding: Padding) -> Array:
         kernel = patches(x).T @ g.reshape(-1, features)
     else:  # a sum over parts of the batch that stay in the cache
         together = max(n for n in range(1, len(g) + 1) if len(g) % n == 0 and (n == 1 or n * height * width <= _ROWS))
-        parts = tuple(v.reshape(-1, together, *v.shape[1:]) for v in (x, g))
-        kernel = lax.scan(add, jnp.zeros((features, patch), g.dtype), parts)[0].T
+        x, g = (v.reshape(-1, together, *v.shape[1:]) for v in (x, g))
+        kernel = lax.scan(add, jnp.zeros((features, patch), g.dtype), (x, g))[0].T
     return kernel.reshape(kh, kw, channels, features)
 
 

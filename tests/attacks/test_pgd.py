@@ -22,7 +22,8 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 KEY = jax.random.key(0)
 SHAPE = (6, 4, 4, 2)
-STATIC = ("steps", "restarts", "loss", "momentum", "targeted", "random_start", "keep")
+STATIC = ("steps", "restarts", "loss", "momentum", "optimizer", "targeted", "random_start", "keep")
+HEAVY_BALL = partial(optax.sgd, momentum=0.5)
 # Small programs, run a few times: compile the cheapest way.
 attack = jax.jit(pgd, static_argnames=STATIC, compiler_options={"xla_cpu_use_fusion_emitters": False})
 margin, cross_entropy = jax.jit(losses.margin), jax.jit(losses.cross_entropy)
@@ -282,6 +283,47 @@ def test_last_iterate_follows_an_independent_implementation(momentum):
     np.testing.assert_allclose(result.images.reshape(6, -1), expected, atol=1e-5)
 
 
+def test_the_step_of_an_optimizer_follows_an_independent_implementation():
+    model, images, labels = linear(3), sample("box"), jnp.array([0, 1, 2, 0, 1, 2])
+    w = np.asarray(model.weights, np.float64)
+    x0 = np.asarray(images, np.float64).reshape(len(images), -1)
+    delta, velocity = np.zeros_like(x0), 0.0
+    for _ in range(6):
+        z = (x0 + delta) @ w + np.asarray(model.bias, np.float64)
+        p = np.exp(z - z.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        velocity = 0.5 * velocity + (p - np.eye(3)[labels]) @ w.T
+        delta = delta + 0.1 * velocity
+        delta *= np.minimum(1, 0.6 / np.linalg.norm(delta, axis=1, keepdims=True))
+        delta = np.clip(x0 + delta, 0, 1) - x0
+    result = attack(model, images, labels, ThreatModel("additive", "l2", 0.6), key=KEY, steps=6, step_size=0.1,
+                    optimizer=HEAVY_BALL, random_start=False, keep="last")  # fmt: skip
+    np.testing.assert_allclose(result.delta.reshape(6, -1), delta, atol=1e-5)
+
+
+def test_adam_reaches_the_corner_of_the_ball_of_every_example_by_itself():
+    model, images = linear(), sample("inside")
+    labels, threat = labels_of(model, images), ThreatModel("additive", "linf", 0.1)
+    options = dict(key=KEY, loss=losses.margin, optimizer="adam", random_start=False)
+    result = attack(model, images, labels, threat, **options)
+    check_result(model, result, images, threat, labels)
+    best = 0.1 * np.abs(margin_direction(model, labels)).sum(1)
+    gain = margin(model(result.images), labels) - margin(model(images), labels)
+    np.testing.assert_allclose(gain, best, rtol=1e-3)
+    alone = attack(model, images[:1], labels[:1], threat, **options)
+    np.testing.assert_allclose(alone.delta, result.delta[:1], atol=1e-6)
+
+
+def test_an_optimizer_moves_every_part_of_a_composition_in_its_units():
+    model, images = net(), sample("inside")
+    labels = model(images).argmax(-1)
+    threat = ThreatModel(("flow", "additive"), "linf", (0.3, 0.02))
+    result = attack(model, images, labels, threat, key=KEY, steps=4, optimizer="adam", random_start=False, keep="last")
+    check_result(model, result, images, threat, labels)
+    for delta, radius in zip(result.delta, (0.3, 0.02), strict=True):
+        assert jnp.abs(delta).max() == pytest.approx(radius, rel=1e-4)
+
+
 def test_what_is_kept():
     model, images = net(), sample("box")
     labels = model(images).argmax(-1)
@@ -405,6 +447,8 @@ def test_fgsm_is_one_full_step():
         (dict(restarts=0), "restarts=0"),
         (dict(restarts=2, random_start=False), "random_start"),
         (dict(restarts=2, keep="last"), "last"),
+        (dict(optimizer="adm"), "'adm' is unknown.*'adam'"),
+        (dict(optimizer="adam", momentum=0.9), "momentum=0.9.*its own"),
         (dict(images=jnp.full(SHAPE, 1.5)), r"\[0, 1\].*1.5"),
         (dict(images=jnp.zeros(SHAPE[1:])), r"\[B, H, W, C\]"),
         (dict(labels=jnp.full(6, 2)), "2 classes"),
