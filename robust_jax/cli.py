@@ -63,7 +63,7 @@ def overridden(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
     Raises:
       ValueError: an unknown key, with all valid ones; a value of the wrong type; what `complete` raises.
     """
-    accepted = []
+    config, accepted = complete(config), []  # first too: a workdir of an earlier version lacks the newest options
     for argument in arguments:
         match = OVERRIDE.fullmatch(argument)
         assert match

@@ -38,7 +38,7 @@ SPLITS = ("test", "validation", "train")
 KINDS: dict[str, tuple[Mapping[str, Any], dict[str, Any]]] = {
     "points": (POINTS, {}),
     "terms": (TERMS, {"at": "clean", "weight": 1.0}),
-    "attacks": (attacks.ATTACKS, {"perturbation": None, "norm": "linf", "radius": None, "curve": ()}),
+    "attacks": (attacks.ATTACKS, {"perturbation": None, "norm": "linf", "radius": None, "curve": (), "source": ""}),
 }
 
 # Options of points, terms and attacks that are one of a few names.

@@ -35,7 +35,8 @@ from robust_jax.attacks import ATTACKS
 from robust_jax.attacks.costs import cost
 from robust_jax.checks import check_options, choose
 from robust_jax.config import SPLITS, check_untargeted, number
-from robust_jax.robustness import Attack, robustness
+from robust_jax.records import Attack, Source
+from robust_jax.robustness import robustness
 from robust_jax.summary import summarise
 from robust_jax.threat_models import ThreatModel
 
@@ -96,7 +97,7 @@ def evaluate(
         configs.append(config)
         settings = dict(config.evaluation) | {name: v for name, v in given.items() if v is not None}
         chosen = {
-            name: spec if isinstance(spec, Attack) else attack_from(name, spec)
+            name: spec if isinstance(spec, Attack) else attack_from(name, spec, data_dir)
             for name, spec in (config.attacks if attacks is None else attacks).items()
         }
         source = getattr(dataset, settings["split"])
@@ -149,24 +150,31 @@ def evaluate(
     return reports
 
 
-def attack_from(name: str, spec: Mapping[str, Any]) -> Attack:
-    """An `Attack` from its form in a config: kind, perturbation, norm, radius, curve, and options.
+def attack_from(name: str, spec: Mapping[str, Any], data_dir: str | None = None) -> Attack:
+    """An `Attack` from its form in a config: kind, perturbation, norm, radius, curve, source, and options.
+
+    ``source`` is the workdir of another model, whose best checkpoint is attacked instead of the model evaluated, which
+    then sees these images: a transfer attack. ``data_dir``: where its dataset is prepared, if not where it says.
 
     Raises:
-      ValueError: an unknown kind, loss or option, or no radius; the valid choices are listed.
+      ValueError: an unknown kind, loss or option, no radius, or a source that is no workdir; valid choices are listed.
     """
     spec = {k: number(tuple(v) if isinstance(v, list) else v) for k, v in spec.items()}
     check_untargeted(f"attacks.{name}", spec)
-    check_options(f"attacks.{name}", spec, ATTACKS, ("perturbation", "norm", "radius", "curve"))
+    check_options(f"attacks.{name}", spec, ATTACKS, ("perturbation", "norm", "radius", "curve", "source"))
     if missing := sorted({"perturbation", "radius"} - set(spec)):
         raise ValueError(f"attacks.{name} lacks {missing}")
     function = ATTACKS[spec.pop("kind")]
     threat = ThreatModel(spec.pop("perturbation"), spec.pop("norm", "linf"), spec.pop("radius"))
-    curve = spec.pop("curve", ())
+    curve, workdir = spec.pop("curve", ()), spec.pop("source", "")
     if isinstance(spec.get("loss"), str):
         choose(f"attacks.{name}.loss", spec["loss"], losses.LOSSES)
         spec["loss"] = losses.LOSSES[spec["loss"]]
-    return Attack(function, threat, spec, curve)
+    source = None
+    if workdir:
+        _, model, variables, _, _ = experiment.restore(Path(workdir), "best", data_dir)
+        source = Source(str(workdir), parallel.everywhere(models.bind(model, variables)))
+    return Attack(function, threat, spec, curve, source)
 
 
 def versions() -> dict[str, str]:

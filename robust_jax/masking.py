@@ -12,7 +12,7 @@ Each sign is a warning ``"NAME: what was seen"``:
     huge_radius        additive PGD fails within the whole box
     one_step           FGSM breaks more than an iterative attack
     more_steps         twice the steps break more
-    black_box          an attack without gradients breaks more than all with
+    black_box          an attack without gradients of the model breaks more than all with
 
 after the lists of Athalye et al. (2018, section 3.1), Carlini et al. (2019, section 5) and AutoAttack's own checks. Two
 attacks are compared on the same examples, by McNemar's test: a lead within two standard deviations is noise. No sign
@@ -35,7 +35,8 @@ from robust_jax.perturbations import Images
 from robust_jax.robustness import Attack, Outcome, PerExample, robustness
 from robust_jax.threat_models import ThreatModel
 
-BLACK_BOX = ("gaussian_noise", "grid", "nes", "pointwise", "random_search", "spsa", "square", "uniform_noise")
+TRANSFER = "transfer"  # any attack on another model
+BLACK_BOX = ("gaussian_noise", "grid", "nes", "pointwise", "random_search", "spsa", "square", "uniform_noise", TRANSFER)
 ASCENTS = ("apgd", "apgd_dlr", "pgd")
 WHITE_BOX = (*ASCENTS, "apgd_targeted", "carlini_wagner", "fab", "fab_targeted")  # not those that stop at the first try
 
@@ -77,8 +78,8 @@ def compare(measured: PerExample) -> list[str]:
 
 def _black_box(name: str, n: int, white: str) -> str:
     return (
-        f"black_box: {name}, without gradients, breaks {n} images more than {white}: gradients are masked, or "
-        f"{white} too weak (another loss or more steps may tell)"
+        f"black_box: {name}, without gradients of the model, breaks {n} images more than {white}: gradients are "
+        f"masked, or {white} too weak (another loss or more steps may tell)"
     )
 
 
@@ -98,7 +99,7 @@ def _many(threat: ThreatModel) -> bool:
 
 
 def _kind(outcome: Outcome) -> str:
-    return outcome.attack.all_settings()["attack"]
+    return TRANSFER if outcome.attack.source else outcome.attack.all_settings()["attack"]
 
 
 def probe(

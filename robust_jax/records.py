@@ -5,12 +5,19 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from robust_jax.threat_models import ThreatModel
+
+
+class Source(NamedTuple):
+    """Another model, whose adversarial images are tried on the one evaluated: its name in reports, and its logits."""
+
+    name: str
+    logits_fn: Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +31,7 @@ class Attack:
       threat: the ball. Its radius is traced, so that all radii of a curve share one compilation.
       settings: keyword arguments of `function`, hashable. A `step_size` scales with the radius.
       curve: multiples of the radius to measure the accuracy at, besides 1; 0 is the clean accuracy.
+      source: the model that is attacked, where it is not the one evaluated: a transfer attack.
 
     Raises:
       ValueError: a multiple that is negative or not finite.
@@ -33,6 +41,7 @@ class Attack:
     threat: ThreatModel
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     curve: Sequence[float] = ()
+    source: Source | None = None
 
     def __post_init__(self) -> None:
         if any(not np.isfinite(m) or m < 0 for m in self.curve):
@@ -46,7 +55,8 @@ class Attack:
         """The settings with the function's defaults filled in: what really ran, for the report."""
         parameters = inspect.signature(self.function).parameters.values()
         named = {p.name: p.default for p in parameters if p.default is not p.empty}
-        return {"attack": getattr(self.function, "__name__", "attack")} | named | dict(self.settings)
+        source = {"source": self.source.name} if self.source else {}
+        return {"attack": getattr(self.function, "__name__", "attack")} | source | named | dict(self.settings)
 
 
 @dataclasses.dataclass

@@ -159,9 +159,10 @@ def _threat(attack: Mapping[str, Any]) -> str:
 
 
 def _effort(attack: Mapping[str, Any]) -> str:
-    """How hard the attack tried, "pgd, 20 steps × 3 restarts"."""
+    """How hard the attack tried, "pgd, 20 steps × 3 restarts", and on which other model."""
     settings = attack["settings"]
     steps = f", {settings['steps']} steps" if "steps" in settings else ""
     restarts = f" × {settings['restarts']} restarts" if settings.get("restarts", 1) != 1 else ""
+    source = f", made on {settings['source']}" if "source" in settings else ""
     left = ", on what was left" if attack.get("after") else ""
-    return f"{settings['attack']}{steps}{restarts}{left}"
+    return f"{settings['attack']}{steps}{restarts}{source}{left}"

@@ -19,6 +19,7 @@ import numpy as np
 
 from robust_jax.attacks import ATTACKS
 from robust_jax.losses import LOSSES
+from robust_jax.models import BoundModel
 from robust_jax.perturbations import PERTURBATIONS
 from robust_jax.reporting import replace
 from robust_jax.robustness import Attack, Outcome
@@ -39,16 +40,14 @@ def fingerprints(attacks: Mapping[str, Attack], variables: Any, rest: Any, in_tu
       rest: anything else that outcomes depend on.
       in_turn: whether an outcome depends on the attacks before it.
     """
-    weights = 0
-    for leaf in jax.tree.leaves(variables):
-        weights = zlib.crc32(np.asarray(leaf).tobytes(), weights)
     code = max(file.stat().st_mtime_ns for file in Path(__file__).parent.rglob("*.py"))
-    common: list[Any] = [weights, code, plain(rest)]
+    common: list[Any] = [_checksum(variables), code, plain(rest)]
     prints: dict[str, str] = {}
     for name, attack in attacks.items():
         if _ours(attack):
             threat = attack.threat.perturbation.name, attack.threat.norm, attack.threat.radius
             told = plain((name, threat, attack.all_settings(), attack.curve))
+            told += [_checksum(attack.source.logits_fn)] if attack.source else []
             prints[name] = hashlib.sha256(json.dumps([common, told]).encode()).hexdigest()[:32]
         if in_turn and name not in prints:
             break
@@ -57,9 +56,18 @@ def fingerprints(attacks: Mapping[str, Attack], variables: Any, rest: Any, in_tu
     return prints
 
 
+def _checksum(weights: Any) -> int:
+    checksum = 0
+    for leaf in jax.tree.leaves(weights):
+        checksum = zlib.crc32(np.asarray(leaf).tobytes(), checksum)
+    return checksum
+
+
 def _ours(attack: Attack) -> bool:
     functions = [attack.function, *(v for v in attack.settings.values() if callable(v))]
     parts = attack.threat.perturbation.parts or (attack.threat.perturbation,)
+    if attack.source and not isinstance(attack.source.logits_fn, BoundModel):
+        return False
     return all(f in (*ATTACKS.values(), *LOSSES.values()) for f in functions) and all(
         PERTURBATIONS.get(part.name) is part for part in parts
     )

@@ -122,10 +122,11 @@ def _outcome(
     found: dict[float, list[Rows]] = {m: [] for m in attack.multiples()}
     sample: dict[str, Any] = {}
     seconds, size, left = 0.0, None, measured.prediction[seen]
+    source = model if attack.source is None else as_pytree(attack.source.logits_fn)
 
     def run(multiple: float, before: np.ndarray, part: Batch) -> Rows:
         on = place(part)
-        images, delta, new = _attacked(model, on["image"], on["label"], on["id"], key, multiple, attack)
+        images, delta, new = _attacked(model, source, on["image"], on["label"], on["id"], key, multiple, attack)
         rows = _host(new, part["mask"])
         if multiple == 1 and not sample and len(rows["loss"]):
             sample.update(_sample(part, images, delta, before, rows["prediction"]))
@@ -177,6 +178,7 @@ def _predict(logits: Array) -> Array:
 
 def _attacked(
     model: Any,
+    source: Any,
     images: Array,
     labels: Array,
     ids: Array,
@@ -191,13 +193,13 @@ def _attacked(
     traced = {"threat": scale(attack.threat)}
     if settings.get("step_size") is not None:
         traced["step_size"] = scale(settings.pop("step_size"))
-    return _run(model, images, labels, ids, key, traced, attack.function, tuple(settings.items()))
+    return _run(model, source, images, labels, ids, key, traced, attack.function, tuple(settings.items()))
 
 
-@partial(jax.jit, static_argnums=(6, 7))
-def _run(model, images, labels, ids, key, traced, function, settings):
+@partial(jax.jit, static_argnums=(7, 8))
+def _run(model, source, images, labels, ids, key, traced, function, settings):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
-    result = function(model, images, labels, key=keys, **traced, **dict(settings))
+    result = function(source, images, labels, key=keys, **traced, **dict(settings))
     threat, logits = traced["threat"], model(result.images)
     said = jnp.clip(threat.perturbation.apply(images, result.delta), 0, 1)
     found = {

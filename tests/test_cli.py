@@ -60,7 +60,7 @@ OTHER = {
     "other": "adv", "reference": "adv", "gradient": "l1",
     "curve": "(0,2)",
     "loss": "margin", "keep": "last", "batch_norm": "train", "method": "directional", "step_size": "1/100",
-    "search": "deepfool", "version": "plus", "rule": "en", "rho": "0.5",
+    "search": "deepfool", "version": "plus", "rule": "en", "rho": "0.5", "optimizer": "adam", "source": "runs/other",
     "points": "(3,1,1)",
 }  # fmt: skip
 

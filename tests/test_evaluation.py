@@ -1,19 +1,21 @@
 """The program level: work directories in, JSON, arrays, pictures and a table out."""
 
+import dataclasses
 import json
 import sys
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robust_jax import data, experiment, resuming
+from robust_jax import data, experiment, models, resuming
 from robust_jax.attacks import pgd
 from robust_jax.config import base
 from robust_jax.evaluation import attack_from, evaluate
 from robust_jax.losses import margin
-from robust_jax.robustness import Attack
+from robust_jax.records import Attack, Source
 from robust_jax.summary import wilson_interval
 from robust_jax.threat_models import ThreatModel
 
@@ -218,6 +220,23 @@ def test_attacks_given_replace_the_configs(workdirs):
     assert report["attacks"]["data"]["curve"]["radius"] == [[5, 0.5, 0.5], [10, 1, 1]]
     for name in ("adversarial_mine_1", "adversarial_data", "robustness_data"):
         assert (workdirs[1] / f"{name}.png").exists()
+
+
+def test_a_transfer_attack_is_a_row_of_the_evaluation_and_part_of_what_it_resumes(workdirs, capsys, trained):
+    smooth, steep = workdirs
+    spec = dict(kind="pgd", perturbation="additive", norm="linf", radius=0.05, steps=5)
+    transfer = spec | {"source": str(steep)}
+    found = evaluate(smooth, {"own": spec, "transfer": transfer}, progress=False)[str(smooth)]["attacks"]
+    assert found["own"]["accuracy"] < found["transfer"]["accuracy"]
+    assert found["transfer"]["settings"]["source"] == str(steep)
+    assert "made on" in capsys.readouterr().out
+    one = attack_from("transfer", transfer)
+    variables = jax.tree.map(lambda w: 2 * w, one.source.logits_fn.variables)
+    retrained = dataclasses.replace(one, source=Source(one.source.name, models.bind(Linear(), variables)))
+    prints = [resuming.fingerprints({"a": a}, trained["smooth"][0], [], False)["a"] for a in (one, retrained)]
+    assert prints[0] != prints[1]
+    closure = dataclasses.replace(one, source=Source("closure", lambda x: x.sum((1, 2))))
+    assert not resuming.fingerprints({"a": closure}, trained["smooth"][0], [], False)
 
 
 def test_attack_from_a_config():

@@ -1,5 +1,6 @@
 """Per-example accounting, on models whose robust accuracy is known in closed form."""
 
+import dataclasses
 import sys
 from functools import partial
 from types import SimpleNamespace
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 from robust_jax.attacks import pgd
-from robust_jax.robustness import Attack, robustness
+from robust_jax.records import Attack, Source
+from robust_jax.robustness import robustness
 from robust_jax.summary import summarise
 from robust_jax.threat_models import ThreatModel
 
@@ -30,6 +32,7 @@ def linear(weights, images):
 
 
 MODEL = jax.tree_util.Partial(linear, jnp.asarray(WEIGHTS))
+MODEL_CORRECT = MARGINS.argmax(1) == LABELS
 
 
 def cut(size, images=IMAGES, labels=LABELS):
@@ -77,6 +80,21 @@ def test_linear_model_has_the_robust_accuracy_of_the_closed_form():
     np.testing.assert_array_equal(measured.id, np.arange(N))
     assert outcome.size.max() <= 1.0001 and outcome.excess.max() < 1e-6
     assert summarise(measured)["warnings"] == []
+
+
+def test_a_transfer_attack_is_made_on_its_source_and_scored_on_the_model():
+    other = jax.tree_util.Partial(linear, MODEL.args[0] + RNG.normal(size=WEIGHTS.shape).astype(np.float32))
+    options = dict(key=jax.random.key(0))
+    run = lambda model, attack: robustness(model, cut(32), {"a": attack}, **options).attacks["a"]  # noqa: E731
+    attack = dataclasses.replace(margin_attack(0.08), curve=())
+    own, there = run(MODEL, attack), run(other, attack)
+    moved = run(MODEL, dataclasses.replace(attack, source=Source("other", other)))
+    np.testing.assert_array_equal(moved.sample["adversarial"], there.sample["adversarial"])
+    logits = MODEL(moved.sample["adversarial"])
+    np.testing.assert_array_equal(moved.sample["adversarial_predictions"], logits.argmax(-1))
+    assert (~MODEL_CORRECT).sum() < moved.broken.sum() < own.broken.sum()
+    assert not (moved.broken & ~own.broken).any()  # the white box finds all that is there, see above
+    assert moved.attack.all_settings()["source"] == "other"
 
 
 def random_point(logits_fn, images, labels, threat, *, key):
@@ -250,11 +268,11 @@ def test_numbers_do_not_depend_on_the_memory(monkeypatch):
     attacked, clean, sizes = module._attacked, module._clean, []
 
     def small(original):
-        def run(model, images, *rest):
-            sizes.append(len(images))
-            if len(images) > 10:
+        def run(*given):
+            sizes.append(next(len(a) for a in given if np.ndim(a) == 4))
+            if sizes[-1] > 10:
                 raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
-            return original(model, images, *rest)
+            return original(*given)
 
         return run
 
