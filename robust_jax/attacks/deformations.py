@@ -52,7 +52,7 @@ def stadv(
     *,
     key: Key[Array, "..."],
     steps: int = 60,
-    smoothness: float = 0.05,
+    smoothness: float = 0.01,
     confidence: float = 0.0,
     start: float = 0.01,
     targeted: bool = False,
@@ -72,7 +72,8 @@ def stadv(
       threat: "flow", or another perturbation with δ ``[B, H, W, V]``; norm and radius.
       key: one key, or one an image ``[B]``, of the start.
       steps: of L-BFGS.
-      smoothness: the paper's τ, in logits a pixel of flow.
+      smoothness: the paper's τ, in logits a pixel of flow. It has 0.05, with which a little trained SmallCNN on MNIST
+        was fooled in half of the images only, with 0.01 in all, by flows 5% longer.
       confidence: the paper's κ, in logits: by how much the label is to be beaten.
       start: standard deviation of the first flow, in units of δ. At 0 exactly bilinear sampling has a kink.
       targeted: whether labels are targets.
