@@ -1,8 +1,9 @@
-# make demo: train standard and FGR on the bundled digits, attack both, draw the pictures. make test: all checks.
+# make demo: train standard and FGR on the bundled digits, attack both, draw the pictures. make test: all checks but
+# the slowest tests, which make test-all runs too.
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test clean
+.PHONY: demo test test-all clean
 
 demo: .venv/installed
 	$(BIN)/python train.py --config=configs/digits_standard.py --workdir=runs/digits_standard
@@ -13,7 +14,10 @@ test: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest --numprocesses=2 --dist=worksteal --durations=15
+	$(BIN)/pytest --numprocesses=2 --dist=worksteal --durations=15 -m "not slow"
+
+test-all: .venv/installed-test
+	$(BIN)/pytest --numprocesses=2 --dist=worksteal
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -32,6 +32,7 @@ def test_the_table_of_attacks_is_that_of_the_code():
         assert (gradients == "no") == cost.removeprefix("≤ ").startswith("0 /"), name
 
 
+@pytest.mark.slow
 def test_the_python_of_the_page_runs():
     weights = jnp.asarray(np.random.default_rng(0).normal(size=(64, 10)), jnp.float32)
     images = jax.random.uniform(jax.random.key(0), (8, 8, 8, 1))

@@ -60,6 +60,7 @@ def measure(model, attacks=ATTACKS):
     return robustness(model, [{"image": FEW, "label": THEIRS, "id": ids}], attacks, key=KEY)
 
 
+@pytest.mark.slow
 def test_honest_models_show_no_sign(trained):
     accuracy = []
     for model in trained:

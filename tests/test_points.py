@@ -141,6 +141,7 @@ def test_one_universal_delta_climbs_the_mean_loss_and_is_remembered(images):
     np.testing.assert_allclose(np.asarray(memory["all"])[clear], 0.1 * np.sign(gradient)[clear], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target, search, space", [(-1, "sign_gradient", "flow"), (2, "deepfool", "additive")])
 def test_rat_warps_towards_other_classes_and_makes_its_deltas_anew(target, search, space, images):
     spec = dict(kind="targeted_universal", perturbation=space, radius=0.5, examples=3, refresh=2, epochs=5)

@@ -85,6 +85,7 @@ def uninterrupted(folder):
     return workdir, out, err
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_bits(uninterrupted, folder):
     whole, out, _ = uninterrupted
     workdir = folder / "killed"
@@ -158,6 +159,7 @@ def free_port():
         return s.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_two_hosts_of_two_devices_end_where_one_host_does(folder):
     short = ["--config.epochs=1", "--config.eval_every_epochs=0.5"]
     address = f"127.0.0.1:{free_port()}"

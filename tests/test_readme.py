@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import jax.numpy as jnp
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -16,6 +17,7 @@ def run_python(name, namespace):
     return len(blocks)
 
 
+@pytest.mark.slow
 def test_the_readme_runs(tmp_path):
     namespace = {"workdir": tmp_path / "run"}
     assert run_python("README.md", namespace) == 2

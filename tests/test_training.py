@@ -165,6 +165,7 @@ def test_the_best_checkpoint_is_that_of_select_by(select_by, best, tmp_path, mon
     assert int(states["best"][1]["step"]) == best
 
 
+@pytest.mark.slow
 def test_selection_under_attack_measures_that_attack(tmp_path):
     import robust_jax as rj
 
@@ -265,6 +266,7 @@ def test_adversarial_weights_step_along_the_gradient_uphill():
     jax.tree.map(close, after.params, jax.tree.map(lambda p, g: p - 0.2 * g, before.params, gradient(there)))
 
 
+@pytest.mark.slow
 def test_what_a_point_remembers_is_carried_saved_and_resumed(tmp_path, monkeypatch):
     universal = dict(kind="universal", perturbation="additive", radius=0.1, step_size=0.02)
     changes = dict(points__all=universal, terms__ce=dict(kind="cross_entropy", at="all"))

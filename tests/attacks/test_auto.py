@@ -59,6 +59,7 @@ def test_breaks_exactly_what_can_be_broken(version, classes):
     assert not none.success.any() and not none.delta.any()
 
 
+@pytest.mark.slow
 def test_what_is_left_alone_or_left_out_is_the_same():
     model, images, threat = net(), sample(), ThreatModel("additive", "l2", 0.4)
     labels = model(images).argmax(-1).at[0].add(1) % 3
@@ -77,6 +78,7 @@ def test_what_is_left_alone_or_left_out_is_the_same():
     np.testing.assert_allclose(result.images[broken], first.images[broken], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_model_that_gives_nan_or_is_saturated():
     images, threat = sample(), ThreatModel("additive", "l1", 2.0)
     labels = net()(images).argmax(-1)

@@ -191,6 +191,7 @@ def test_an_image_counts_up_to_the_clip():
     assert 0.03 < clipped[0] < 0.1 and clipped[1] > 0.15
 
 
+@pytest.mark.slow
 def test_constant_spoilt_models_and_radius_zero_give_no_change():
     images, labels = sample(), jnp.asarray([0, 1] * 5)
     constant = lambda x: jnp.tile(jnp.array([1.0, 0.0]), (len(x), 1)) + 0 * x[:, 0, 0, :1]  # noqa: E731
