@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import flags
+from timing import flops
 
 from robust_jax import cli, gradients, losses, models
 
@@ -43,23 +44,17 @@ def kept(loss: Callable[[Any, Any], jax.Array], shapes: Any) -> float:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward)) / 2**30
 
 
-def flops(function: Callable[..., Any], shapes: Any) -> float:
-    """Of the program as traced."""
-    cost = jax.jit(function).lower(*shapes).cost_analysis()
-    return float((cost[0] if isinstance(cost, list) else cost)["flops"])
-
-
 def main(options: flags.FlagValues, _: list[str]) -> None:
     """Prints the table."""
     columns = ("step", "GiB kept", "with remat", "arithmetic, in forward passes", "with remat")
     print(f"| {' | '.join(columns)} |\n" + "|---" * len(columns) + "|", flush=True)
     for name in options.models:
         (functions, shapes), (again, _) = (losses_of(name, options.batch, remat) for remat in (False, True))
-        forward = flops(functions["plain"], shapes)
+        forward = flops(functions["plain"], *shapes)
         for step in functions:
             pair = functions[step], again[step]
             memory = [f"{kept(f, shapes):.2f}" for f in pair]
-            work = [f"{flops(jax.grad(f), shapes) / forward:.1f}" for f in pair]
+            work = [f"{flops(jax.grad(f), *shapes) / forward:.1f}" for f in pair]
             print(f"| {name} {step} | {' | '.join(memory + work)} |", flush=True)
 
 

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from flax import linen as nn
-from timing import timed
+from timing import flops, timed
 
 import robust_jax as rj
 from robust_jax import cli, losses, models, optimizers, parallel, training
@@ -127,8 +127,7 @@ def forward_flops(name: str, size: int) -> float:
     """FLOPs of the forward pass of a batch, counted in the program before XLA rewrites it."""
     model, variables = built(name, "float32")
     images = jnp.zeros((size, *image_shape(name)))
-    cost = jax.jit(lambda v, x: model.apply(v, x)).lower(variables, images).cost_analysis()
-    return float((cost[0] if isinstance(cost, list) else cost)["flops"])
+    return flops(lambda v, x: model.apply(v, x), variables, images)
 
 
 def peers(name: str, dtype: str, size: int, repeats: int) -> Iterator[tuple[str, float]]:
@@ -182,7 +181,7 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
     print(f"jax {jax.__version__}, {jax.device_count()} × {jax.devices()[0].device_kind}, batch {options.batch}, "
           f"{options.dtype}, matrix product {rate / 1e9:.0f} GFLOP/s", flush=True)  # fmt: skip
     for name in options.models:
-        flops = forward_flops(name, options.batch)
+        forward = forward_flops(name, options.batch)
         print("| step | " + " | ".join(COLUMNS) + " |\n" + "|---" * (len(COLUMNS) + 1) + "|", flush=True)
         plain = None
         for row in rows:
@@ -190,7 +189,7 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
             found[f"{name} {row}"] = figures
             seconds, work = figures["seconds"], ROWS[row][2]
             plain = plain or (seconds if row == "plain" else None)
-            achieved = work * flops / seconds
+            achieved = work * forward / seconds
             rest = (f"{work / 3:.2f}", f"{achieved / 1e9:.1f}", f"{achieved / rate:.0%}", f"{figures['MiB']:.0f}",
                     f"{figures['compile']:.1f}")  # fmt: skip
             print(line(f"{name} {row}", seconds, options.batch, plain, *rest), flush=True)

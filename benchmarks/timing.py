@@ -1,4 +1,4 @@
-"""How the benchmarks time: a first call apart, then the median of some more."""
+"""How the benchmarks measure: a first call apart, then the median of some more; and the FLOPs of a program."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import statistics
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
+import jax
 
 
 class Timed(NamedTuple):
@@ -24,3 +26,9 @@ def timed(run: Callable[[], Any], repeats: int) -> Timed:
         result = run()
         seconds.append(time.perf_counter() - start)
     return Timed(result, seconds[0], statistics.median(seconds[1:] or seconds))
+
+
+def flops(function: Callable[..., Any], *args: Any) -> float:
+    """Of the program as traced, before XLA rewrites it; arguments may be shapes."""
+    cost = jax.jit(function).lower(*args).cost_analysis()
+    return float((cost[0] if isinstance(cost, list) else cost)["flops"])
