@@ -84,8 +84,9 @@ def measure(column: str, given: dict[str, Any], overrides: list[str]) -> list[di
         chosen |= {"limit": given["limit"]} if given["limit"] else {}
         report = evaluation.evaluate(workdir, config.attacks, **chosen)[str(workdir)]
         if given["universal"]:
+            trained = experiment.restore(workdir)
             for space, radius in zip(("additive", "flow"), given["universal_radii"], strict=True):
-                found = universal_rates(workdir, ThreatModel(space, "linf", float(radius)), given["universal"])
+                found = universal_rates(trained, ThreatModel(space, "linf", float(radius)), given["universal"])
                 report["attacks"] |= {f"{name} {space} {radius}": {"accuracy": rate} for name, rate in found.items()}
         reports.append(report)
     jax.clear_caches()  # its programs are no other config's, and a process can map only so many
@@ -108,13 +109,13 @@ def _predicted(logits_fn, threat, images, delta):
     return logits_fn(attacks.apply_universal(threat, images, delta)).argmax(-1)
 
 
-def universal_rates(workdir: Path, threat: ThreatModel, count: int) -> dict[str, float]:
+def universal_rates(trained: experiment.Restored, threat: ThreatModel, count: int) -> dict[str, float]:
     """What one δ, made from the first ``count`` training images, does to at most 1,000 held-out ones.
 
     Towards a class: the fraction of images of other classes that become it, the mean over all classes. Untargeted:
     the accuracy that is left.
     """
-    _, model, variables, dataset, _ = experiment.restore(workdir)
+    _, model, variables, dataset, _ = trained
     logits_fn = models.bind(model, variables)
     images, labels = data.first_examples(dataset.train, count)
     held_out, truth = data.first_examples(dataset.test, min(len(dataset.test), 1000))

@@ -1,12 +1,13 @@
 """Attacks beside those of foolbox (on JAX and on PyTorch) and torchattacks, on one network with the same weights.
 
-python benchmarks/peers.py --workdir=WORKDIR [--images=1000] [--attacks=pgd,square] [--radius=0.1] [--repeats=0]
+python benchmarks/peers.py --workdir=WORKDIR [--images=1000] [--attacks=pgd,ddn] [--radius=0.1] [--repeats=0]
 
 WORKDIR is a finished run of one of the networks of torch_models.py, whose weights `models.to_torch` hands on. The
 images are the first correctly classified ones of the test split. Cells are `value (seconds)`: for attacks in a ball the
 robust accuracy in per cent, for minimal-norm attacks the median norm and the per cent of images that are misclassified,
 all judged by the model in JAX, an image outside the ball counting as unbroken. With --repeats=N seconds are the median
-of N runs after a first one, with 0 those of that one run, compilation included.
+of N runs after a first one, with 0 those of that one run, compilation included. Ours are jitted, but for AutoAttack,
+where a call outside jit goes on with the unbroken images alone.
 Needs torch, torchattacks and foolbox: pip install -e '.[bench]'.
 """
 
@@ -32,10 +33,13 @@ from torch_models import converted, tensors
 from robust_jax import attacks, cli, data, experiment, models
 from robust_jax.threat_models import ThreatModel
 
+LIBRARIES = ["robust_jax", "foolbox JAX", "foolbox PyTorch", "torchattacks"]
+
 flags.DEFINE_string("workdir", None, "A finished run.", required=True)
 flags.DEFINE_integer("images", 256, "So many correctly classified test images.")
 flags.DEFINE_integer("batch", 256, "At once.")
 flags.DEFINE_list("attacks", None, "Some of the table's rows; all unless given.")
+flags.DEFINE_list("libraries", LIBRARIES, "Some of the table's columns.")
 flags.DEFINE_float("radius", 0.1, "Of the linf ball.")
 flags.DEFINE_float("l2_radius", 1.5, "Of the l2 ball.")
 flags.DEFINE_integer("queries", 5000, "Of Square.")
@@ -58,17 +62,19 @@ class Row(NamedTuple):
 def rows(linf: float, l2: float, queries: int) -> dict[str, Row]:
     """The table's rows, options as equal as the libraries' interfaces allow."""
     fb, ta = foolbox.attacks, torchattacks
-    pgd = functools.partial(attacks.pgd, steps=40, step_size=linf / 10)
+    pgd = jax.jit(functools.partial(attacks.pgd, steps=40, step_size=linf / 10))
     search = dict(steps=100, binary_search_steps=9)
     found = {
         "pgd": Row("linf", linf, pgd, fb.LinfPGD(rel_stepsize=0.1, steps=40), lambda m: ta.PGD(m, linf, linf / 10, 40)),
         "carlini_wagner": Row(
-            "l2", None, functools.partial(attacks.carlini_wagner, **search), fb.L2CarliniWagnerAttack(**search)
+            "l2", None, jax.jit(functools.partial(attacks.carlini_wagner, **search)), fb.L2CarliniWagnerAttack(**search)
         ),
-        "ddn": Row("l2", None, attacks.ddn, fb.DDNAttack(steps=100)),
-        "ead": Row("l1", None, functools.partial(attacks.ead, **search), fb.EADAttack(**search, decision_rule="L1")),
-        "deepfool": Row("l2", None, attacks.deepfool, fb.L2DeepFoolAttack(), lambda m: ta.DeepFool(m)),
-        "deepfool linf": Row("linf", None, attacks.deepfool, fb.LinfDeepFoolAttack()),
+        "ddn": Row("l2", None, jax.jit(attacks.ddn), fb.DDNAttack(steps=100)),
+        "ead": Row(
+            "l1", None, jax.jit(functools.partial(attacks.ead, **search)), fb.EADAttack(**search, decision_rule="L1")
+        ),
+        "deepfool": Row("l2", None, jax.jit(attacks.deepfool), fb.L2DeepFoolAttack(), lambda m: ta.DeepFool(m)),
+        "deepfool linf": Row("linf", None, jax.jit(attacks.deepfool), fb.LinfDeepFoolAttack()),
     }
     for norm, name, radius in (("linf", "Linf", linf), ("l2", "L2", l2)):
         ball = dict(norm=name, eps=radius)
@@ -82,7 +88,7 @@ def rows(linf: float, l2: float, queries: int) -> dict[str, Row]:
             ),
         }
         for attack, (ours, theirs) in made.items():
-            found[f"{attack} {norm}"] = Row(norm, radius, ours, None, theirs)
+            found[f"{attack} {norm}"] = Row(norm, radius, jax.jit(ours), None, theirs)
         standard = [theirs for _, theirs in made.values()]
         found[f"auto_attack {norm}"] = Row(
             norm, radius, functools.partial(attacks.auto_attack, queries=queries), None,
@@ -93,12 +99,11 @@ def rows(linf: float, l2: float, queries: int) -> dict[str, Row]:
 
 def runs(row: Row, model: models.BoundModel, network: torch.nn.Module) -> Iterator[tuple[str, Run]]:
     """The row's attack in each library."""
-    jitted = jax.jit(row.ours)
 
     def ours(images, labels):
         whole = {"linf": 1.0, "l2": images[0].size ** 0.5, "l1": float(images[0].size)}
         threat = ThreatModel("additive", row.norm, row.radius or whole[row.norm])
-        return jitted(model, jnp.asarray(images), jnp.asarray(labels), threat, key=jax.random.key(0)).images
+        return row.ours(model, jnp.asarray(images), jnp.asarray(labels), threat, key=jax.random.key(0)).images
 
     yield "robust_jax", ours
     if row.foolbox is not None:
@@ -108,13 +113,13 @@ def runs(row: Row, model: models.BoundModel, network: torch.nn.Module) -> Iterat
             return row.foolbox(wrapped, jnp.asarray(images), jnp.asarray(labels), epsilons=row.radius)[1]
 
         logits_fn = jax.jit(lambda x: model(x))
-        yield "foolbox, JAX", on_jax
+        yield "foolbox JAX", on_jax
 
         def on_torch(images, labels):
             wrapped = foolbox.PyTorchModel(network, bounds=(0, 1), device="cpu")
             return turned(row.foolbox(wrapped, *tensors(images, labels), epsilons=row.radius)[1])
 
-        yield "foolbox, PyTorch", on_torch
+        yield "foolbox PyTorch", on_torch
     if row.torchattacks is not None:
         yield "torchattacks", lambda images, labels: turned(row.torchattacks(network)(*tensors(images, labels)))
 
@@ -168,8 +173,7 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
     print(f"{config.model.name}, {len(images)} images, linf {options.radius}, l2 {options.l2_radius}; largest "
           f"difference of logits {gap:.1e}; jax {jax.__version__} on {jax.devices()[0].device_kind}, torch "
           f"{torch.__version__}, {platform.machine()}", flush=True)  # fmt: skip
-    libraries = ["robust_jax", "foolbox, JAX", "foolbox, PyTorch", "torchattacks"]
-    print("| attack | " + " | ".join(libraries) + " | fastest peer / robust_jax |\n" + "|---" * 6 + "|", flush=True)
+    print("| attack | " + " | ".join(LIBRARIES) + " | fastest peer / robust_jax |\n" + "|---" * 6 + "|", flush=True)
     table = {}
     for name, row in rows(options.radius, options.l2_radius, options.queries).items():
         if options.attacks and name not in options.attacks:
@@ -177,15 +181,13 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
         found = {
             library: measure(run, row, logits_fn, images, labels, options.batch, options.repeats)
             for library, run in runs(row, bound, network)
+            if library in options.libraries
         }
         table[name] = found
-        ratio = (
-            min(f["seconds"] for library, f in found.items() if library != "robust_jax")
-            / found["robust_jax"]["seconds"]
-        )
+        peers = [f["seconds"] for library, f in found.items() if library != "robust_jax"]
+        ratio = f"{min(peers) / found['robust_jax']['seconds']:.1f}" if "robust_jax" in found and peers else ""
         print(
-            f"| {name} | " + " | ".join(cell(found.get(library)) for library in libraries) + f" | {ratio:.1f} |",
-            flush=True,
+            f"| {name} | " + " | ".join(cell(found.get(library)) for library in LIBRARIES) + f" | {ratio} |", flush=True
         )
         if options.out:
             Path(options.out).write_text(json.dumps(table, indent=1))

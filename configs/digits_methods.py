@@ -19,7 +19,8 @@ SIZES = Sizes(intensity=0.1, pixels=0.25, universal=(0.25, 0.75), rotation=(15.0
 def get_config(method: str = "standard") -> ConfigDict:
     c = digits()
     c.evaluation.batch_size = 360  # the whole test split
-    c.evaluation.checks = 0  # for so many methods: eval.py --config.evaluation.checks=64 looks at one
+    # For so many methods; eval.py --config.evaluation.checks=64 --config.evaluation.pictures=10 looks at one.
+    c.evaluation.checks = c.evaluation.pictures = 0
     c.attacks = {}
     strong = dict(kind="pgd", norm="linf", steps=20, restarts=2)
     c.attacks.additive = strong | dict(perturbation="additive", radius=SIZES.intensity)

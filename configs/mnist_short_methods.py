@@ -28,7 +28,8 @@ def get_config(method: str = "standard") -> ConfigDict:
     c.epochs = 2.0
     c.eval_every_epochs = 1.0
     c.select_limit = 1000
-    c.evaluation.checks = 0  # for so many methods: eval.py --config.evaluation.checks=64 looks at one
+    # For so many methods; eval.py --config.evaluation.checks=64 --config.evaluation.pictures=10 looks at one.
+    c.evaluation.checks = c.evaluation.pictures = 0
     c.attacks = {}
     strong = dict(kind="pgd", norm="linf", steps=20)
     c.attacks.additive = strong | dict(perturbation="additive", radius=SIZES.intensity)

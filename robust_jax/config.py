@@ -115,6 +115,7 @@ def base(dataset: str = "digits", model: str = "digits_cnn") -> ConfigDict:
                 # Each attack sees only what no attack before it has broken: the same worst case, sooner; no curves.
                 "worst_case_only": False,
                 "checks": 64,  # images tried further for signs of masked gradients; 0: none
+                "pictures": 10,  # of each attack so many examples are drawn, at most 10
             },
         },
         convert_dict=True,
@@ -191,8 +192,9 @@ def check(config: Mapping[str, Any]) -> None:
     for key in POSITIVE:
         if not config[key] > 0:
             raise ValueError(f"{key}={config[key]!r} must be above 0.")
-    if config["evaluation"]["checks"] < 0:
-        raise ValueError(f"evaluation.checks={config['evaluation']['checks']!r} must not be negative.")
+    for key in ("checks", "pictures"):
+        if config["evaluation"][key] < 0:
+            raise ValueError(f"evaluation.{key}={config['evaluation'][key]!r} must not be negative.")
     for key in ("seed", "select_limit", "checkpoint_every_steps"):
         if config[key] < 0:
             raise ValueError(f"{key}={config[key]!r} must not be negative.")

@@ -53,6 +53,7 @@ def evaluate(
     data_dir: str | None = None,
     worst_case_only: bool | None = None,
     checks: int | None = None,
+    pictures: int | None = None,
     progress: bool = True,
 ) -> dict[str, dict[str, Any]]:
     """Clean and attacked accuracy of trained work directories, on screen and in their folders.
@@ -74,6 +75,7 @@ def evaluate(
         default: the config's. Its accuracy is then under all of them so far; ``seen`` and ``after`` say so.
       checks: so many images are tried further for signs of masked gradients, see
         `robust_jax.masking.probe`; 0: none. Default: the config's.
+      pictures: so many examples of each attack are drawn, at most 10; 0: none. Default: the config's.
       progress: whether to show a bar, if this is a terminal.
 
     Returns:
@@ -86,10 +88,11 @@ def evaluate(
     if not folders:
         raise ValueError("evaluate got no workdir: give at least one folder that train.py wrote")
     choose("split", split or "test", SPLITS)
-    if (limit or 0) < 0 or (batch_size is not None and batch_size < 1) or (checks or 0) < 0:
-        raise ValueError(f"limit={limit}, batch_size={batch_size}, checks={checks}: at least 0 (all), 1 and 0 (none).")
+    if min(limit or 0, checks or 0, pictures or 0) < 0 or (batch_size is not None and batch_size < 1):
+        given_ = f"limit={limit}, checks={checks}, pictures={pictures}, batch_size={batch_size}"
+        raise ValueError(f"{given_}: at least 0 (all), 0 (none), 0 (none) and 1.")
     given = {"split": split, "limit": limit, "batch_size": batch_size}
-    given |= {"worst_case_only": worst_case_only, "checks": checks}
+    given |= {"worst_case_only": worst_case_only, "checks": checks, "pictures": pictures}
     reports: dict[str, dict[str, Any]] = {}
     configs = []
     for folder in folders:
@@ -140,7 +143,7 @@ def evaluate(
             "seed": seed_here,
         }
         if parallel.host()[0] == 0:
-            reporting.write(folder, report, measured)
+            reporting.write(folder, report, measured, settings["pictures"])
             resuming.clear(folder)
     if parallel.host()[0] == 0:
         reporting.draw_curves(reports)

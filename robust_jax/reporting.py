@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -21,16 +22,17 @@ from robust_jax.robustness import PerExample
 UNITS = {"additive": "", "flow": " px", "flow_symmetric": " px", "affine": " (°, px, px)"}
 
 
-def write(folder: Path, report: Mapping[str, Any], measured: PerExample) -> None:
-    """The files of one work directory; the JSON last, so that where it is the rest is too."""
+def write(folder: Path, report: Mapping[str, Any], measured: PerExample, drawn: int) -> None:
+    """The files of one work directory, with so many examples drawn; the JSON last: where it is the rest is too."""
     table = io.BytesIO()
     np.savez_compressed(table, **measured.arrays())  # type: ignore[arg-type]
     replace(folder / "per_example.npz", table.getvalue())
     for name, outcome in measured.attacks.items():
-        if outcome.sample and outcome.sample["clean"].shape[-1] in (1, 3):
+        if drawn and outcome.sample and outcome.sample["clean"].shape[-1] in (1, 3):
+            examples = jax.tree.map(lambda leaf: leaf[:drawn], outcome.sample)
             picture = io.BytesIO()
             title = f"{name}: {_threat(report['attacks'][name])}, {_effort(report['attacks'][name])}"
-            pictures.adversarial_grid(**outcome.sample, path=picture, title=title)
+            pictures.adversarial_grid(**examples, path=picture, title=title)
             replace(folder / _file("adversarial", name), picture.getvalue())
     text = json.dumps(report, indent=1, allow_nan=False) + "\n"
     replace(folder / "evaluation.json", text.encode())

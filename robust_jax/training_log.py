@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 
@@ -29,6 +28,8 @@ class TrainingLog:
 
     def __enter__(self) -> TrainingLog:
         if self._active:
+            from tensorboardX import SummaryWriter  # which imports PyTorch where that is installed: seconds
+
             self._file = self._path.open("a")
             self._events = SummaryWriter(str(self._path.parent), purge_step=self._start + 1)
             # On a terminal a bar; elsewhere `write` prints a line an epoch.

@@ -111,7 +111,7 @@ def test_two_workdirs_leave_everything_the_design_lists(workdirs, capsys):
 
 def test_the_numbers_do_not_depend_on_the_batch_size(workdirs):
     attacks = {"shift": dict(kind="pgd", perturbation="additive", radius=0.05, steps=5)}
-    few, many = (evaluate(workdirs[0], attacks, limit=60, batch_size=size) for size in (17, 250))
+    few, many = (evaluate(workdirs[0], attacks, limit=60, batch_size=size, pictures=0) for size in (17, 250))
     (few,), (many,) = few.values(), many.values()
     for report in (few, many):
         for attack in report["attacks"].values():
@@ -121,15 +121,15 @@ def test_the_numbers_do_not_depend_on_the_batch_size(workdirs):
 
 def test_signs_of_masked_gradients_are_among_the_warnings(workdirs, capsys):
     weak = dict(kind="pgd", perturbation="additive", radius=0.05, steps=2, step_size=0.004, random_start=False)
-    (report,) = evaluate(workdirs[1], {"weak": weak}, limit=60, checks=64).values()
+    (report,) = evaluate(workdirs[1], {"weak": weak}, limit=60, checks=64, pictures=0).values()
     assert report["checks"] == 60
     assert {w.split(":")[0] for w in report["warnings"]} == {"one_step", "more_steps", "black_box"}
     assert "Warning, steep: one_step: FGSM breaks" in capsys.readouterr().out
 
 
 def test_the_worst_case_alone(workdirs, capsys):
-    (every,) = evaluate(workdirs[1], limit=60).values()
-    (short,) = evaluate(workdirs[1], limit=60, worst_case_only=True).values()
+    (every,) = evaluate(workdirs[1], limit=60, pictures=0).values()
+    (short,) = evaluate(workdirs[1], limit=60, worst_case_only=True, pictures=0).values()
     assert short["worst_case"] == every["worst_case"] and "curve" in every["attacks"]["shift"]
     first, second = short["attacks"].values()
     assert (first["seen"], first["after"]) == (round(60 * short["clean"]["accuracy"]), [])
@@ -168,7 +168,7 @@ def test_what_was_killed_goes_on_after_the_last_attack_that_finished(workdirs, r
         "c": common | dict(steps=3, perturbation="additive", norm="l2", radius=0.1),
         "d": common | dict(steps=4, perturbation="flow", radius=0.155),
     }
-    given = dict(limit=40, worst_case_only=worst_case_only, progress=False)
+    given = dict(limit=40, worst_case_only=worst_case_only, progress=False, pictures=0)
     with pytest.raises(KeyboardInterrupt):
         evaluate(workdirs[1], attacks, **given)
     folder = workdirs[1] / "evaluation_unfinished"
@@ -196,6 +196,7 @@ def test_what_was_killed_goes_on_after_the_last_attack_that_finished(workdirs, r
         assert without_seconds(resumed)["attacks"][name] == without_seconds(whole)["attacks"][name]
     with np.load(workdirs[1] / "per_example.npz") as arrays:
         assert arrays["b/loss"].shape == (40,)
+    assert not list(workdirs[1].glob("adversarial_*.png"))
 
 
 def test_what_is_not_ours_is_not_kept(workdirs):
@@ -226,7 +227,7 @@ def test_a_transfer_attack_is_a_row_of_the_evaluation_and_part_of_what_it_resume
     smooth, steep = workdirs
     spec = dict(kind="pgd", perturbation="additive", norm="linf", radius=0.05, steps=5)
     transfer = spec | {"source": str(steep)}
-    found = evaluate(smooth, {"own": spec, "transfer": transfer}, progress=False)[str(smooth)]["attacks"]
+    found = evaluate(smooth, {"own": spec, "transfer": transfer}, progress=False, pictures=0)[str(smooth)]["attacks"]
     assert found["own"]["accuracy"] < found["transfer"]["accuracy"]
     assert found["transfer"]["settings"]["source"] == str(steep)
     assert "made on" in capsys.readouterr().out

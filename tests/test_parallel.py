@@ -58,10 +58,11 @@ CASES = {
             "all": dict(kind="universal", perturbation="flow", radius=0.3, step_size=0.1),
             "region": dict(kind="targeted_universal", perturbation="additive", radius=0.2, examples=4, epochs=2),
         },
-        {"ce": CE | {"at": "all"}, "fgr": FGR | {"at": "all"}, "region": CE | {"at": "region"}},
+        {"ce": CE | {"at": "all"}, "region": CE | {"at": "region"}},
     ),
     "unsynchronised": (Net(True), {}, {"ce": CE, "fgr": FGR}),
 }
+EIGHT_ONLY = {"synchronised_directional": "synchronised"}  # compared with that one
 
 
 def batch(count=16):
@@ -92,9 +93,10 @@ def prepared(case):
 
 
 def take_step(case):
-    """Parameters, statistics and metrics after a step, by name."""
+    """Parameters, statistics and metrics after a step, by name, and how many all-reduces there are in it."""
     step, *given = prepared(case)
-    state, metrics = step(*given)
+    compiled = step.lower(*given).compile()
+    state, metrics = compiled(*given)
     copies = [
         np.stack([s.data[0] for s in leaf.addressable_shards]) for leaf in jax.tree.leaves((state.params, state.memory))
     ]
@@ -102,13 +104,8 @@ def take_step(case):
     result = parallel.first(
         {"params": state.params, "batch_stats": state.batch_stats, "memory": state.memory, "metrics": metrics}
     )
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(result)}
-
-
-def all_reduces(case):
-    """How many there are in the compiled step."""
-    step, *given = prepared(case)
-    return step.lower(*given).compile().as_text().count(" all-reduce(")
+    found = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(result)}
+    return found, compiled.as_text().count(" all-reduce(")
 
 
 def virtual_devices(count):
@@ -121,11 +118,11 @@ def results(tmp_path_factory, quick_compile):
     out = tmp_path_factory.mktemp("parallel") / "eight.npz"
     other = subprocess.Popen([sys.executable, __file__, str(out)], env=virtual_devices(8))
     assert jax.local_device_count() == 1
-    one = {case: take_step(case) for case in CASES}
+    one = {case: take_step(case)[0] for case in CASES if case not in EIGHT_ONLY}
     assert other.wait(300) == 0
     with np.load(out) as arrays:
         assert arrays["devices"] == 8 and arrays["all_reduces"] == 1  # gradients, metrics and statistics together
-        eight = {case: {k: arrays[f"{case}/{k}"] for k in one[case]} for case in CASES}
+        eight = {case: {k: arrays[f"{case}/{k}"] for k in one[EIGHT_ONLY.get(case, case)]} for case in CASES}
     return one, eight
 
 
@@ -133,10 +130,10 @@ def distance(one, other):
     return max(np.abs(one[k] - other[k]).max() / np.abs(one[k]).max() for k in one if np.abs(one[k]).max() > 0)
 
 
-@pytest.mark.parametrize("case", ["independent", "synchronised", "synchronised_directional", "remembering"])
+@pytest.mark.parametrize("case", ["independent", "synchronised", "remembering"])
 def test_eight_devices_make_the_step_of_one(results, case):
     one, eight = (r[case] for r in results)
-    assert any("fgr" in k for k in one) and float(one["['metrics']['terms/fgr']"]) > 1e-3
+    assert case == "remembering" or float(one["['metrics']['terms/fgr']"]) > 1e-3
     assert distance(one, eight) < 1e-5
 
 
@@ -202,5 +199,6 @@ def test_the_form_of_an_address(address):
 
 if __name__ == "__main__":
     jax.config.update("jax_disable_most_optimizations", True)
-    found = {f"{case}/{k}": v for case in CASES for k, v in take_step(case).items()}
-    np.savez(sys.argv[1], devices=jax.local_device_count(), all_reduces=all_reduces("independent"), **found)
+    steps = {case: take_step(case) for case in CASES}
+    found = {f"{case}/{k}": v for case, (values, _) in steps.items() for k, v in values.items()}
+    np.savez(sys.argv[1], devices=jax.local_device_count(), all_reduces=steps["independent"][1], **found)

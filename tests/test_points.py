@@ -58,12 +58,17 @@ def random_ones(images, **options):
     return [anywhere(images, jax.random.split(jax.random.key(seed), B)) for seed in range(20)]
 
 
-SPACES = [("affine", (10.0, 0.5, 0.5)), (("flow", "additive"), (0.3, 0.05))]
+KINDS = ["uniform", "attack", "divergent", "steepest", "roughest", "nonlinear", "universal"]
+SPACES = {"affine": (10.0, 0.5, 0.5), ("flow", "additive"): (0.3, 0.05)}
 
 
-@pytest.mark.parametrize("kind", ["uniform", "attack", "divergent", "steepest", "roughest", "nonlinear", "universal"])
-@pytest.mark.parametrize("space, radius", SPACES, ids=str)
-def test_a_point_is_in_the_ball_of_any_space_and_its_delta_made_it(kind, space, radius, images):
+@pytest.mark.parametrize(
+    "kind, space",
+    [(kind, ("flow", "additive")) for kind in KINDS] + [("steepest", "affine"), ("universal", "affine")],
+    ids=str,
+)
+def test_a_point_is_in_the_ball_of_any_space_and_its_delta_made_it(kind, space, images):
+    radius = SPACES[space]
     threat = rj.ThreatModel(space, "linf", radius)
     own = dict(steps=2) if kind in ("attack", "divergent", "roughest", "nonlinear") else {}
     if kind == "universal":
@@ -127,13 +132,19 @@ def test_one_universal_delta_climbs_the_mean_loss_and_is_remembered(images):
         return gradient
 
     model = model_of(linear)._replace(mean=mean)
+
+    @jax.jit
+    def look(memory, step):
+        found = objective.find(model, images, LABELS, KEYS, memory, step)
+        return found, objective.loss(model, found, LABELS)[0]
+
     losses = []
     for step in range(8):
-        found = objective.find(model, images, LABELS, KEYS, memory, step)
+        found, loss = look(memory, step)
         memory = {"all": found["all"].memory}
-        losses.append(float(objective.loss(model, found, LABELS)[0]))
-        np.testing.assert_array_equal(found["all"].images, images + memory["all"])
-    assert len(seen) == 8 and (np.diff(losses[:5]) > 0).all()
+        losses.append(float(loss))
+        np.testing.assert_allclose(found["all"].images, images + memory["all"], atol=1e-7)
+    assert len(seen) == 1 and (np.diff(losses[:5]) > 0).all()
     # After 5 steps of a fifth of the radius every coordinate whose sign stayed is at the bound.
     gradient = jax.grad(lambda v: rj.losses.cross_entropy(linear(images + v), LABELS).mean())(memory["all"])
     clear = np.abs(gradient) > 0.05
@@ -141,7 +152,6 @@ def test_one_universal_delta_climbs_the_mean_loss_and_is_remembered(images):
     np.testing.assert_allclose(np.asarray(memory["all"])[clear], 0.1 * np.sign(gradient)[clear], rtol=1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("target, search, space", [(-1, "sign_gradient", "flow"), (2, "deepfool", "additive")])
 def test_rat_warps_towards_other_classes_and_makes_its_deltas_anew(target, search, space, images):
     spec = dict(kind="targeted_universal", perturbation=space, radius=0.5, examples=3, refresh=2, epochs=5)
@@ -154,10 +164,11 @@ def test_rat_warps_towards_other_classes_and_makes_its_deltas_anew(target, searc
     first = at(1.0, memory, 0)["region"]
     deltas = first.memory["deltas"]
     key = jax.random.fold_in(jax.random.key(0), 0)
+    threat = rj.ThreatModel(space, "linf", 0.5)
+    options |= dict(key=key, epochs=5, method=search)
+    towards = jax.jit(lambda t: rj.attacks.universal_targeted(smooth, images[:3], t, threat, **options))
     for i, t in enumerate(range(K) if target < 0 else [target]):
-        made = rj.attacks.universal_targeted(
-            smooth, images[:3], t, rj.ThreatModel(space, "linf", 0.5), key=key, epochs=5, method=search, **options
-        )
+        made = towards(t)
         np.testing.assert_allclose(deltas[i], made.delta[0], atol=1e-5)
     for i, label in enumerate(LABELS):
         allowed = [deltas[k] for k in range(K) if k != label] if target < 0 else [deltas[0] * (label != target)]
@@ -179,10 +190,15 @@ def test_schedules(images):
         "igr": dict(kind="gradient_norm", perturbation="additive", weight=rise),
     }
     objective, model = make_objective(points_, terms), model_of(smooth)
-    for epoch, weight, sigma in ((0.0, 0.0, 0.0), (1.0, 1.5, 0.1)):
+
+    @jax.jit
+    def look(epoch):
         found = objective.find(model, images, LABELS, KEYS, epoch=epoch)
+        return found, objective.loss(model, found, LABELS, epoch)
+
+    for epoch, weight, sigma in ((0.0, 0.0, 0.0), (1.0, 1.5, 0.1)):
+        found, (total, outcome) = look(epoch)
         assert float(jnp.abs(found["noisy"].delta).max()) == pytest.approx(sigma * 2, abs=2.5 * sigma)
-        total, outcome = objective.loss(model, found, LABELS, epoch)
         assert float(total) == pytest.approx(float(outcome.terms["ce"] + weight * outcome.terms["igr"]), rel=1e-6)
     for wrong in (rise | {"epochs": 0}, {"start": 0.0}, rise | {"end": "3"}):
         with pytest.raises(ValueError, match="terms.igr.weight.*'start', 'end', 'epochs'"):

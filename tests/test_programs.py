@@ -23,7 +23,8 @@ CONFIG = """
     from robust_jax.config import base, complete
 
     def get_config():
-        c = base("digits", "digits_cnn")
+        c = base("digits", "mlp")
+        c.model.options.hidden = (16,)
         c.data.limit, c.batch_size, c.epochs, c.select_limit = 160, 16, 12.0, 32
         c.log_every_steps, c.checkpoint_every_steps = 4, 7
         c.optimizer.ema = 0.9

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from simple_models import Linear, Net
+from simple_models import Linear, Net, times
 from test_pgd import BOX_RADII, THREATS, best_gain, check_result, margin_direction
 
 from robust_jax import losses
@@ -181,11 +181,11 @@ def test_zero_radius_and_constant_models_give_the_clean_image_back():
 def test_a_model_that_gives_nan_never_gives_nan_images():
     base, images, threat = net(), sample(), ThreatModel("additive", "l2", 0.8)
     labels = base(images).argmax(-1)
-    spoilt = lambda x: base(x) * jnp.array([1, 1, jnp.nan, jnp.inf, 1, 1])[:, None]  # noqa: E731
-    result = apgd(spoilt, images, labels, threat, key=KEY, steps=12)
+    spoilt = times(base, jnp.array([1, 1, jnp.nan, jnp.inf, 1, 1])[:, None])
+    result = attack(spoilt, images, labels, threat, key=KEY, steps=12)
     assert np.isfinite(result.images).all() and np.isfinite(result.delta).all()
     check_result(spoilt, result, images, threat, labels)
-    rest, alone = np.array([0, 1, 4, 5]), attack(base, images, labels, threat, key=KEY, steps=12)
+    rest, alone = np.array([0, 1, 4, 5]), attack(times(base, 1.0), images, labels, threat, key=KEY, steps=12)
     np.testing.assert_allclose(result.images[rest], alone.images[rest], atol=1e-5)
 
 

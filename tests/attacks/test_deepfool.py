@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from simple_models import Linear, Net
+from simple_models import Linear, Net, times
 
 import robust_jax as rj
 from robust_jax import threat_models
@@ -187,13 +187,13 @@ def test_fewer_candidates_are_those_of_the_largest_logits():
 
 def test_radius_zero_and_constant_models_give_the_clean_image_back():
     images = sample(-0.2, 1.2)
-    constant = lambda x: jnp.tile(jnp.array([1.0, 1.0, 0.0]), (len(x), 1)) + 0 * x[:, 0, 0, :1]  # noqa: E731
+    constant = times(net(), 0.0)
     for model, threat in (
         (constant, ThreatModel("additive", "l2", 1.0)),
         (constant, ThreatModel("affine", "linf", (30, 3, 3))),
-        (net(), ThreatModel("additive", "linf", 0.0)),
+        (times(net(), 1.0), ThreatModel("additive", "l2", 0.0)),
     ):
-        result = deepfool(model, images, LABELS, threat, key=KEY, steps=5)
+        result = attack(model, images, LABELS, threat, key=KEY, steps=9)
         np.testing.assert_array_equal(result.images, images)
         np.testing.assert_array_equal(result.success, model(images).argmax(-1) != LABELS)
 
@@ -208,10 +208,9 @@ def test_a_tie_is_left():
 def test_a_model_that_gives_nan_never_gives_nan_images():
     base, images = net(), sample(-0.2, 1.2)
     labels, threat = base(images).argmax(-1), ThreatModel("additive", "l2", 2.0)
-    spoilt = lambda x: base(x) * jnp.ones((6, 1)).at[2].set(jnp.nan)  # noqa: E731
-    infinite = lambda x: base(x) * jnp.inf  # noqa: E731
-    results = [deepfool(m, images, labels, threat, key=KEY, steps=9) for m in (base, spoilt, infinite)]
-    for model, result in zip((base, spoilt, infinite), results, strict=True):
+    models = [times(base, factor) for factor in (1.0, jnp.ones((6, 1)).at[2].set(jnp.nan), jnp.inf)]
+    results = [attack(m, images, labels, threat, key=KEY, steps=9) for m in models]
+    for model, result in zip(models, results, strict=True):
         assert np.isfinite(result.images).all() and np.isfinite(result.delta).all()
         check_result(model, result, images, threat, labels)
     rest = np.array([0, 1, 3, 4, 5])

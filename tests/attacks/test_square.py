@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from simple_models import Linear, Net
+from simple_models import Linear, Net, times
 from test_pgd import BOX_RADII, best_gain, check_result, ramp
 
 from robust_jax import losses
@@ -120,8 +120,8 @@ def test_targeted():
 def test_a_model_that_gives_nan_never_gives_nan_images():
     base, images, threat = net(), sample(), ThreatModel("additive", "linf", 0.2)
     labels = base(images).argmax(-1)
-    spoilt = lambda x: base(x) * jnp.array([1, 1, jnp.nan, jnp.inf, 1, 1])[:, None]  # noqa: E731
-    result = square(spoilt, images, labels, threat, key=KEY, queries=20)
+    spoilt = times(base, jnp.array([1, 1, jnp.nan, jnp.inf, 1, 1])[:, None])
+    result = attack(spoilt, images, labels, threat, key=KEY, queries=20)
     assert np.isfinite(result.images).all() and np.isfinite(result.delta).all()
     check_result(spoilt, result, images, threat, labels)
 
