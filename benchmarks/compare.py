@@ -141,7 +141,7 @@ def table(columns: dict[str, list[dict]]) -> str:
             lines.append(f"| {column} | loss not finite |")
             continue
         rows = [[r["clean"]["accuracy"], *(r["attacks"][a]["accuracy"] for a in attacks)] for r in reports]
-        mean, std = 100 * np.mean(rows, 0), 100 * np.std(rows, 0)
+        mean, std = 100 * np.mean(rows, 0), 100 * np.std(rows, 0, ddof=min(len(rows) - 1, 1))
         cells = [f"{m:.1f} ± {s:.1f}" if len(rows) > 1 else f"{m:.1f}" for m, s in zip(mean, std, strict=True)]
         lines.append(f"| {column} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

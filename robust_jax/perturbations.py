@@ -17,7 +17,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -43,6 +43,9 @@ class Perturbation:
         default ``jax.vjp`` of ``apply``.
       confine: ``(images, δ) -> δ``, shrinks δ so that ``apply`` stays in [0, 1]; by default nothing is shrunk and
         attacks clip the image.
+      slope: ``(images, δ, g, reach) -> `` what attacks follow in δ in place of the derivative ``J'g``, g the gradient
+        in ``T(images, δ)``: for a T whose derivative sees one side of a kink alone. ``reach``, which broadcasts to δ's
+        last axis, is how far each coordinate may go whatever the others do; None where they share a budget.
       parts: the perturbations that this one is composed of.
     """
 
@@ -51,6 +54,7 @@ class Perturbation:
     name: str = "custom"
     pullback_at_zero: Callable[[Images, Images], Delta] | None = None
     confine: Callable[[Images, Delta], Delta] | None = None
+    slope: Callable[[Images, Delta, Images, Any], Delta] | None = None
     parts: tuple[Perturbation, ...] = ()
 
 
@@ -59,6 +63,39 @@ def pullback(perturbation: Perturbation, images: Images, gradient: Images) -> De
     if perturbation.pullback_at_zero is not None:
         return perturbation.pullback_at_zero(images, gradient)
     return jax.vjp(partial(perturbation.apply, images), perturbation.zeros(images))[1](gradient)[0]
+
+
+def followed(perturbation: Perturbation, images: Images, delta: Delta, reach: Any = None) -> Images:
+    """``T(images, δ)`` with the derivative in δ that attacks follow, see `Perturbation.slope`.
+
+    ``reach`` is that of `slope`, for a composition a tuple with one a part.
+    """
+    if perturbation.parts:
+        for i, (part, d) in enumerate(zip(perturbation.parts, delta, strict=True)):
+            images = followed(part, images, d, None if reach is None else reach[i])
+        return images
+    if perturbation.slope is None:
+        return perturbation.apply(images, delta)
+    return _followed(perturbation, images, delta, None if reach is None else jnp.asarray(reach, delta.dtype))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _followed(perturbation: Perturbation, images: Images, delta: Delta, reach: Array | None) -> Images:
+    return perturbation.apply(images, delta)
+
+
+def _forward(perturbation: Perturbation, images: Images, delta: Delta, reach: Array | None) -> tuple[Images, Any]:
+    return perturbation.apply(images, delta), (images, delta, reach)
+
+
+def _backward(perturbation: Perturbation, kept: Any, gradient: Images) -> tuple[Images, Delta, Array | None]:
+    images, delta, reach = kept
+    in_images = jax.vjp(lambda x: perturbation.apply(x, delta), images)[1](gradient)[0]
+    assert perturbation.slope is not None
+    return in_images, perturbation.slope(images, delta, gradient, reach), jax.tree.map(jnp.zeros_like, reach)
+
+
+_followed.defvjp(_forward, _backward)
 
 
 def inner(one: Delta, other: Delta) -> Float[Array, " b"]:
@@ -70,6 +107,42 @@ def inner(one: Delta, other: Delta) -> Float[Array, " b"]:
 def _flow_pullback(images: Images, gradient: Images, difference: str) -> Array:
     down, across = differences(images, difference)
     return jnp.stack([(gradient * down).sum(-1), (gradient * across).sum(-1)], -1)
+
+
+def _flow_slope(images: Images, delta: Array, gradient: Images, reach: Any) -> Array:
+    """What attacks follow over flows: on each axis T is linear between grid lines, with a kink on them.
+
+    A pixel on a thin stroke changes for the better both ways, and the derivative keeps it on the side where it is.
+    With a reach: the slope of <gradient, T> along the chord to the most rewarding of the two next grid lines either
+    way, no farther than the reach, 0 where all are worse. Without: the slope from the nearest grid line to its better
+    side, the derivative where both are worse.
+    """
+
+    def towards(axis: int, target: Array) -> Array:
+        return (gradient * warp(images, delta.at[..., axis].set(target))).sum(-1)
+
+    def along_chord(axis: int, far: Array) -> Array:
+        position = delta[..., axis]
+        above, below = jnp.floor(position) + 1, jnp.ceil(position) - 1
+        here, most, slope = towards(axis, position), jnp.zeros_like(position), jnp.zeros_like(position)
+        for line in (above, below, above + 1, below - 1):
+            target = jnp.clip(line, -far, far)
+            way, gain = target - position, towards(axis, target) - here
+            rate = gain / jnp.where(jnp.abs(way) > 1e-6, way, jnp.inf)
+            slope, most = jnp.where(gain > most, rate, slope), jnp.maximum(gain, most)
+        return slope
+
+    def to_a_side(axis: int) -> Array:
+        position = delta[..., axis]
+        line = jnp.round(position)
+        on_line = towards(axis, line)
+        up, down = towards(axis, line + 1) - on_line, towards(axis, line - 1) - on_line
+        derivative = jnp.where(position > line, up, jnp.where(position < line, -down, 0))
+        return jnp.where(jnp.maximum(up, down) > 0, jnp.where(up >= down, up, -down), derivative)
+
+    if reach is None:
+        return jnp.stack([to_a_side(axis) for axis in range(2)], -1)
+    return jnp.stack([along_chord(axis, far) for axis, far in enumerate(jnp.broadcast_to(reach, (2,)))], -1)
 
 
 def _flow_zeros(images: Images) -> Array:
@@ -104,10 +177,11 @@ additive = Perturbation(
 )
 """``T(x, δ) = x + δ``, δ image-shaped, in units of image intensity."""
 
-flow = Perturbation(_flow_zeros, warp, "flow", partial(_flow_pullback, difference="forward"))
-"""``T(x, δ) = warp(x, δ)``, δ ``[B, H, W, 2]`` (dy, dx) in pixels; the gradient at 0 uses forward differences."""
+flow = Perturbation(_flow_zeros, warp, "flow", partial(_flow_pullback, difference="forward"), slope=_flow_slope)
+"""``T(x, δ) = warp(x, δ)``, δ ``[B, H, W, 2]`` (dy, dx) in pixels; penalties take forward differences at 0, attacks
+look to both sides of the grid lines, see `Perturbation.slope`."""
 
-flow_symmetric = Perturbation(_flow_zeros, warp, "flow_symmetric", partial(_flow_pullback, difference="symmetric"))
+flow_symmetric = replace(flow, name="flow_symmetric", pullback_at_zero=partial(_flow_pullback, difference="symmetric"))
 """`flow`, whose gradient at 0 is the mean of both one-sided derivatives."""
 
 affine = Perturbation(

@@ -110,6 +110,18 @@ def scaled(threat: ThreatModel, factor: Any) -> ThreatModel:
     return ThreatModel(threat.perturbation, threat.norm, radius)
 
 
+def followed(threat: ThreatModel, images: Images, delta: Delta) -> Images:
+    """``T(x, δ)`` with the derivative that attacks in the ball follow, see `perturbations.followed`.
+
+    The reach is the radius in linf and l2inf, where every coordinate or vector has a budget of its own.
+    """
+
+    def reach(norm: norms.Norm, radius: Any) -> Any:
+        return radius if norm == "l2inf" or norms.exponent(norm) == np.inf else None
+
+    return perturbations.followed(threat.perturbation, images, delta, _map_parts(reach, threat))
+
+
 def project(threat: ThreatModel, delta: Delta) -> Delta:
     """δ projected into the ball, see `norms.project`."""
     return _map_parts(lambda n, r, d: _times(norms.project(_divide(d, r), n), r), threat, delta)

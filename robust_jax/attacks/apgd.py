@@ -159,7 +159,7 @@ def _climb(
     count = sum(leaf[0].size for leaf in jax.tree.leaves(zeros))
 
     def scored(run: Array, delta: Delta) -> tuple[Array, Point]:
-        value, success = score(run, clip_box(space.apply(images, delta)))
+        value, success = score(run, clip_box(threat_models.followed(threat, images, delta)))
         return value.sum(), Point(delta, jnp.nan_to_num(value, nan=-jnp.inf), success)
 
     def confined(delta: Delta) -> Delta:

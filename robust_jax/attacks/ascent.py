@@ -93,7 +93,7 @@ def ascend(
     rule = _optimizer(optimizer, momentum)
 
     def scored(delta: Delta) -> tuple[Array, Point]:
-        value, success = score(clip_box(space.apply(images, delta)), delta)
+        value, success = score(clip_box(threat_models.followed(threat, images, delta)), delta)
         return value.sum(), Point(delta, jnp.nan_to_num(value, nan=-jnp.inf), success)
 
     def confined(delta: Delta) -> Delta:

@@ -99,7 +99,7 @@ def minimal_step(
     space = threat.perturbation
 
     def logits_at(delta: Delta) -> Array:
-        return logits_fn(clip_box(space.apply(images, delta)))
+        return logits_fn(clip_box(perturbations.followed(space, images, delta)))
 
     def succeeds(logits: Array) -> Array:
         return losses.misclassified(logits, labels) != targeted

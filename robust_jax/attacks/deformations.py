@@ -190,9 +190,11 @@ def adef(
     if not sigma >= 0:
         raise ValueError(f"adef: sigma={sigma} pixels must not be negative.")
     space = threat.perturbation
+    # Without the slope of single pixels: neighbours move together.
     blurred = replace(
-        space, apply=lambda x, field: space.apply(x, smoothed(field, sigma)), pullback_at_zero=None, confine=None
-    )
+        space, apply=lambda x, field: space.apply(x, smoothed(field, sigma)),
+        pullback_at_zero=None, confine=None, slope=None,
+    )  # fmt: skip
     # No deformation is longer than the diagonal at every pixel.
     height, width = images.shape[1:3]
     everywhere = ThreatModel(blurred, "l2", math.hypot(height, width) * math.sqrt(height * width))

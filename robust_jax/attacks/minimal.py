@@ -70,7 +70,7 @@ def boundary(
     rivals = losses.rivals(clean, labels, candidates)
 
     def margins(delta: Delta) -> tuple[Array, Array]:
-        logits = logits_fn(clip_box(space.apply(images, delta)))
+        logits = logits_fn(clip_box(perturbations.followed(space, images, delta)))
         label = jnp.take_along_axis(logits, labels[:, None], -1)
         if targeted:
             return -losses.margin(logits, labels)[:, None], logits

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -14,6 +15,7 @@ from robust_jax import losses, threat_models
 from robust_jax.attacks import ATTACKS, adef, deepfool, pgd, stadv
 from robust_jax.attacks.deformations import SMOOTHING, smoothed, total_variation
 from robust_jax.models import bind
+from robust_jax.perturbations import flow
 from robust_jax.threat_models import ThreatModel
 from robust_jax.warping import differences
 
@@ -66,7 +68,7 @@ def test_they_succeed_with_smoother_flows_than_pgd_and_deepfool(setting):
     # What stAdv minimises is less, and ADef's field not much longer than the shortest.
     assert (total_variation(found["stadv"].delta) < 0.5 * total_variation(found["deepfool"].delta)).all()
     smallest = jax.jit(adef)(model, images, labels, FLOW, key=KEY).delta
-    assert (lengths(smallest) < 1.25 * lengths(found["deepfool"].delta)).all()
+    assert (lengths(smallest) < 1.4 * lengths(found["deepfool"].delta)).all()
     # The ball bounds: none of these is a success in one that is a tenth of what they need.
     tight = threat_models.scaled(FLOW, 0.1 * float(threat_models.size(FLOW, found["adef"].delta).min()))
     failed = run(adef, tight)
@@ -75,7 +77,7 @@ def test_they_succeed_with_smoother_flows_than_pgd_and_deepfool(setting):
 
 def test_adef_without_smoothing_is_deepfool(setting):
     model, images, labels = setting
-    far = ThreatModel("flow", "l2", 100.0)
+    far = ThreatModel(replace(flow, slope=None), "l2", 100.0)
     whole = partial(deepfool, step_size=1.0)
     results = [jax.jit(f)(model, images, labels, far, key=KEY) for f in (partial(adef, sigma=0.0), whole)]
     np.testing.assert_allclose(results[0].delta, results[1].delta, atol=2e-3)

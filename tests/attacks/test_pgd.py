@@ -434,8 +434,12 @@ def test_fgsm_is_one_full_step():
     result = fgsm(model, images, labels, ThreatModel("additive", "linf", 0.1), key=KEY, targeted=True)
     np.testing.assert_allclose(result.images, jnp.clip(images - 0.1 * jnp.sign(gradient), 0, 1), atol=1e-6)
     result = fgsm(model, images, labels, ThreatModel("flow", "linf", 0.1), key=KEY)
-    in_flow = jax.grad(lambda d: cross_entropy(model(warp(images, d)), labels).sum())
-    np.testing.assert_allclose(result.delta, 0.1 * jnp.sign(in_flow(jnp.zeros((*SHAPE[:3], 2)))), atol=1e-6)
+    # On each axis to the better side of the grid, and nowhere where both are worse.
+    for axis in range(2):
+        ways = (jnp.zeros((*SHAPE[:3], 2)).at[..., axis].set(way) for way in (0.1, -0.1))
+        up, down = ((gradient * (warp(images, way) - images)).sum(-1) for way in ways)
+        expected = jnp.where(jnp.maximum(up, down) > 0, jnp.where(up > down, 0.1, -0.1), 0)
+        np.testing.assert_allclose(result.delta[..., axis], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -526,3 +530,21 @@ def test_one_compilation_serves_all_parameters_and_radii(digits):
         check_result(logits_fn, results[-1], images[:8], threat, labels[:8])
     assert traces == 1 and jitted._cache_size() == 1
     assert not np.allclose(results[0].images, results[2].images)
+
+
+@pytest.mark.parametrize("norm, radius, least", [("linf", 0.4, 0.93), ("linf", 1.5, 0.8), ("l2inf", 0.4, 0.6)])
+def test_flows_are_not_held_on_the_side_of_a_grid_line_where_they_start(norm, radius, least):
+    # White noise: most pixels change for the better both ways. Each has a flow of its own, so that a linear model's
+    # optimum is the sum of those of pixels; T is bilinear between grid lines, so that in linf it is on their corners.
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.uniform(0.2, 0.8, (4, 7, 7, 1)), jnp.float32)
+    w = rng.normal(size=49)
+    model = Linear(jnp.asarray(np.stack([0 * w, w], 1), jnp.float32), jnp.array([500.0, 0.0]))
+    lines = [-radius, *range(-int(radius), int(radius) + 1), radius]
+    corners = [warp(images, jnp.broadcast_to(jnp.array([a, b]), (4, 7, 7, 2))) for a in lines for b in lines]
+    best = (np.stack(corners) * w.reshape(7, 7, 1)).max(0).sum((1, 2, 3)) - (images.reshape(4, -1) @ w)
+    threat, labels = ThreatModel("flow", norm, radius), jnp.zeros(4, int)
+    result = attack(model, images, labels, threat, key=KEY, loss=losses.margin)
+    check_result(model, result, images, threat, labels)
+    gain = (result.images - images).reshape(4, -1) @ w
+    assert (gain <= 1.0001 * best).all() and (gain >= least * best).all(), gain / best
