@@ -15,7 +15,9 @@ from ml_collections import ConfigDict
 from configs.methods import METHODS, Sizes, choose
 from robust_jax.config import base, complete
 
-SIZES = Sizes(intensity=8 / 255, pixels=0.155, universal=(8 / 255, 1.5), rotation=(30.0, 3.0, 3.0), steps=10, side=32)
+SIZES = Sizes(
+    intensity=8 / 255, pixels=0.155, universal=(8 / 255, 1.5), rotation=(30.0, 3.0, 3.0), steps=10, numbers=3072
+)
 LFR = {"points.roughest.step_size": 0.007, "terms.lfr.weight": 0.03, "schedule.boundaries": (150.0, 250.0),
        "epochs": 300.0, "optimizer.weight_decay": 2e-4}  # fmt: skip
 ZHANG = {"epochs": 100.0, "schedule.boundaries": (75.0, 90.0), "optimizer.weight_decay": 2e-4}

@@ -13,7 +13,7 @@ from configs.digits_standard import digits
 from configs.methods import Sizes, choose
 from robust_jax.config import complete
 
-SIZES = Sizes(intensity=0.1, pixels=0.25, universal=(0.25, 0.75), rotation=(15.0, 0.5, 0.5), steps=5, side=8)
+SIZES = Sizes(intensity=0.1, pixels=0.25, universal=(0.25, 0.75), rotation=(15.0, 0.5, 0.5), steps=5, numbers=64)
 
 
 def get_config(method: str = "standard") -> ConfigDict:

@@ -36,7 +36,7 @@ class Sizes(NamedTuple):
       universal: radii of additive and flow linf for one δ that serves all images, which needs more room.
       rotation: (degrees, pixels, pixels) of affine linf.
       steps: of inner maximisations.
-      side: of the images, in pixels.
+      numbers: D, of an image, over all pixels and channels.
     """
 
     intensity: float
@@ -44,7 +44,7 @@ class Sizes(NamedTuple):
     universal: tuple[float, float]
     rotation: tuple[float, float, float]
     steps: int
-    side: int
+    numbers: int
 
 
 def _additive(s: Sizes, **options: Any) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def _flow(s: Sizes, **options: Any) -> dict[str, Any]:
 
 
 def _half(s: Sizes, p: float) -> float:
-    return s.intensity * s.side ** (2 / p) / 2
+    return s.intensity * s.numbers ** (1 / p) / 2
 
 
 def _ce(c: ConfigDict, at: str = "clean", **options: Any) -> None:
@@ -245,7 +245,7 @@ def lfr_flow(c: ConfigDict, s: Sizes) -> None:
 
 def cure(c: ConfigDict, s: Sizes) -> None:
     """Curvature regularisation (Moosavi-Dezfooli et al. 2019), h = 1.5."""
-    c.points.ahead = dict(kind="steepest", perturbation="additive", norm="linf", radius=1.5 / s.side)
+    c.points.ahead = dict(kind="steepest", perturbation="additive", norm="linf", radius=1.5 / s.numbers**0.5)
     _ce(c)
     c.terms.cure = dict(
         kind="gradient_difference", other="ahead", perturbation="additive", norm="l2", power=2.0, weight=4.0

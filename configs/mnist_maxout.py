@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from configs.methods import Sizes, choose
 from robust_jax.config import base, complete
 
-SIZES = Sizes(intensity=0.1, pixels=0.5, universal=(0.3, 1.5), rotation=(15.0, 2.0, 2.0), steps=10, side=28)
+SIZES = Sizes(intensity=0.1, pixels=0.5, universal=(0.3, 1.5), rotation=(15.0, 2.0, 2.0), steps=10, numbers=784)
 
 
 def get_config(method: str = "standard") -> ConfigDict:

@@ -13,7 +13,7 @@ from configs.methods import Sizes, choose
 from configs.mnist_standard import mnist
 from robust_jax.config import complete
 
-SIZES = Sizes(intensity=0.3, pixels=0.5, universal=(0.3, 1.5), rotation=(30.0, 3.0, 3.0), steps=40, side=28)
+SIZES = Sizes(intensity=0.3, pixels=0.5, universal=(0.3, 1.5), rotation=(30.0, 3.0, 3.0), steps=40, numbers=784)
 
 
 def get_config(method: str = "standard") -> ConfigDict:

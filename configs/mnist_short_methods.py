@@ -11,7 +11,7 @@ from configs.methods import Sizes, choose
 from configs.mnist_standard import mnist
 from robust_jax.config import complete
 
-SIZES = Sizes(intensity=0.2, pixels=0.5, universal=(0.2, 1.5), rotation=(20.0, 2.0, 2.0), steps=10, side=28)
+SIZES = Sizes(intensity=0.2, pixels=0.5, universal=(0.2, 1.5), rotation=(20.0, 2.0, 2.0), steps=10, numbers=784)
 
 # Where a method does not train here with the weights that it has on the digits: those that replace them.
 WEIGHTS = {

@@ -12,8 +12,10 @@ A config file is short::
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from fractions import Fraction
+from functools import reduce
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -47,6 +49,11 @@ CHOICES: dict[str, Any] = {
     "version": VERSIONS, "rule": RULES,
 }  # fmt: skip
 POSITIVE = ("epochs", "batch_size", "eval_every_epochs", "log_every_steps")
+NOT_NEGATIVE = (
+    "seed", "select_limit", "checkpoint_every_steps", "data.eval_resize", "optimizer.adversarial_weights",
+    "optimizer.clip_norm", "optimizer.max_norm", "optimizer.weight_decay", "schedule.learning_rate",
+    "schedule.warmup_epochs", "evaluation.limit", "evaluation.checks", "evaluation.pictures",
+)  # fmt: skip
 NUMERIC = ("weight", "radius", "sigma", "step_size", "scale", "curve")  # numbers, or tuples of them
 
 STATISTICS = {  # mean and standard deviation of the training images, in [0, 1]
@@ -192,16 +199,14 @@ def check(config: Mapping[str, Any]) -> None:
     for key in POSITIVE:
         if not config[key] > 0:
             raise ValueError(f"{key}={config[key]!r} must be above 0.")
-    for key in ("checks", "pictures"):
-        if config["evaluation"][key] < 0:
-            raise ValueError(f"evaluation.{key}={config['evaluation'][key]!r} must not be negative.")
-    for key in ("seed", "select_limit", "checkpoint_every_steps"):
-        if config[key] < 0:
-            raise ValueError(f"{key}={config[key]!r} must not be negative.")
+    if not config["evaluation"]["batch_size"] > 0:
+        raise ValueError(f"evaluation.batch_size={config['evaluation']['batch_size']!r} must be above 0.")
+    for path in NOT_NEGATIVE:
+        value: Any = reduce(operator.getitem, path.split("."), config)
+        if not value >= 0:
+            raise ValueError(f"{path}={value!r} must not be negative.")
     if not 0 <= config["optimizer"]["ema"] < 1:
         raise ValueError(f"optimizer.ema={config['optimizer']['ema']!r} is a decay: 0 (none) <= ema < 1.")
-    if config["optimizer"]["adversarial_weights"] < 0:
-        raise ValueError(f"optimizer.adversarial_weights={config['optimizer']['adversarial_weights']!r} is negative.")
     if not config["data"]["validation"] > 0:
         raise ValueError("data.validation must be above 0: checkpoints are chosen on the validation split.")
     for section, (known, own) in KINDS.items():

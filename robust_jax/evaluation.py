@@ -144,8 +144,9 @@ def evaluate(
         }
         if parallel.host()[0] == 0:
             reporting.write(folder, report, measured, settings["pictures"])
-            resuming.clear(folder)
     if parallel.host()[0] == 0:
+        for folder in folders:
+            resuming.clear(folder)
         reporting.draw_curves(reports)
         if sweep := experiment.swept(configs):
             reporting.draw_trade_off(reports, *sweep)

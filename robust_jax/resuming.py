@@ -41,7 +41,7 @@ def fingerprints(attacks: Mapping[str, Attack], variables: Any, rest: Any, in_tu
       in_turn: whether an outcome depends on the attacks before it.
     """
     code = max(file.stat().st_mtime_ns for file in Path(__file__).parent.rglob("*.py"))
-    common: list[Any] = [_checksum(variables), code, plain(rest)]
+    common: list[Any] = [_checksum(variables), code, plain(rest), in_turn]
     prints: dict[str, str] = {}
     for name, attack in attacks.items():
         if _ours(attack):

@@ -215,12 +215,10 @@ def _train(config: ConfigDict, workdir: Path) -> TrainState:
         step = int(state.step)
         stream = data.train_batches(dataset.train, config.batch_size, config.seed, step, *parallel.host())
         with TrainingLog(workdir, step, total_steps, steps_per_epoch) as log:
-            replicated, waiting, at = parallel.replicate(state), [], stacked
+            replicated, waiting, at, most = parallel.replicate(state), [], stacked, 1
             while step < total_steps:
                 if at == stacked:
                     batches, at = parallel.resident(list(itertools.islice(stream, stacked))), 0
-                # As many as take a tenth of a second: Ctrl-C and the progress bar wait for no more.
-                most = max(int(0.1 * log.rate), 1)
                 count = min(most, stacked - at, total_steps - step, *(n - step % n for n in stops))
                 replicated, metrics = run(replicated, batches, key, at, count)
                 waiting.append((metrics, slice(at, at + count)))
@@ -233,6 +231,8 @@ def _train(config: ConfigDict, workdir: Path) -> TrainState:
                     _stop_if_failed(replicated, config)
                     log.write(step, _average(waiting) | {"learning_rate": float(schedule(step - 1))})
                     waiting = []
+                    # As many as take a tenth of a second: Ctrl-C and the progress bar wait for no more.
+                    most = max(int(0.1 * parallel.agreed(log.rate)), 1)
                 if evaluating or saving:
                     state = parallel.first(replicated).replace(best=state.best)
                 if evaluating:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from robust_jax import data, experiment, models, resuming
-from robust_jax.attacks import pgd
-from robust_jax.config import base
+from robust_jax.attacks import ATTACKS, pgd
+from robust_jax.config import base, complete
 from robust_jax.evaluation import attack_from, evaluate
 from robust_jax.losses import margin
 from robust_jax.records import Attack, Source
@@ -238,6 +238,25 @@ def test_a_transfer_attack_is_a_row_of_the_evaluation_and_part_of_what_it_resume
     assert prints[0] != prints[1]
     closure = dataclasses.replace(one, source=Source("closure", lambda x: x.sum((1, 2))))
     assert not resuming.fingerprints({"a": closure}, trained["smooth"][0], [], False)
+
+
+@pytest.mark.parametrize("kind", ATTACKS)
+def test_every_attack_of_a_completed_config_can_be_traced(kind):
+    c = base()
+    c.terms.ce = dict(kind="cross_entropy")
+    space, norm = {
+        "adef": ("flow", "linf"), "stadv": ("flow", "linf"), "grid": ("affine", "linf"), "ead": ("additive", "l1"),
+        "carlini_wagner": ("additive", "l2"), "ddn": ("additive", "l2"),
+    }.get(kind, ("additive", "linf"))  # fmt: skip
+    c.attacks.a = dict(kind=kind, perturbation=space, norm=norm, radius=(9.0, 1.0, 1.0) if space == "affine" else 0.1)
+    attack = attack_from("a", complete(c).attacks.a)
+    model = jax.tree_util.Partial(lambda w, x: x.reshape(len(x), -1) @ w, jnp.ones((16, 3)))
+    run = sys.modules["robust_jax.robustness"]._attacked
+    ids = jnp.arange(2)
+    found = jax.eval_shape(
+        lambda x: run(model, model, x, ids, ids, jax.random.key(0), 0.5, attack)[0], jnp.zeros((2, 4, 4, 1))
+    )
+    assert found.shape == (2, 4, 4, 1)
 
 
 def test_attack_from_a_config():

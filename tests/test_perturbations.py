@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from robust_jax import perturbations
-from robust_jax.perturbations import Perturbation, compose, get, pullback
+from robust_jax.perturbations import Perturbation, compose, flow, get, pullback
 from robust_jax.warping import differences, warp
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -198,3 +199,31 @@ def test_example_keys():
 def test_an_unknown_perturbation_is_an_error_that_lists_them(unknown):
     with pytest.raises(ValueError, match="additive.*affine.*flow"):
         get(unknown)
+
+
+def test_what_attacks_follow_over_flows_looks_to_both_sides_of_a_grid_line():
+    # A bright pixel, to be darkened: its neighbours on the row are darker, the left one most.
+    images = jnp.full((1, 3, 5, 1), 0.2).at[0, 1, 2, 0].set(1.0).at[0, 1, 3, 0].set(0.6)
+    wanted = jnp.zeros_like(images).at[0, 1, 2, 0].set(-1.0)
+
+    def slope(position, reach):
+        delta = jnp.zeros((1, 3, 5, 2)).at[0, 1, 2, 1].set(position)
+        pull = jax.vjp(lambda d: perturbations.followed(flow, images, d, reach), delta)[1]
+        assert not pull(wanted)[0].at[0, 1, 2].set(0).any()
+        return float(pull(wanted)[0][0, 1, 2, 1])
+
+    # At 0.3 it is 0.88; at 0.5 it would be 0.8, at -0.5 0.6.
+    assert slope(0.3, 0.5) == pytest.approx(-0.28 / 0.8, rel=1e-5)
+    # At -0.5 nothing is better; with more reach one pixel away is.
+    assert slope(-0.5, 0.5) == 0 and slope(-0.5, 1.0) == pytest.approx(-0.8, rel=1e-5)
+    # With a shared budget: the steeper side of the nearest line, and where that is the best point, back to it.
+    for position in (0.0, 0.3, -0.3):
+        assert slope(position, None) == pytest.approx(-0.8, rel=1e-5)
+    wanted = -wanted
+    assert slope(0.3, None) == pytest.approx(-0.4, rel=1e-5) and slope(0.0, None) == slope(0.0, 0.5) == 0
+    # In images it is what it was, and so is a perturbation without a slope.
+    delta = jnp.full((1, 3, 5, 2), 0.3)
+    for space in (flow, replace(flow, slope=None)):
+        run = partial(perturbations.followed, space)
+        theirs = jax.vjp(lambda x: flow.apply(x, delta), images)[1](wanted)[0]
+        np.testing.assert_allclose(jax.vjp(lambda x, r=run: r(x, delta), images)[1](wanted)[0], theirs, rtol=1e-6)

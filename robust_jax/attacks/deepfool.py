@@ -25,7 +25,7 @@ def deepfool(
     *,
     key: Key[Array, "..."],
     steps: int = 50,
-    step_size: float = 0.85,
+    relaxation: float = 0.85,
     overshoot: float = 0.02,
     candidates: int = 10,
     targeted: bool = False,
@@ -35,7 +35,7 @@ def deepfool(
     From δ = 0, at each step the differences ``f_k = z_k - z_y`` are linearised in δ and the nearest of their
     zeros is stepped to, in the threat model's norm::
 
-        k = argmin_k |f_k| / ‖radius * ∂f_k/∂δ‖_dual,    δ <- Π_ball(δ + step_size * that distance * radius * u_k),
+        k = argmin_k |f_k| / ‖radius * ∂f_k/∂δ‖_dual,    δ <- Π_ball(δ + relaxation * that distance * radius * u_k),
 
     u_k the unit ball's steepest direction, and ``(1 + overshoot) δ`` is tried: an example stops where it is
     misclassified. A whole step, as in the paper, often crosses a curved boundary far from its nearest point. T is not
@@ -55,7 +55,7 @@ def deepfool(
       threat: perturbation, norm and radius.
       key: not used, the attack is deterministic.
       steps: at most so many.
-      step_size: of the distance to the linearised boundary: less finds a smaller δ in more steps.
+      relaxation: of the distance to the linearised boundary: less finds a smaller δ in more steps.
       overshoot: by which fraction of δ the linearised boundary is crossed.
       candidates: so many classes are stepped towards, those of the largest logits at the clean image.
       targeted: whether labels are targets; the one difference is then the target's to the largest other logit.
@@ -69,11 +69,11 @@ def deepfool(
     """
     check_batch(images, labels, logits_fn)
     check_search("deepfool", steps, overshoot, candidates)
-    if not 0 < step_size <= 1:
-        raise ValueError(f"deepfool: step_size={step_size} is a fraction of the way: give one in (0, 1].")
+    if not 0 < relaxation <= 1:
+        raise ValueError(f"deepfool: relaxation={relaxation} is a fraction of the way: give one in (0, 1].")
     delta, success = minimal_step(
         logits_fn, images, labels, threat, threat.perturbation.zeros(images),
-        steps=steps, step_size=step_size, overshoot=overshoot, candidates=candidates, targeted=targeted, confine=True,
+        steps=steps, relaxation=relaxation, overshoot=overshoot, candidates=candidates, targeted=targeted, confine=True,
     )  # fmt: skip
     return found_or_clean(threat, images, delta, success)
 
@@ -86,7 +86,7 @@ def minimal_step(
     start: Delta,
     *,
     steps: int,
-    step_size: float,
+    relaxation: float,
     overshoot: float,
     candidates: int,
     targeted: bool,
@@ -144,7 +144,7 @@ def minimal_step(
         distances = jnp.where(gains > 0, lacking / jnp.where(gains > 0, gains, 1), jnp.inf)
         distances = jnp.nan_to_num(distances, nan=jnp.inf, posinf=jnp.inf)
         nearest = distances.argmin(0)
-        distance = step_size * distances.min(0)
+        distance = relaxation * distances.min(0)
         gradient, room = (
             jax.tree.map(lambda leaf: leaf[nearest, jnp.arange(len(images))], tree) for tree in (gradients, rooms)
         )

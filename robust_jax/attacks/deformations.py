@@ -200,7 +200,7 @@ def adef(
     everywhere = ThreatModel(blurred, "l2", math.hypot(height, width) * math.sqrt(height * width))
     field, _ = minimal_step(
         logits_fn, images, labels, everywhere, space.zeros(images),
-        steps=steps, step_size=1.0, overshoot=overshoot, candidates=candidates, targeted=targeted, confine=False,
+        steps=steps, relaxation=1.0, overshoot=overshoot, candidates=candidates, targeted=targeted, confine=False,
     )  # fmt: skip
     delta = threat_models.project(threat, smoothed(field, sigma))
     logits = logits_fn(clip_box(space.apply(images, delta)))

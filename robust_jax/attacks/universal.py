@@ -107,7 +107,7 @@ def universal(
             at = order[i][None]
             found, hit = minimal_step(
                 logits_fn, images[at], labels[at], wide, delta,
-                steps=steps, step_size=1.0, overshoot=overshoot,
+                steps=steps, relaxation=1.0, overshoot=overshoot,
                 candidates=candidates, targeted=targeted, confine=False,
             )  # fmt: skip
             return _choose(hit[0], threat_models.project(threat, found), delta)

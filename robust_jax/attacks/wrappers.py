@@ -35,7 +35,8 @@ def black_box(function: Callable[[np.ndarray], Any], num_classes: int) -> Logits
     """A Python function ``[B, H, W, C] -> [B, K]`` of NumPy images as a logits_fn for attacks that take no gradient.
 
     Those are square, random_search, grid, nes, spsa, pointwise and the noises. It is called on the host, with as many
-    images as the attack holds at a time, and must always give the same numbers for the same images.
+    images as the attack holds at a time, and must always give the same numbers for the same images. On a CPU of a
+    single core JAX can wait for itself in it: set JAX_CPU_ENABLE_ASYNC_DISPATCH=0 in the environment there.
 
     Args:
       function: float32 images in [0, 1] to logits, or to log-probabilities.

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 KEY = jax.random.key(0)
 SHAPE = (6, 4, 4, 2)
 LABELS = jnp.array([0, 1, 2, 0, 1, 2])
-attack = jax.jit(deepfool, static_argnames=("steps", "step_size", "candidates", "targeted"))
+attack = jax.jit(deepfool, static_argnames=("steps", "relaxation", "candidates", "targeted"))
 
 
 def linear(classes, seed=0):
@@ -134,7 +134,7 @@ def test_any_space_batched_or_alone(threat):
 def test_shorter_steps_find_a_nearer_point_of_a_curved_boundary():
     model, images, threat = net(), sample(0.3, 0.7), ThreatModel("additive", "l2", 6.0)
     labels = model(images).argmax(-1)
-    whole, part = (attack(model, images, labels, threat, key=KEY, step_size=s) for s in (1.0, 0.5))
+    whole, part = (attack(model, images, labels, threat, key=KEY, relaxation=s) for s in (1.0, 0.5))
     assert whole.success.all() and part.success.all()
     sizes = [np.asarray(threat_models.size(threat, r.delta)) for r in (whole, part)]
     assert sizes[1].mean() < 0.98 * sizes[0].mean()  # both are tried 2% beyond
@@ -178,7 +178,7 @@ def test_fewer_candidates_are_those_of_the_largest_logits():
     model = Linear(jnp.asarray(weights, jnp.float32), jnp.asarray([0.1, 0.1, 0.0]))
     images = jnp.full(SHAPE, 0.5)
     threat = ThreatModel("additive", "linf", 1.0)
-    run = partial(attack, model, images, jnp.zeros(6, int), threat, key=KEY, step_size=1.0)
+    run = partial(attack, model, images, jnp.zeros(6, int), threat, key=KEY, relaxation=1.0)
     for candidates, distance in ((1, 0.5), (2, 0.05), (50, 0.05)):
         result = run(candidates=candidates)
         check_result(model, result, images, threat, jnp.zeros(6, int))
@@ -235,7 +235,7 @@ def test_an_evaluation_takes_it():
         (dict(steps=0), "steps=0"),
         (dict(candidates=0), "candidates=0"),
         (dict(overshoot=-0.1), "overshoot=-0.1"),
-        (dict(step_size=1.5), "step_size=1.5"),
+        (dict(relaxation=1.5), "relaxation=1.5"),
         (dict(images=jnp.full(SHAPE, 1.5)), r"\[0, 1\].*1.5"),
         (dict(labels=jnp.full(6, 2)), "2 classes"),
     ],

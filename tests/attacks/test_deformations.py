@@ -58,7 +58,7 @@ def test_they_succeed_with_smoother_flows_than_pgd_and_deepfool(setting):
     run = lambda f, t: jax.jit(f)(model, images, labels, t, key=KEY)  # noqa: E731
     # In logits a pixel: these images are smooth and the model flat, at 0.05 staying is cheaper for two of them.
     found = {"stadv": run(partial(stadv, smoothness=0.01), FLOW), "adef": run(partial(adef, sigma=1.0), FLOW)}
-    found["deepfool"] = run(partial(deepfool, step_size=1.0), ThreatModel("flow", "l2", 60.0))
+    found["deepfool"] = run(partial(deepfool, relaxation=1.0), ThreatModel("flow", "l2", 60.0))
     found["pgd"] = run(pgd, ThreatModel("flow", "l2inf", 3.0))
     rough = {n: np.asarray(total_variation(r.delta)) / lengths(r.delta) for n, r in found.items()}
     for name in ("stadv", "adef"):
@@ -78,7 +78,7 @@ def test_they_succeed_with_smoother_flows_than_pgd_and_deepfool(setting):
 def test_adef_without_smoothing_is_deepfool(setting):
     model, images, labels = setting
     far = ThreatModel(replace(flow, slope=None), "l2", 100.0)
-    whole = partial(deepfool, step_size=1.0)
+    whole = partial(deepfool, relaxation=1.0)
     results = [jax.jit(f)(model, images, labels, far, key=KEY) for f in (partial(adef, sigma=0.0), whole)]
     np.testing.assert_allclose(results[0].delta, results[1].delta, atol=2e-3)
 
