@@ -118,31 +118,26 @@ def _flow_slope(images: Images, delta: Array, gradient: Images, reach: Any) -> A
     side, the derivative where both are worse.
     """
 
-    def towards(axis: int, target: Array) -> Array:
-        return (gradient * warp(images, delta.at[..., axis].set(target))).sum(-1)
-
-    def along_chord(axis: int, far: Array) -> Array:
-        position = delta[..., axis]
-        above, below = jnp.floor(position) + 1, jnp.ceil(position) - 1
-        here, most, slope = towards(axis, position), jnp.zeros_like(position), jnp.zeros_like(position)
-        for line in (above, below, above + 1, below - 1):
-            target = jnp.clip(line, -far, far)
-            way, gain = target - position, towards(axis, target) - here
-            rate = gain / jnp.where(jnp.abs(way) > 1e-6, way, jnp.inf)
-            slope, most = jnp.where(gain > most, rate, slope), jnp.maximum(gain, most)
-        return slope
-
-    def to_a_side(axis: int) -> Array:
-        position = delta[..., axis]
-        line = jnp.round(position)
-        on_line = towards(axis, line)
-        up, down = towards(axis, line + 1) - on_line, towards(axis, line - 1) - on_line
-        derivative = jnp.where(position > line, up, jnp.where(position < line, -down, 0))
-        return jnp.where(jnp.maximum(up, down) > 0, jnp.where(up >= down, up, -down), derivative)
+    def rewards(*positions: Array) -> Array:
+        """``<gradient, T>`` of each pixel with one axis of δ moved there, ``[len(positions), B, H, W, axis]``."""
+        alone = jnp.eye(2, dtype=bool).reshape(2, 1, 1, 1, 1, 2)
+        moved = jnp.where(alone, jnp.stack(positions), delta)
+        at_once = jax.vmap(jax.vmap(lambda flow: (gradient * warp(images, flow)).sum(-1)))
+        return jnp.moveaxis(at_once(moved), 0, -1)
 
     if reach is None:
-        return jnp.stack([to_a_side(axis) for axis in range(2)], -1)
-    return jnp.stack([along_chord(axis, far) for axis, far in enumerate(jnp.broadcast_to(reach, (2,)))], -1)
+        line = jnp.round(delta)
+        on_line, up, down = rewards(line, line + 1, line - 1)
+        up, down = up - on_line, down - on_line
+        derivative = jnp.where(delta > line, up, jnp.where(delta < line, -down, 0))
+        return jnp.where(jnp.maximum(up, down) > 0, jnp.where(up >= down, up, -down), derivative)
+    above, below = jnp.floor(delta) + 1, jnp.ceil(delta) - 1
+    targets = [jnp.clip(line, -reach, reach) for line in (above, below, above + 1, below - 1)]
+    here, *there = rewards(delta, *targets)
+    gains, ways = jnp.stack(there) - here, jnp.stack(targets) - delta
+    rates = gains / jnp.where(jnp.abs(ways) > 1e-6, ways, jnp.inf)
+    best = gains.argmax(0, keepdims=True)
+    return jnp.where(gains.max(0) > 0, jnp.take_along_axis(rates, best, 0)[0], 0)
 
 
 def _flow_zeros(images: Images) -> Array:
