@@ -60,6 +60,11 @@ def clip_box(images: Images) -> Images:
     return jnp.where(images < 0, 0.0, jnp.where(images > 1, 1.0, images))
 
 
+def rounding(logits: Float[Array, "b k"]) -> Float[Array, " b"]:
+    """Margins below this are ties: another compilation of the same model may see another class."""
+    return 0.5e-5 * jnp.abs(logits).max(-1)
+
+
 def where(mask: Bool[Array, " b"], a: Any, b: Any) -> Any:
     """Per-example choice between two pytrees of arrays ``[B, ...]``."""
     return jax.tree.map(lambda x, y: jnp.where(norms.expand(mask, x), x, y), a, b)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
 from robust_jax import losses, norms, perturbations, threat_models
-from robust_jax.attacks.ascent import clip_box, where
+from robust_jax.attacks.ascent import clip_box, rounding, where
 from robust_jax.attacks.minimal import found_or_clean
 from robust_jax.attacks.pgd import AttackResult, LogitsFn
 from robust_jax.checks import check_batch
@@ -105,11 +105,7 @@ def minimal_step(
         return losses.misclassified(logits, labels) != targeted
 
     def crossed(logits: Array) -> Array:
-        # Beyond rounding: at a tie another compilation may see another class.
         return succeeds(logits) & (jnp.abs(losses.margin(logits, labels)) > rounding(logits))
-
-    def rounding(logits: Array) -> Array:
-        return 0.5e-5 * jnp.abs(logits).max(-1)
 
     def confined(delta: Delta) -> Delta:
         return space.confine(images, delta) if confine and space.confine is not None else delta

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from robust_jax import losses, norms, perturbations, threat_models
-from robust_jax.attacks.ascent import clip_box, where
+from robust_jax.attacks.ascent import clip_box, rounding, where
 from robust_jax.attacks.minimal import found_or_clean
 from robust_jax.attacks.pgd import AttackResult, LogitsFn
 from robust_jax.checks import check_batch
@@ -156,7 +156,7 @@ def _search(
         signs = rows(logits, run)
         gradients = jax.tree.map(jnp.nan_to_num, jax.vmap(lambda row: pull(row)[0])(signs))
         # A little past the boundary: at a tie, the label may still be the first of the largest.
-        lacking = 1e-6 * jnp.abs(logits).max(-1) - (signs * logits).sum(-1)
+        lacking = 2 * rounding(logits) - (signs * logits).sum(-1)
         lacking = jnp.nan_to_num(lacking, posinf=0.0, neginf=0.0)
         gains = jax.vmap(partial(threat_models.gain, threat))(gradients)
         nearest = jnp.where(gains > 0, jnp.abs(lacking) / jnp.where(gains > 0, gains, 1), jnp.inf).argmin(0)
@@ -179,7 +179,8 @@ def _search(
         def body(_: Array, carry: tuple[Delta, Delta, Array]) -> tuple[Delta, Delta, Array]:
             delta, found, smallest = carry
             delta = step(run, delta)
-            success = succeeds(logits_at(delta))
+            logits = logits_at(delta)
+            success = succeeds(logits) & (jnp.abs(losses.margin(logits, labels)) > rounding(logits))
             size = threat_models.size(threat, delta)
             smaller = success & (size < smallest)
             found, smallest = where(smaller, (delta, size), (found, smallest))
