@@ -48,7 +48,7 @@ CHOICES: dict[str, Any] = {
     "loss": losses.LOSSES, "keep": KEEP, "method": METHODS, "batch_norm": MODES, "search": SEARCHES,
     "version": VERSIONS, "rule": RULES,
 }  # fmt: skip
-POSITIVE = ("epochs", "batch_size", "eval_every_epochs", "log_every_steps")
+POSITIVE = ("epochs", "batch_size", "eval_every_epochs", "log_every_steps", "evaluation.batch_size")
 NOT_NEGATIVE = (
     "seed", "select_limit", "checkpoint_every_steps", "data.eval_resize", "optimizer.adversarial_weights",
     "optimizer.clip_norm", "optimizer.max_norm", "optimizer.weight_decay", "schedule.learning_rate",
@@ -196,13 +196,10 @@ def check(config: Mapping[str, Any]) -> None:
     choose("evaluation.split", config["evaluation"]["split"], SPLITS)
     choose("evaluation.checkpoint", config["evaluation"]["checkpoint"], checkpoints.KINDS)
     choose("select_by", config["select_by"], ("clean", *config["attacks"]))
-    for key in POSITIVE:
-        if not config[key] > 0:
-            raise ValueError(f"{key}={config[key]!r} must be above 0.")
-    if not config["evaluation"]["batch_size"] > 0:
-        raise ValueError(f"evaluation.batch_size={config['evaluation']['batch_size']!r} must be above 0.")
-    for path in NOT_NEGATIVE:
+    for path in (*POSITIVE, *NOT_NEGATIVE):
         value: Any = reduce(operator.getitem, path.split("."), config)
+        if path in POSITIVE and not value > 0:
+            raise ValueError(f"{path}={value!r} must be above 0.")
         if not value >= 0:
             raise ValueError(f"{path}={value!r} must not be negative.")
     if not 0 <= config["optimizer"]["ema"] < 1:

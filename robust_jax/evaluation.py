@@ -89,8 +89,8 @@ def evaluate(
         raise ValueError("evaluate got no workdir: give at least one folder that train.py wrote")
     choose("split", split or "test", SPLITS)
     if min(limit or 0, checks or 0, pictures or 0) < 0 or (batch_size is not None and batch_size < 1):
-        given_ = f"limit={limit}, checks={checks}, pictures={pictures}, batch_size={batch_size}"
-        raise ValueError(f"{given_}: at least 0 (all), 0 (none), 0 (none) and 1.")
+        values = f"limit={limit}, checks={checks}, pictures={pictures}, batch_size={batch_size}"
+        raise ValueError(f"{values}: at least 0 (all), 0 (none), 0 (none) and 1.")
     given = {"split": split, "limit": limit, "batch_size": batch_size}
     given |= {"worst_case_only": worst_case_only, "checks": checks, "pictures": pictures}
     reports: dict[str, dict[str, Any]] = {}

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from robust_jax import norms, perturbations, threat_models
+from robust_jax import losses, norms, perturbations, threat_models
 from robust_jax.checks import choose
 from robust_jax.perturbations import Delta, Images, Perturbation, example_keys
 from robust_jax.threat_models import ThreatModel
@@ -63,6 +63,12 @@ def clip_box(images: Images) -> Images:
 def rounding(logits: Float[Array, "b k"]) -> Float[Array, " b"]:
     """Margins below this are ties: another compilation of the same model may see another class."""
     return 0.5e-5 * jnp.abs(logits).max(-1)
+
+
+def crossed(logits: Float[Array, "b k"], labels: Int[Array, " b"], targeted: bool) -> Bool[Array, " b"]:
+    """Where the attack succeeds, and by more than a tie."""
+    succeeds = losses.misclassified(logits, labels) != targeted
+    return succeeds & (jnp.abs(losses.margin(logits, labels)) > rounding(logits))
 
 
 def where(mask: Bool[Array, " b"], a: Any, b: Any) -> Any:

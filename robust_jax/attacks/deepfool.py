@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
 from robust_jax import losses, norms, perturbations, threat_models
-from robust_jax.attacks.ascent import clip_box, rounding, where
+from robust_jax.attacks.ascent import clip_box, crossed, rounding, where
 from robust_jax.attacks.minimal import found_or_clean
 from robust_jax.attacks.pgd import AttackResult, LogitsFn
 from robust_jax.checks import check_batch
@@ -101,12 +101,6 @@ def minimal_step(
     def logits_at(delta: Delta) -> Array:
         return logits_fn(clip_box(perturbations.followed(space, images, delta)))
 
-    def succeeds(logits: Array) -> Array:
-        return losses.misclassified(logits, labels) != targeted
-
-    def crossed(logits: Array) -> Array:
-        return succeeds(logits) & (jnp.abs(losses.margin(logits, labels)) > rounding(logits))
-
     def confined(delta: Delta) -> Delta:
         return space.confine(images, delta) if confine and space.confine is not None else delta
 
@@ -150,13 +144,13 @@ def minimal_step(
         moved = where(active, confined(threat_models.move(threat, delta, gradient, size, room)), delta)
         changed = [(m != d).reshape(len(images), -1).any(-1) for m, d in _leaves(moved, delta)]
         tried = where(active, beyond(moved), tried)
-        success |= active & crossed(logits_at(tried))
+        success |= active & crossed(logits_at(tried), labels, targeted)
         return i + 1, moved, tried, success, active & ~success & jnp.stack(changed).any(0)
 
     def going(carry: tuple[Array, Delta, Delta, Array, Array]) -> Array:
         return (carry[0] < steps) & carry[-1].any()
 
-    success = succeeds(clean)
+    success = losses.misclassified(clean, labels) != targeted
     first = (jnp.array(0), start, start, success, ~success)
     _, _, tried, success, _ = jax.lax.while_loop(going, body, first)
     return tried, success

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from robust_jax import losses, norms, perturbations, threat_models
-from robust_jax.attacks.ascent import clip_box, rounding, where
+from robust_jax.attacks.ascent import clip_box, crossed, rounding, where
 from robust_jax.attacks.minimal import found_or_clean
 from robust_jax.attacks.pgd import AttackResult, LogitsFn
 from robust_jax.checks import check_batch
@@ -142,9 +142,6 @@ def _search(
     def logits_at(delta: Delta) -> Array:
         return logits_fn(clip_box(perturbations.followed(space, images, delta)))
 
-    def succeeds(logits: Array) -> Array:
-        return losses.misclassified(logits, labels) != targeted
-
     def confined(delta: Delta) -> Delta:
         return delta if space.confine is None else space.confine(images, delta)
 
@@ -179,8 +176,7 @@ def _search(
         def body(_: Array, carry: tuple[Delta, Delta, Array]) -> tuple[Delta, Delta, Array]:
             delta, found, smallest = carry
             delta = step(run, delta)
-            logits = logits_at(delta)
-            success = succeeds(logits) & (jnp.abs(losses.margin(logits, labels)) > rounding(logits))
+            success = crossed(logits_at(delta), labels, targeted)
             size = threat_models.size(threat, delta)
             smaller = success & (size < smallest)
             found, smallest = where(smaller, (delta, size), (found, smallest))
@@ -188,7 +184,7 @@ def _search(
 
         return jax.lax.fori_loop(0, steps, body, (start, *best))[1:]
 
-    clean = succeeds(logits_at(zeros))
+    clean = losses.misclassified(logits_at(zeros), labels) != targeted
     start = zeros, jnp.where(clean, 0.0, jnp.inf)
     delta, size = jax.lax.fori_loop(0, runs, one_run, start)
     return found_or_clean(threat, images, delta, size <= 1)
