@@ -225,9 +225,9 @@ def check(config: Mapping[str, Any]) -> None:
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from None
             if section == "attacks":
-                check_untargeted(path, entry)
                 if schedules := sorted(k for k, v in entry.items() if isinstance(v, Mapping)):
                     raise ValueError(f"{path} has schedules {schedules}: an attack of an evaluation has numbers.")
+                check_attack(path, entry)
             if "steps" in entry:
                 effort = {"restarts": 1, "random_start": True, "keep": "highest_loss"} | entry
                 check_effort(path, entry["steps"], effort["restarts"], effort["random_start"], effort["keep"])
@@ -251,10 +251,24 @@ def check(config: Mapping[str, Any]) -> None:
     make_objective(config["points"], config["terms"])
 
 
-def check_untargeted(path: str, attack: Mapping[str, Any]) -> None:
-    """Raises ValueError for a targeted attack in an evaluation: towards the true label it would help the model."""
+def check_attack(path: str, attack: Mapping[str, Any]) -> ThreatModel:
+    """The threat model of an attack of an evaluation.
+
+    Raises:
+      ValueError: one that this kind of attack cannot have; a targeted attack: towards the true label it would help the
+        model; AutoAttack for random models, whose logits ask for a key.
+    """
     if attack.get("targeted"):
         raise ValueError(f"{path}.targeted: an evaluation knows true labels only, which are no targets.")
+    if attack.get("version") == "rand":
+        raise ValueError(
+            f"{path}.version='rand' is for models that take (images, key): call attacks.auto_attack with yours; "
+            f"an evaluation's has no randomness, so take 'standard' or 'plus'."
+        )
+    threat = ThreatModel(attack["perturbation"], attack.get("norm", "linf"), attack["radius"])
+    if attack["kind"] in attacks.ASKED:
+        attacks.ASKED[attack["kind"]](path, threat)
+    return threat
 
 
 def _check_keys(config: Mapping[str, Any], template: Mapping[str, Any], path: str = "") -> None:

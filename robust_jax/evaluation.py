@@ -34,11 +34,10 @@ from robust_jax import augment, data, experiment, losses, masking, models, paral
 from robust_jax.attacks import ATTACKS
 from robust_jax.attacks.costs import cost
 from robust_jax.checks import check_options, choose
-from robust_jax.config import SPLITS, check_untargeted, number
+from robust_jax.config import SPLITS, check_attack, number
 from robust_jax.records import Attack, Source
 from robust_jax.robustness import robustness
 from robust_jax.summary import summarise
-from robust_jax.threat_models import ThreatModel
 
 
 def evaluate(
@@ -164,12 +163,12 @@ def attack_from(name: str, spec: Mapping[str, Any], data_dir: str | None = None)
       ValueError: an unknown kind, loss or option, no radius, or a source that is no workdir; valid choices are listed.
     """
     spec = {k: number(tuple(v) if isinstance(v, list) else v) for k, v in spec.items()}
-    check_untargeted(f"attacks.{name}", spec)
     check_options(f"attacks.{name}", spec, ATTACKS, ("perturbation", "norm", "radius", "curve", "source"))
     if missing := sorted({"perturbation", "radius"} - set(spec)):
         raise ValueError(f"attacks.{name} lacks {missing}")
-    function = ATTACKS[spec.pop("kind")]
-    threat = ThreatModel(spec.pop("perturbation"), spec.pop("norm", "linf"), spec.pop("radius"))
+    threat = check_attack(f"attacks.{name}", spec)
+    function = ATTACKS[spec["kind"]]
+    spec = {k: v for k, v in spec.items() if k not in ("kind", "perturbation", "norm", "radius")}
     curve, workdir = spec.pop("curve", ()), spec.pop("source", "")
     if isinstance(spec.get("loss"), str):
         choose(f"attacks.{name}.loss", spec["loss"], losses.LOSSES)

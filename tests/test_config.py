@@ -146,6 +146,7 @@ def test_no_terms_a_missing_key_and_impossible_combinations():
         ("attacks.flow.keep", "last", "keep='last'"),
         ("attacks.flow.targeted", True, "true labels only"),
         ("attacks.fool.targeted", True, "true labels only"),
+        ("attacks.auto.version", "rand", "an evaluation's has no randomness"),
         ("attacks.fool.steps", 0, "attacks.fool: steps=0"),
         ("attacks.fool.overshoot", -0.1, "overshoot=-0.1"),
         ("evaluation.checkpoint", "bset", "'best', 'latest'"),
@@ -171,8 +172,26 @@ def test_impossible_values_fail_before_training(path, value, message):
     c.terms.region = dict(kind="cross_entropy", at="region")
     c.attacks.flow = dict(kind="pgd", perturbation="flow", radius=0.1, restarts=2)
     c.attacks.fool = dict(kind="deepfool", perturbation="affine", radius=(30, 3, 3))
+    c.attacks.auto = dict(kind="auto_attack", perturbation="additive", radius=0.1)
     c = complete(c)
     c.update_from_flattened_dict({path: value})
+    with pytest.raises(ValueError, match=message):
+        complete(c)
+
+
+@pytest.mark.parametrize(
+    "kind, perturbation, message",
+    [
+        ("ddn", "additive", "attacks.fool: norm='linf'.*give norm='l2'"),
+        ("ead", "flow", "attacks.fool: norm='linf'.*give norm='l1'"),
+        ("jsma", "flow", "attacks.fool: perturbation flow.*'additive' with 'linf'"),
+        ("adef", "affine", "attacks.fool: perturbation affine.*take 'flow'"),
+    ],
+)
+def test_an_attack_that_cannot_have_its_threat_model_fails_before_training(kind, perturbation, message):
+    c = base()
+    c.terms.ce = dict(kind="cross_entropy")
+    c.attacks.fool = dict(kind=kind, perturbation=perturbation, radius=0.1)
     with pytest.raises(ValueError, match=message):
         complete(c)
 

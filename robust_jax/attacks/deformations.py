@@ -86,7 +86,7 @@ def stadv(
         field, or an impossible option.
     """
     check_batch(images, labels, logits_fn)
-    _check_field("stadv", threat, images)
+    check_field("stadv", threat, images)
     if steps < 1 or not min(smoothness, confidence, start) >= 0:
         raise ValueError(
             f"stadv: steps={steps}, smoothness={smoothness}, confidence={confidence}, start={start}: steps must be at "
@@ -186,7 +186,7 @@ def adef(
     """
     check_batch(images, labels, logits_fn)
     check_search("adef", steps, overshoot, candidates)
-    _check_field("adef", threat, images)
+    check_field("adef", threat, images)
     if not sigma >= 0:
         raise ValueError(f"adef: sigma={sigma} pixels must not be negative.")
     space = threat.perturbation
@@ -207,8 +207,9 @@ def adef(
     return found_or_clean(threat, images, delta, losses.misclassified(logits, labels) != targeted)
 
 
-def _check_field(path: str, threat: ThreatModel, images: Images) -> None:
-    shapes = [leaf.shape for leaf in jax.tree.leaves(threat.perturbation.zeros(images))]
+def check_field(path: str, threat: ThreatModel, images: Images) -> None:
+    """Raises ValueError, starting with ``path``, for a δ other than one displacement a pixel of the images."""
+    shapes = [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(threat.perturbation.zeros, images))]
     if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][:3] != images.shape[:3]:
         raise ValueError(
             f"{path}: perturbation {threat.perturbation.name} has δ of shape {' and '.join(map(str, shapes))}, not a "

@@ -154,14 +154,19 @@ def finite(tree: Delta) -> Delta:
 
 def check_minimal(path: str, threat: ThreatModel, p: int, steps: int, confidence: float = 0) -> None:
     """Raises ValueError, starting with ``path``, for a norm other than l_p or settings that cannot be."""
+    check_norm(path, threat, p)
+    if steps < 1 or not confidence >= 0:
+        raise ValueError(f"{path}: steps={steps} must be at least 1, and confidence={confidence} not negative.")
+
+
+def check_norm(path: str, threat: ThreatModel, p: int) -> None:
+    """Raises ValueError, starting with ``path``, for a norm other than l_p."""
     named = threat.norm if threat.perturbation.parts else (threat.norm,)
     if any(norms.exponent(norm) != p for norm in named):
         raise ValueError(
             f"{path}: norm={threat.norm!r}, but it minimises l{p}, in every part of a composition: give norm='l{p}', "
             f"or use deepfool, which takes any norm."
         )
-    if steps < 1 or not confidence >= 0:
-        raise ValueError(f"{path}: steps={steps} must be at least 1, and confidence={confidence} not negative.")
 
 
 def check_penalty(path: str, binary_search_steps: int, learning_rate: float | None, initial_const: float) -> None:

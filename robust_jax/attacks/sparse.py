@@ -207,11 +207,16 @@ def pointwise(
 
 def _ends(path: str, threat: ThreatModel, images: Images) -> tuple[Images, Images]:
     """The δ of every pixel at the lower and upper end of ball and box."""
+    check_pixelwise(path, threat)
+    radius = jnp.broadcast_to(jnp.asarray(threat.radius, images.dtype), images.shape)
+    return -jnp.minimum(radius, images), jnp.minimum(radius, 1 - images)
+
+
+def check_pixelwise(path: str, threat: ThreatModel) -> None:
+    """Raises ValueError, starting with ``path``, unless each pixel has an interval of its own."""
     space = threat.perturbation
     if space is not perturbations.additive or norms.exponent(threat.norm) != math.inf:
         raise ValueError(
             f"{path}: perturbation {space.name} with norm={threat.norm!r}: it counts changed pixels, so take "
             f"'additive' with 'linf', whose radius bounds the change of each (1: any), and max_pixels for their number."
         )
-    radius = jnp.broadcast_to(jnp.asarray(threat.radius, images.dtype), images.shape)
-    return -jnp.minimum(radius, images), jnp.minimum(radius, 1 - images)
