@@ -30,13 +30,11 @@ ATTACKS: dict[str, Callable[..., AttackResult]] = {f.__name__: f for f in (
     gaussian_noise, grid, jsma, nes, pgd, pointwise, random_search, spsa, square, stadv, uniform_noise,
 )}  # fmt: skip
 
-_IMAGE = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)  # fields are made for images of any shape
+_FIELD = partial(check_field, images=jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32))  # any shape would do
 # What some ask of a threat model, ``(name, threat) -> None`` or ValueError; the others take any.
 ASKED: dict[str, Callable[[str, ThreatModel], None]] = {
-    "adef": partial(check_field, images=_IMAGE),
+    "adef": _FIELD, "stadv": _FIELD, "jsma": check_pixelwise, "pointwise": check_pixelwise,
     "carlini_wagner": partial(check_norm, p=2), "ddn": partial(check_norm, p=2), "ead": partial(check_norm, p=1),
-    "jsma": check_pixelwise, "pointwise": check_pixelwise,
-    "stadv": partial(check_field, images=_IMAGE),
 }  # fmt: skip
 
 __all__ = [

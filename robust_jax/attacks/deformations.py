@@ -207,7 +207,7 @@ def adef(
     return found_or_clean(threat, images, delta, losses.misclassified(logits, labels) != targeted)
 
 
-def check_field(path: str, threat: ThreatModel, images: Images) -> None:
+def check_field(path: str, threat: ThreatModel, images: Images | jax.ShapeDtypeStruct) -> None:
     """Raises ValueError, starting with ``path``, for a δ other than one displacement a pixel of the images."""
     shapes = [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(threat.perturbation.zeros, images))]
     if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][:3] != images.shape[:3]:
