@@ -1,11 +1,13 @@
-"""Every training method on CIFAR-10, with the model, the schedule and the inner steps of its paper where it has them.
+"""Every training method on CIFAR-10, those of `PAPERS` with their papers' model, schedule and inner steps.
 
 python train.py --config=configs/cifar10_methods.py:trades --workdir=runs/cifar10_trades --config.data.data_dir=DIR
 
-The methods are the functions of configs/methods.py. Unless its paper says otherwise: PreActResNet-18, linf 8/255,
+The methods are the functions of configs/methods.py. Where `PAPERS` says nothing else: PreActResNet-18, linf 8/255,
 10 steps of 2/255, 200 epochs of SGD at 0.1, a tenth of it after 100 and 150 epochs (Rice et al. 2020). lfr_wrn is lfr
-with WRN-28-10. Work for a GPU; none was run to the end here yet. Images are normalised within the model, which some of
-the papers do not do, and the checkpoint is chosen on a tenth of the training images.
+with WRN-28-10; MART's paper has a ResNet-18; FGR as in its paper is cifar10_vgg11_fgr.py. Work for a GPU; none was run
+to the end here yet. Images are normalised within the model, which some of the papers do not do. A tenth of the training
+images is set aside to choose the checkpoint on, for `PAPERS` under a short PGD: late in such long runs robust accuracy
+falls while clean accuracy rises (Rice et al. 2020).
 """
 
 from typing import Any
@@ -21,7 +23,8 @@ SIZES = Sizes(
 LFR = {"points.roughest.step_size": 0.007, "terms.lfr.weight": 0.03, "schedule.boundaries": (150.0, 250.0),
        "epochs": 300.0, "optimizer.weight_decay": 2e-4}  # fmt: skip
 ZHANG = {"epochs": 100.0, "schedule.boundaries": (75.0, 90.0), "optimizer.weight_decay": 2e-4}
-WONG = {"schedule.name": "one_cycle", "epochs": 30.0}
+TRAIN_MODE = {"points.attacked.batch_norm": "train"}  # of BatchNorm, in the inner maximisation
+WONG = TRAIN_MODE | {"schedule.name": "one_cycle", "epochs": 30.0}
 
 # What the papers have, beside SIZES and what all share: method -> (model, radius of additive linf, keys).
 PAPERS: dict[str, tuple[str, float, dict[str, Any]]] = {
@@ -33,8 +36,10 @@ PAPERS: dict[str, tuple[str, float, dict[str, Any]]] = {
         "points.attacked.step_size": 0.007, "epochs": 120.0, "schedule.learning_rate": 0.01,
         "optimizer.weight_decay": 3.5e-3,
     }),
-    "pgd": ("wrn_34_10", 8 / 255, {"points.attacked.steps": 7, "points.attacked.step_size": 2 / 255,
-                                   "optimizer.weight_decay": 2e-4}),
+    "pgd": ("wrn_34_10", 8 / 255, TRAIN_MODE | {
+        "points.attacked.steps": 7, "points.attacked.step_size": 2 / 255, "optimizer.weight_decay": 2e-4,
+    }),
+    "awp": ("preact_resnet18", 8 / 255, TRAIN_MODE),
     "lfr": ("resnet20", 0.031, LFR),
     "lfr_wrn": ("wrn_28_10", 0.031, LFR),
     "universal": ("wrn_28_10", 8 / 255, {"points.all.step_size": 1 / 255}),
@@ -55,6 +60,9 @@ def get_config(method: str = "standard") -> ConfigDict:
     c.attacks.additive = strong | dict(perturbation="additive", radius=radius)
     c.attacks.flow = strong | dict(perturbation="flow", radius=SIZES.pixels)
     c.attacks.affine = strong | dict(perturbation="affine", radius=SIZES.rotation)
+    if method in PAPERS:
+        c.attacks.short = dict(kind="pgd", norm="linf", steps=10, perturbation="additive", radius=radius)
+        c.select_by, c.select_limit = "short", 1000
     name = method if method in METHODS else method.removesuffix("_wrn")
     choose(c, name, SIZES._replace(intensity=radius, universal=(radius, SIZES.universal[1])))
     c.update_from_flattened_dict(keys)

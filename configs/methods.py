@@ -170,7 +170,10 @@ def fgsm_rs(c: ConfigDict, s: Sizes) -> None:
 
 def gradalign(c: ConfigDict, s: Sizes) -> None:
     """FGSM training with aligned gradients (Andriushchenko & Flammarion 2020); 0.2 is its λ for CIFAR-10 at 8/255."""
-    linearised(c, s)
+    c.points.attacked = dict(
+        kind="attack", steps=1, step_size=s.intensity, random_start=False, keep="last", **_additive(s)
+    )
+    _ce(c, "attacked")
     c.points.anywhere = dict(kind="uniform", **_additive(s))
     c.terms.align = dict(
         kind="gradient_misalignment", at="clean", other="anywhere", perturbation="additive", weight=0.2

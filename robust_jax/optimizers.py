@@ -46,7 +46,10 @@ def make_schedule(
     elif name == "cosine":
         schedule = optax.cosine_decay_schedule(learning_rate, max(steps - warmup, 1))
     else:
-        at = {round(b * steps_per_epoch) - warmup: factor for b in boundaries}
+        at: dict[int, float] = {}
+        for boundary in boundaries:  # two may fall on one step
+            step = round(boundary * steps_per_epoch) - warmup
+            at[step] = at.get(step, 1.0) * factor
         schedule = optax.piecewise_constant_schedule(learning_rate, at)
     if not warmup:
         return schedule

@@ -205,12 +205,11 @@ def compose(*parts: Perturbation) -> Perturbation:
         return images
 
     def confine(images: Images, delta: Delta) -> Delta:
-        confined = []
+        within: list[Delta] = []
         for part, d in zip(parts, delta, strict=True):
-            d = d if part.confine is None else part.confine(images, d)
-            images = part.apply(images, d)
-            confined.append(d)
-        return tuple(confined)
+            within.append(confined(part, images, d))
+            images = part.apply(images, within[-1])
+        return tuple(within)
 
     return Perturbation(
         zeros=lambda images: tuple(part.zeros(images) for part in parts),
@@ -248,6 +247,11 @@ def _imported(path: str) -> Perturbation:
     if not isinstance(found, Perturbation):
         raise ValueError(f"perturbation={path!r} is a {type(found).__name__}, not a robust_jax.Perturbation.")
     return found
+
+
+def confined(perturbation: Perturbation, images: Images, delta: Delta) -> Delta:
+    """δ where `Perturbation.confine` puts it, so that no image leaves [0, 1]; as it is where there is none."""
+    return delta if perturbation.confine is None else perturbation.confine(images, delta)
 
 
 def room(perturbation: Perturbation, images: Images, delta: Delta, direction: Delta) -> Delta:

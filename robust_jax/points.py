@@ -187,7 +187,8 @@ def universal(
     gradient = model.mean(jax.grad(mean_loss)(memory))
     free = jax.tree.map(lambda v: jnp.full_like(v, jnp.inf), memory)
     moved = threat_models.move(threat, memory, gradient, step_size, free)
-    return Found(apply_universal(threat, images, moved), spread(moved, len(images)), moved)
+    delta = perturbations.confined(threat.perturbation, images, spread(moved, len(images)))
+    return Found(clip_box(threat.perturbation.apply(images, delta)), delta, moved)
 
 
 def targeted_universal(
@@ -226,6 +227,7 @@ def targeted_universal(
         other = jax.vmap(lambda k: jax.random.randint(k, (), 1, count))(keys)
         index = (labels + other) % count
     delta = where(labels != target, jax.tree.map(lambda d: d[index], deltas), threat.perturbation.zeros(images))
+    delta = perturbations.confined(threat.perturbation, images, delta)
     return Found(clip_box(threat.perturbation.apply(images, delta)), delta, memory | {"deltas": deltas})
 
 

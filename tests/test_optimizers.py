@@ -24,6 +24,7 @@ def test_piecewise_falls_at_40_and_60_of_80():
         at = rate(epoch, name="piecewise", boundaries=(40, 60))
         assert at == pytest.approx(expected, rel=1e-5), epoch
     assert rate(50, name="piecewise", boundaries=(40,), factor=0.5) == pytest.approx(0.05)
+    assert rate(50, name="piecewise", boundaries=(40, 40.01)) == pytest.approx(0.001)  # both on one step
     # The rate falls exactly with the first step of epoch 40, step 420.
     schedule = make_schedule(**SCHEDULE | dict(name="piecewise", boundaries=(40,)))
     assert float(schedule(419)) > 5 * float(schedule(420))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -162,8 +163,7 @@ def _climb(
         value, success = score(run, clip_box(threat_models.followed(threat, images, delta)))
         return value.sum(), Point(delta, jnp.nan_to_num(value, nan=-jnp.inf), success)
 
-    def confined(delta: Delta) -> Delta:
-        return delta if space.confine is None else space.confine(images, delta)
+    confined = partial(perturbations.confined, space, images)
 
     def moved(i: Array, state: _State, delta: Delta, gradient: Delta) -> Delta:
         free = perturbations.room(space, images, delta, gradient)
@@ -261,12 +261,11 @@ def _sparse_checkpoints(steps: int) -> np.ndarray:
 
 def _project_l1(threat: ThreatModel, images: Images, delta: Array) -> Array:
     """The nearest point of the l1 ball within the box: soft-thresholded, then confined, the threshold by bisection."""
-    confine = threat.perturbation.confine
     radius = jnp.asarray(threat.radius, delta.dtype)
 
     def shrunk(threshold: Array) -> Array:
         soft = jnp.sign(delta) * jnp.maximum(jnp.abs(delta) - norms.expand(threshold, delta) * radius, 0)
-        return soft if confine is None else confine(images, soft)
+        return perturbations.confined(threat.perturbation, images, soft)
 
     def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds

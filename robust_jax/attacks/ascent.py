@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -107,8 +108,7 @@ def ascend(
         value, success = score(clip_box(threat_models.followed(threat, images, delta)), delta)
         return value.sum(), Point(delta, jnp.nan_to_num(value, nan=-jnp.inf), success)
 
-    def confined(delta: Delta) -> Delta:
-        return delta if space.confine is None else space.confine(images, delta)
+    confined = partial(perturbations.confined, space, images)
 
     def better(new: Point, old: Point) -> Point:
         if keep == "best":

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key
 
-from robust_jax import threat_models
+from robust_jax import perturbations, threat_models
 from robust_jax.attacks.minimal import (
     Smallest,
     boundary,
@@ -103,7 +103,7 @@ def carlini_wagner(
             update, state = adam.update(in_units(threat, unit, finite(gradient)), state)
             update = in_units(threat, unit, jax.tree.map(lambda u: u * rate(u), update))
             moved = jax.tree.map(jnp.add, delta, update)
-            moved = moved if space.confine is None else space.confine(images, moved)
+            moved = perturbations.confined(space, images, moved)
             return moved, state, smallest.or_smaller(delta, size, crossed), success | crossed
 
         first = (zeros, adam.init(zeros), smallest, jnp.zeros(len(images), bool))

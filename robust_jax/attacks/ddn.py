@@ -87,7 +87,7 @@ def ddn(
         epsilon = jnp.clip(epsilon * jnp.where(crossed, 1 - gamma, 1 + gamma), 0, 1)
         size = threat_models.size(threat, delta)
         delta = times(delta, jnp.where(size > 0, epsilon / jnp.where(size > 0, size, 1), 0))
-        return delta if space.confine is None else space.confine(images, delta), epsilon, smallest
+        return perturbations.confined(space, images, delta), epsilon, smallest
 
     delta, _, smallest = jax.lax.fori_loop(0, steps, step, (space.zeros(images), start.scale, start.smallest))
     smallest = smallest.or_smaller(delta, threat_models.size(threat, delta), start.distance(delta)[1])

@@ -102,7 +102,7 @@ def minimal_step(
         return logits_fn(clip_box(perturbations.followed(space, images, delta)))
 
     def confined(delta: Delta) -> Delta:
-        return space.confine(images, delta) if confine and space.confine is not None else delta
+        return perturbations.confined(space, images, delta) if confine else delta
 
     def beyond(delta: Delta) -> Delta:
         far = jax.tree.map(lambda s, d: s + (1 + overshoot) * (d - s), start, delta)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
-from robust_jax import norms, threat_models
+from robust_jax import norms, perturbations, threat_models
 from robust_jax.attacks.minimal import (
     Smallest,
     boundary,
@@ -109,7 +109,7 @@ def ead(
             stepped = jax.tree.map(jnp.subtract, ahead, in_units(threat, rate * unit, gradient))
             threshold = in_units(threat, rate * beta * unit, jax.tree.map(jnp.ones_like, delta))
             shrunk = jax.tree.map(lambda d, t: jnp.sign(d) * jnp.maximum(jnp.abs(d) - t, 0), stepped, threshold)
-            shrunk = shrunk if space.confine is None else space.confine(images, shrunk)
+            shrunk = perturbations.confined(space, images, shrunk)
             ahead = jax.tree.map(lambda new, old: new + i / (i + 3) * (new - old), shrunk, delta)
             crossed = start.distance(shrunk)[1]
             return shrunk, ahead, smallest.or_smaller(shrunk, cost(shrunk), crossed), success | crossed

@@ -142,8 +142,7 @@ def _search(
     def logits_at(delta: Delta) -> Array:
         return logits_fn(clip_box(perturbations.followed(space, images, delta)))
 
-    def confined(delta: Delta) -> Delta:
-        return delta if space.confine is None else space.confine(images, delta)
+    confined = partial(perturbations.confined, space, images)
 
     def mixed(share: Array, one: Delta, other: Delta) -> Delta:
         return jax.tree.map(lambda a, b: a + norms.expand(share, a) * (b - a), one, other)

@@ -158,7 +158,7 @@ def _tried(
     delta: Delta,
 ) -> Point:
     space = threat.perturbation
-    delta = delta if space.confine is None else space.confine(images, delta)
+    delta = perturbations.confined(space, images, delta)
     logits = logits_fn(clip_box(space.apply(images, delta)))
     value = loss(logits, labels) * (-1 if targeted else 1)
     return Point(delta, jnp.nan_to_num(value, nan=-jnp.inf), losses.misclassified(logits, labels) != targeted)

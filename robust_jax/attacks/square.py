@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
-from robust_jax import losses, norms, threat_models
+from robust_jax import losses, norms, perturbations, threat_models
 from robust_jax.attacks.ascent import Point, best_of, clip_box, where
 from robust_jax.attacks.pgd import AttackResult, LogitsFn, LossFn
 from robust_jax.checks import check_batch
@@ -119,7 +119,7 @@ def _search(
         query, best = carry
         query_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, query)
         delta = threat_models.project(threat, propose(query_keys, query, best.delta))
-        new = scored(delta if space.confine is None else space.confine(images, delta))
+        new = scored(perturbations.confined(space, images, delta))
         return query + 1, where(best.success, best, best_of(new, best))
 
     def going(carry: tuple[Array, Point]) -> Array:
