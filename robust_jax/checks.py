@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from robust_jax import perturbations
+
 
 def _concrete(*arrays: Any) -> bool:
     return not any(isinstance(array, jax.core.Tracer) for array in arrays)
@@ -29,11 +31,14 @@ def check_images(images: Any) -> None:
             )
 
 
-def check_batch(images: Any, labels: Any, logits_fn: Callable[[Any], Any]) -> None:
-    """`check_images`, and labels are ``[B]`` integers below the number of logits."""
+def check_batch(images: Any, labels: Any, logits_fn: Callable[[Any], Any], threat: Any = None) -> None:
+    """`check_images`, labels are ``[B]`` integers below the number of logits, and at δ = 0 a threat changes nothing."""
     check_images(images)
-    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels must be integers [{len(images)}], one an image; got {labels.dtype} {labels.shape}.")
+    shape, dtype = getattr(labels, "shape", None), getattr(labels, "dtype", type(labels).__name__)
+    if shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels must be an array of integers [{len(images)}], one an image; got {dtype} {shape}.")
+    if threat is not None:
+        _check_space(threat, images)
     if _concrete(images, labels) and labels.size:
         shape = jax.eval_shape(logits_fn, images).shape
         if len(shape) != 2 or shape[0] != len(images):
@@ -43,6 +48,28 @@ def check_batch(images: Any, labels: Any, logits_fn: Callable[[Any], Any]) -> No
             raise ValueError(
                 f"labels go from {low} to {high}, but the model has {shape[1]} classes (0 to {shape[1] - 1})."
             )
+
+
+def _check_space(threat: Any, images: Any) -> None:
+    """Raises ValueError for what is no threat model, and for a space of the user's own whose δ = 0 is not no change."""
+    space = getattr(threat, "perturbation", None)
+    if space is None:
+        raise ValueError(
+            f"threat={threat!r} is no threat model: give robust_jax.ThreatModel(perturbation, norm, radius)."
+        )
+    if not _concrete(images) or not len(images):
+        return
+    for part in space.parts or (space,):
+        if part in perturbations.PERTURBATIONS.values():
+            continue
+        one = np.asarray(images)[:1]
+        with jax.ensure_compile_time_eval():
+            zeros = part.zeros(one)
+            same = np.asarray(part.apply(one, zeros))
+        if any(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(zeros)):
+            raise ValueError(f"perturbation {part.name}: zeros(images) must be 0 everywhere, the δ of no change.")
+        if same.shape != one.shape or not np.allclose(same, one, atol=1e-2):
+            raise ValueError(f"perturbation {part.name}: apply(images, zeros(images)) must be images, unchanged.")
 
 
 GIVEN = ("key", "memory", "steps_done")  # by whoever calls it, not by a config

@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_dict
 from ml_collections.config_flags import config_flags
 
-from robust_jax.config import complete, number
+from robust_jax.config import NUMERIC, complete, number
 from robust_jax.objectives import SCHEDULE
 
 FRACTION = re.compile(r"[\d.]+\s*/\s*[\d.]+")
@@ -77,7 +77,8 @@ def overridden(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
                 group[name] = current = 0.0  # a number instead of a schedule
         if isinstance(current, ConfigDict):
             raise ValueError(f"--config.{path} is a group: override one of its keys, {sorted(current)}.")
-        if current is None:  # no type yet, such as step_size: any will do
+        tuple_for_number = isinstance(current, float) and name in NUMERIC and str(value).startswith(("(", "["))
+        if current is None or tuple_for_number:  # no type yet, such as step_size, or another one
             group[name] = config_dict.placeholder(object)
         if isinstance(value, str) and value.startswith(("(", "[")):
             value = FRACTION.sub(lambda fraction: str(number(fraction[0])), value)
@@ -112,6 +113,7 @@ def run(main: Callable[[flags.FlagValues, list[str]], None], arguments: Sequence
     Compiled programs are kept for the next run, see `keep_compiled`.
     """
     keep_compiled()
+    sys.path.append(os.getcwd())  # where "module:name" of a perturbation of one's own may lie
     given = list(sys.argv if arguments is None else arguments)
     if {"-h", "--help"} & set(given):
         print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help(), sep="\n")

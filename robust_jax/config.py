@@ -12,12 +12,14 @@ A config file is short::
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping
 from fractions import Fraction
 from functools import reduce
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from robust_jax import attacks, checkpoints, losses, models, norms, perturbations
@@ -144,7 +146,7 @@ def number(value: Any) -> Any:
 def _is_numeric(value: Any) -> bool:
     if isinstance(value, tuple | list):
         return all(map(_is_numeric, value))
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def complete(config: ConfigDict) -> ConfigDict:
@@ -211,8 +213,16 @@ def check(config: Mapping[str, Any]) -> None:
             path = f"{section}.{name}"
             check_options(path, entry, known, own)
             for option in set(NUMERIC) & set(entry):
-                if not isinstance(entry[option], Mapping | None) and not _is_numeric(entry[option]):
-                    raise ValueError(f"{path}.{option}={entry[option]!r}: give a number, or one as 8/255, or a tuple.")
+                value = entry[option]
+                if isinstance(value, Mapping | None):
+                    continue
+                if not _is_numeric(value) or (option == "weight" and isinstance(value, tuple)):
+                    tuples = "" if option == "weight" else ", or a tuple"
+                    raise ValueError(f"{path}.{option}={value!r}: give a finite number, or one as 8/255{tuples}.")
+                if option == "sigma" and min(jax.tree.leaves(value)) < 0:
+                    raise ValueError(f"{path}.sigma={value!r} must not be negative.")
+            if not 0 <= entry.get("label_smoothing", 0) < 1:
+                raise ValueError(f"{path}.label_smoothing={entry['label_smoothing']!r} must be from 0 to below 1.")
             for option in set(CHOICES) & set(entry):
                 choose(f"{path}.{option}", entry[option], CHOICES[option])
             try:
@@ -258,6 +268,8 @@ def check_attack(path: str, attack: Mapping[str, Any]) -> ThreatModel:
       ValueError: one that this kind of attack cannot have; a targeted attack: towards the true label it would help the
         model; AutoAttack for random models, whose logits ask for a key.
     """
+    if path.split(".")[-1] in ("clean", "worst_case"):
+        raise ValueError(f"{path}: results have that name already: give the attack another.")
     if attack.get("targeted"):
         raise ValueError(f"{path}.targeted: an evaluation knows true labels only, which are no targets.")
     if attack.get("version") == "rand":

@@ -171,8 +171,7 @@ def attack_from(name: str, spec: Mapping[str, Any], data_dir: str | None = None)
     spec = {k: v for k, v in spec.items() if k not in ("kind", "perturbation", "norm", "radius")}
     curve, workdir = spec.pop("curve", ()), spec.pop("source", "")
     if isinstance(spec.get("loss"), str):
-        choose(f"attacks.{name}.loss", spec["loss"], losses.LOSSES)
-        spec["loss"] = losses.LOSSES[spec["loss"]]
+        spec["loss"] = losses.get(spec["loss"])
     source = None
     if workdir:
         _, model, variables, _, _ = experiment.restore(Path(workdir), "best", data_dir)

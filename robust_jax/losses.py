@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
+
+from robust_jax.checks import choose
 
 
 def cross_entropy(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array, " b"]:
@@ -76,4 +80,17 @@ def misclassified(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Bool
     return logits.argmax(-1) != labels
 
 
-LOSSES = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}
+LossFn = Callable[[Float[Array, "b k"], Int[Array, " b"]], Float[Array, " b"]]
+LOSSES: dict[str, LossFn] = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}
+
+
+def get(loss: str | LossFn) -> LossFn:
+    """A loss from its name in `LOSSES`, or itself.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    if callable(loss):
+        return loss
+    choose("loss", loss, LOSSES)
+    return LOSSES[loss]

@@ -82,8 +82,10 @@ def make_objective(points: Mapping[str, Any], terms: Mapping[str, Any]) -> Objec
         left out, and costs nothing.
 
     Raises:
-      ValueError: no term of a weight, or an unknown kind, point or option, listing the valid ones.
+      ValueError: no term of a weight, a point named clean, or an unknown kind, point or option, listing the valid ones.
     """
+    if "clean" in points:
+        raise ValueError("points.clean: that is what the images themselves are called: give the point another name.")
     # By name, as in a ConfigDict: the same whichever order they were written in.
     points = {"clean": {"kind": "clean"}} | {name: dict(p) for name, p in sorted(points.items())}
     terms = {name: {"at": "clean", "weight": 1.0} | dict(t) for name, t in sorted(terms.items())}

@@ -36,7 +36,7 @@ class Perturbation:
     """A differentiable family of image changes.
 
     Attributes:
-      zeros: ``images -> δ``, the δ of no change, ``[B, ...]``.
+      zeros: ``images -> δ``, the δ of no change: 0 everywhere, ``[B, ...]``.
       apply: ``(images, δ) -> images``, with ``apply(x, zeros(x)) = x``; must not mix examples.
       name: what tables and JSON call it.
       pullback_at_zero: ``(images, g) -> J'g``, the gradient in δ at δ = 0 given the gradient g in the image; by
@@ -273,8 +273,8 @@ def room(perturbation: Perturbation, images: Images, delta: Delta, direction: De
 
 def example_keys(key: Key[Array, "..."], count: int) -> Key[Array, " b"]:
     """One key an example: keys ``[B]`` as they are, one key folded with each example's index."""
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise ValueError(f"key must be made by jax.random.key(seed), or split from one; got {key.dtype} {key.shape}.")
+    if not hasattr(key, "dtype") or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise ValueError(f"key must be made by jax.random.key(seed), or split from one; got {key!r}.")
     if key.ndim == 1:
         if len(key) != count:
             raise ValueError(f"key holds {len(key)} keys for {count} images: pass one key, or one an image.")

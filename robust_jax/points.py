@@ -100,11 +100,10 @@ def attack(
     ``batch_norm``: the mode of the inner maximisation, "eval" or "train". One step of 1.25 radius from a random start,
     the last iterate kept, is fast adversarial training (Wong et al. 2020).
     """
-    choose("loss", loss, losses.LOSSES)
     found = pgd(
         _logits_fn(model, batch_norm), images, labels, ThreatModel(perturbation, norm, radius), key=keys, steps=steps,
         step_size=step_size, momentum=momentum, random_start=random_start, keep=keep,
-        loss=losses.LOSSES[loss],
+        loss=loss,
     )  # fmt: skip
     return Found(found.images, found.delta)
 

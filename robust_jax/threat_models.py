@@ -76,7 +76,7 @@ def _checked_radius(radius: Any) -> Any:
     if isinstance(radius, jax.core.Tracer):
         return radius
     try:
-        values = np.asarray(radius, np.float32)
+        values = np.asarray(np.nan if isinstance(radius, str) else radius, np.float32)
     except (TypeError, ValueError):
         values = np.asarray(np.nan)
     if not np.all(np.isfinite(values) & (values >= 0)):
@@ -88,10 +88,27 @@ def _checked_radius(radius: Any) -> Any:
 
 
 def _map_parts(f: Callable[..., Any], threat: ThreatModel, *deltas: Delta) -> Delta:
-    """``f(norm, radius, *delta)``, part by part where the threat model is a composition."""
-    if threat.perturbation.parts:
-        return tuple(f(*part) for part in zip(threat.norm, threat.radius, *deltas, strict=True))
-    return f(threat.norm, threat.radius, *deltas)
+    """``f(norm, radius, *delta)``, part by part where the threat model is a composition.
+
+    Raises:
+      ValueError: a radius that does not broadcast to the δ of its part.
+    """
+    composed = bool(threat.perturbation.parts)
+    whole = (threat.norm, threat.radius, *deltas)
+    found = []
+    for norm, radius, *part in zip(*whole, strict=True) if composed else [whole]:
+        if part and not _fits(jnp.shape(radius), part[0].shape):
+            raise ValueError(
+                f"radius={radius!r} of {threat.perturbation.name} has shape {jnp.shape(radius)}, but δ has "
+                f"{part[0].shape}: give one number, or one for each entry of δ's last axis."
+            )
+        found.append(f(norm, radius, *part))
+    return tuple(found) if composed else found[0]
+
+
+def _fits(small: tuple[int, ...], large: tuple[int, ...]) -> bool:
+    """Whether the one shape broadcasts to the other as it is."""
+    return len(small) <= len(large) and all(a in (1, b) for a, b in zip(small[::-1], large[::-1], strict=False))
 
 
 def _divide(delta: Array, radius: Any) -> Array:

@@ -17,8 +17,8 @@ from absl import logging
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from robust_jax import augment, checkpoints, data, evaluation, experiment, models, optimizers, parallel
-from robust_jax.config import complete
+from robust_jax import augment, checkpoints, data, evaluation, experiment, models, optimizers, parallel, threat_models
+from robust_jax.config import check_attack, complete
 from robust_jax.objectives import Objective, make_objective
 from robust_jax.points import Model
 from robust_jax.robustness import robustness
@@ -173,6 +173,8 @@ def train(config: ConfigDict, workdir: str | Path) -> TrainState:
       NonFiniteLossError: NaN or infinity in the loss or its gradient.
     """
     config = complete(config)
+    if not str(workdir) or Path(workdir).is_file():
+        raise ValueError(f"workdir={str(workdir)!r} must be a folder, or the name of one to make.")
     workdir = Path(workdir)
     with jax.default_matmul_precision(config.precision):
         return _train(config, workdir)
@@ -181,6 +183,15 @@ def train(config: ConfigDict, workdir: str | Path) -> TrainState:
 def _train(config: ConfigDict, workdir: Path) -> TrainState:
     parallel.check_batch_size(config.batch_size)
     dataset = experiment.load_dataset(config)
+    if config.batch_size > len(dataset.train):
+        raise ValueError(
+            f"batch_size={config.batch_size} is more than the {len(dataset.train)} training images (data.limit and "
+            f"data.validation leave no more): lower it."
+        )
+    shape = jax.ShapeDtypeStruct((1, *dataset.image_shape), np.float32)
+    for name, spec in config.attacks.items():  # now, not after training
+        threat = check_attack(f"attacks.{name}", spec)
+        jax.eval_shape(lambda threat=threat: threat_models.size(threat, threat.perturbation.zeros(shape)))
     model = experiment.create_model(config, dataset.num_classes)
     steps_per_epoch = len(dataset.train) / config.batch_size
     total_steps = max(round(config.epochs * steps_per_epoch), 1)

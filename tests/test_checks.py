@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from robust_jax.checks import check_batch, check_images
+from robust_jax.perturbations import Perturbation
+from robust_jax.threat_models import ThreatModel
 
 
 def logits_fn(images):
@@ -43,11 +45,31 @@ def test_good_images_pass():
         (np.array([0.0, 1.0]), "float64"),
         (np.array([[0, 1]]), r"\(1, 2\)"),
         (np.array([0, 1, 2]), r"\(3,\)"),
+        ([0, 1], "array of integers.*list"),
     ],
 )
 def test_bad_labels(labels, message):
     with pytest.raises(ValueError, match=message):
         check_batch(jnp.zeros((2, 2, 2, 1)), labels, logits_fn)
+
+
+def test_a_space_whose_zero_changes_images_and_what_is_no_threat_model():
+    images, labels = jnp.full((2, 2, 2, 1), 0.5), jnp.zeros(2, int)
+    one = lambda x: jnp.ones((len(x), 1, 1, 1))  # noqa: E731
+    scale = Perturbation(one, lambda x, d: x * d, "scale")
+    brighter = Perturbation(lambda x: 0 * one(x), lambda x, d: x + d + 0.1, "brighter")
+    cut = Perturbation(lambda x: 0 * one(x), lambda x, d: (x + d)[:, 1:], "cut")
+    for threat, message in (
+        (ThreatModel(scale, "linf", 0.1), "scale: zeros.*must be 0"),
+        (ThreatModel(brighter, "linf", 0.1), "brighter: apply.*unchanged"),
+        (ThreatModel(("flow", cut), "linf", (0.1, 0.1)), "cut: apply.*unchanged"),
+        ("flow", "threat='flow'.*ThreatModel"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_batch(images, labels, logits_fn, threat)
+    contrast = Perturbation(lambda x: 0 * one(x), lambda x, d: x * (1 + d), "contrast")
+    check_batch(images, labels, logits_fn, ThreatModel(contrast, "linf", 0.1))
+    jax.jit(lambda r: check_batch(images, labels, logits_fn, ThreatModel(contrast, "linf", r)))(0.1)  # constants there
 
 
 def test_bad_logits():

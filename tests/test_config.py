@@ -146,6 +146,10 @@ def test_no_terms_a_missing_key_and_impossible_combinations():
         ("attacks.flow.keep", "last", "keep='last'"),
         ("attacks.flow.targeted", True, "true labels only"),
         ("attacks.fool.targeted", True, "true labels only"),
+        ("terms.ce.weight", float("nan"), "terms.ce.weight=nan: give a finite number"),
+        ("terms.ce.weight", (1.0, 2.0), "terms.ce.weight=.*give a finite number, or one as 8/255[.]"),
+        ("terms.ce.label_smoothing", 2.0, "label_smoothing=2.0 must be from 0"),
+        ("points.noisy.sigma", -0.1, "sigma=.*must not be negative"),
         ("attacks.auto.version", "rand", "an evaluation's has no randomness"),
         ("attacks.fool.steps", 0, "attacks.fool: steps=0"),
         ("attacks.fool.overshoot", -0.1, "overshoot=-0.1"),
@@ -168,13 +172,14 @@ def test_impossible_values_fail_before_training(path, value, message):
     c.terms.ce = dict(kind="cross_entropy")
     c.points.rough = dict(kind="roughest", perturbation="flow", radius=0.1)
     c.points.region = dict(kind="targeted_universal", perturbation="flow", radius=0.1)
+    c.points.noisy = dict(kind="random", perturbation="flow", sigma=0.1)
     c.terms.rough = dict(kind="cross_entropy", at="rough")
     c.terms.region = dict(kind="cross_entropy", at="region")
     c.attacks.flow = dict(kind="pgd", perturbation="flow", radius=0.1, restarts=2)
     c.attacks.fool = dict(kind="deepfool", perturbation="affine", radius=(30, 3, 3))
     c.attacks.auto = dict(kind="auto_attack", perturbation="additive", radius=0.1)
     c = complete(c)
-    c.update_from_flattened_dict({path: value})
+    set_at(c, path, value)
     with pytest.raises(ValueError, match=message):
         complete(c)
 
@@ -193,6 +198,15 @@ def test_an_attack_that_cannot_have_its_threat_model_fails_before_training(kind,
     c.terms.ce = dict(kind="cross_entropy")
     c.attacks.fool = dict(kind=kind, perturbation=perturbation, radius=0.1)
     with pytest.raises(ValueError, match=message):
+        complete(c)
+
+
+@pytest.mark.parametrize("name", ["clean", "worst_case"])
+def test_an_attack_is_not_named_as_a_result_is(name):
+    c = base()
+    c.terms.ce = dict(kind="cross_entropy")
+    c.attacks[name] = dict(kind="pgd", perturbation="flow", radius=0.1)
+    with pytest.raises(ValueError, match=f"attacks.{name}: .*another"):
         complete(c)
 
 

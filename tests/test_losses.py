@@ -69,3 +69,9 @@ def test_the_configurable_losses_are_these():
     logits, labels = batch()
     for loss in losses.LOSSES.values():
         assert loss(logits, labels).shape == (16,)
+
+
+def test_get_takes_names_and_functions():
+    assert losses.get("margin") is losses.margin and losses.get(losses.dlr) is losses.dlr
+    with pytest.raises(ValueError, match="loss='hinge'.*cross_entropy.*dlr.*margin"):
+        losses.get("hinge")

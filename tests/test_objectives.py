@@ -292,6 +292,7 @@ def test_a_batch_in_halves_means_the_same(batch):
         ({}, {"a": CE | {"wieght": 1}}, r"terms.a .*'wieght'.*'at', 'kind', 'label_smoothing', 'weight'"),
         ({}, {"a": dict(kind="gradient_norm")}, r"lacks \['perturbation'\].*'method', 'norm'"),
         ({}, {"a": CE | {"at": "warped"}}, r"terms.a.at='warped'.*\['clean'\]"),
+        ({"clean": dict(kind="random", perturbation="flow", sigma=1)}, {"a": CE}, "points.clean.*another name"),
         ({"p": dict(kind="noise")}, {"a": CE}, "points.p.kind='noise'.*'attack', 'clean', 'divergent', .*'random'"),
         ({"p": dict(kind="random", perturbation="flow")}, {"a": CE}, "points.p.*lacks.*sigma"),
         ({"p": dict(kind="attack", perturbation="flow", radius=1, steps=2.5)}, {"a": CE}, "points.p.steps=2.5.*int"),

@@ -185,6 +185,7 @@ def test_a_perturbation_of_ones_own():
         (("flow", "linf", float("inf")), "inf"),
         (("flow", "linf", "8/255"), "8/255"),
         (("flow", "linf", None), "None"),
+        (("flow", "linf", "0.1"), "0.1"),
         (("affine", "linf", (30, -1, 1)), "-1"),
         ((("flow", "additive"), "linf", 0.1), "tuple"),
         ((("flow", "additive"), "linf", (0.1, 0.1, 0.1)), "2 perturbations"),
@@ -196,3 +197,19 @@ def test_a_perturbation_of_ones_own():
 def test_errors_name_what_came_and_the_way_out(args, message):
     with pytest.raises(ValueError, match=message):
         ThreatModel(*args)
+
+
+@pytest.mark.parametrize(
+    "threat, images",
+    [
+        (ThreatModel("additive", "linf", (0.1, 0.1, 0.1)), (2, 4, 4, 1)),  # would broadcast to three channels
+        (ThreatModel("flow", "linf", (0.1, 0.1, 0.1)), (2, 4, 4, 3)),
+        (ThreatModel(("additive", "affine"), "l2", (0.1, (1.0, 1.0))), (2, 4, 4, 3)),
+    ],
+    ids=str,
+)
+def test_a_radius_that_does_not_fit_the_delta_is_an_error_everywhere(threat, images):
+    zeros = jax.eval_shape(threat.perturbation.zeros, jax.ShapeDtypeStruct(images, jnp.float32))
+    for f in (threat_models.size, threat_models.gain, threat_models.project, threat_models.steepest):
+        with pytest.raises(ValueError, match=r"radius=.*has shape.*but δ has"):
+            jax.eval_shape(lambda d, f=f: f(threat, d), zeros)

@@ -388,6 +388,16 @@ def test_impossible_settings_fail_before_anything_is_written(tmp_path, monkeypat
         train(config(schedule__name="one_cycle", schedule__warmup_epochs=1.0), tmp_path / "a")
     with pytest.raises(ValueError, match="data.limit=5000: give 1 to 1293"):
         train(config(data__limit=5000), tmp_path / "a")
+    with pytest.raises(ValueError, match="batch_size=5000 is more than the 40 training images"):
+        train(config(data__limit=40, batch_size=5000), tmp_path / "a")
+    unfit = config()
+    unfit.attacks.unfit = dict(kind="pgd", perturbation="flow", radius=(0.1, 0.1, 0.1))
+    with pytest.raises(ValueError, match=r"radius=.*flow has shape \(3,\), but δ has \(1, 8, 8, 2\)"):
+        train(unfit, tmp_path / "a")
+    (tmp_path / "file").touch()
+    for workdir in ("", tmp_path / "file"):
+        with pytest.raises(ValueError, match="workdir=.*must be a folder"):
+            train(config(), workdir)
     monkeypatch.setattr(jax, "device_count", lambda: 3)
     with pytest.raises(ValueError, match="batch_size=16 does not split evenly over 3 devices"):
         train(config(), tmp_path / "a")

@@ -14,8 +14,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from robust_jax import losses, norms, perturbations, threat_models
 from robust_jax.attacks.ascent import Point, best_of, check_effort, clip_box, where
-from robust_jax.attacks.pgd import AttackResult, LogitsFn, LossFn
+from robust_jax.attacks.pgd import AttackResult, LogitsFn
 from robust_jax.checks import check_batch
+from robust_jax.losses import LossFn
 from robust_jax.perturbations import Delta, Images, example_keys
 from robust_jax.threat_models import ThreatModel
 
@@ -32,7 +33,7 @@ def apgd(
     key: Key[Array, "..."],
     steps: int = 100,
     restarts: int = 1,
-    loss: LossFn = losses.cross_entropy,
+    loss: str | LossFn = losses.cross_entropy,
     rho: float = 0.75,
     targeted: bool = False,
 ) -> AttackResult:
@@ -60,7 +61,7 @@ def apgd(
       key: one key, or one an image ``[B]``, for the random starts.
       steps: gradient steps of each restart.
       restarts: runs from different random starts, for those that no run has broken yet.
-      loss: ``(logits, labels) -> [B]``, maximised (targeted: minimised).
+      loss: ``(logits, labels) -> [B]`` or a name in `losses.LOSSES`, maximised (targeted: minimised).
       rho: see above.
       targeted: whether labels are targets.
 
@@ -71,12 +72,13 @@ def apgd(
       ValueError: images outside [0, 1] or of the wrong rank, labels out of range (on concrete arrays), or an
         impossible option.
     """
-    check_batch(images, labels, logits_fn)
+    check_batch(images, labels, logits_fn, threat)
+    loss_fn = losses.get(loss)
     sign = -1.0 if targeted else 1.0
 
     def score(_: Array, perturbed: Images) -> tuple[Array, Array]:
         logits = logits_fn(perturbed)
-        return sign * loss(logits, labels), losses.misclassified(logits, labels) != targeted
+        return sign * loss_fn(logits, labels), losses.misclassified(logits, labels) != targeted
 
     return _climb("apgd", score, images, threat, key, steps, restarts, rho)
 
@@ -119,7 +121,7 @@ def apgd_targeted(
     Raises:
       ValueError: as `apgd`; fewer than three classes.
     """
-    check_batch(images, labels, logits_fn)
+    check_batch(images, labels, logits_fn, threat)
     if candidates < 1 or restarts < 1:
         raise ValueError(f"apgd_targeted: candidates={candidates}, restarts={restarts}, but both must be at least 1.")
     targets = losses.rivals(logits_fn(images), labels, candidates)

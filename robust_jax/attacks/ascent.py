@@ -192,8 +192,8 @@ def check_effort(path: str, steps: int, restarts: int, random_start: bool, keep:
     """Raises ValueError, starting with ``path``, for settings that cannot be or make no sense together."""
     if keep not in KEEP:
         raise ValueError(f"{path}: keep={keep!r} is unknown: choose one of {list(KEEP)}.")
-    if steps < 1 or restarts < 1:
-        raise ValueError(f"{path}: steps={steps}, restarts={restarts}, but both must be at least 1.")
+    if not all(isinstance(n, int) and n >= 1 for n in (steps, restarts)):
+        raise ValueError(f"{path}: steps={steps}, restarts={restarts}, but both must be whole numbers from 1.")
     if restarts > 1 and not random_start:
         raise ValueError(f"{path}: restarts={restarts} repeat the same run without random_start: set restarts=1.")
     if restarts > 1 and keep == "last":

@@ -77,7 +77,7 @@ def auto_attack(
     def model(keys: Array) -> LogitsFn:
         return expectation(logits_fn, keys, DRAWS) if version == "rand" else logits_fn
 
-    check_batch(images, labels, model(keys))
+    check_batch(images, labels, model(keys), threat)
     logits = model(keys)(images)
     # A label that the clean image does not get: an attack takes it for broken and leaves it.
     other = (logits.argmax(-1) + 1) % logits.shape[-1]

@@ -80,7 +80,7 @@ def carlini_wagner(
       ValueError: another norm, images outside [0, 1] or of the wrong rank, labels out of range (on concrete arrays),
         or an impossible option.
     """
-    check_batch(images, labels, logits_fn)
+    check_batch(images, labels, logits_fn, threat)
     check_minimal("carlini_wagner", threat, 2, steps, confidence)
     check_penalty("carlini_wagner", binary_search_steps, learning_rate, initial_const)
     space = threat.perturbation

@@ -63,7 +63,7 @@ def ddn(
       ValueError: another norm, images outside [0, 1] or of the wrong rank, labels out of range (on concrete arrays),
         or an impossible option.
     """
-    check_batch(images, labels, logits_fn)
+    check_batch(images, labels, logits_fn, threat)
     check_minimal("ddn", threat, 2, steps)
     if not 0 < gamma < 1:
         raise ValueError(f"ddn: gamma={gamma} must lie between 0 and 1: it is the fraction by which the norm changes.")

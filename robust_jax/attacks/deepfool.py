@@ -67,7 +67,7 @@ def deepfool(
       ValueError: images outside [0, 1] or of the wrong rank, labels out of range (on concrete arrays), or an
         impossible option.
     """
-    check_batch(images, labels, logits_fn)
+    check_batch(images, labels, logits_fn, threat)
     check_search("deepfool", steps, overshoot, candidates)
     if not 0 < relaxation <= 1:
         raise ValueError(f"deepfool: relaxation={relaxation} is a fraction of the way: give one in (0, 1].")

@@ -85,7 +85,7 @@ def stadv(
       ValueError: images outside [0, 1] or of the wrong rank, labels out of range (on concrete arrays), a δ that is no
         field, or an impossible option.
     """
-    check_batch(images, labels, logits_fn)
+    check_batch(images, labels, logits_fn, threat)
     check_field("stadv", threat, images)
     if steps < 1 or not min(smoothness, confidence, start) >= 0:
         raise ValueError(
@@ -184,7 +184,7 @@ def adef(
       ValueError: images outside [0, 1] or of the wrong rank, labels out of range (on concrete arrays), a δ that is no
         field, or an impossible option.
     """
-    check_batch(images, labels, logits_fn)
+    check_batch(images, labels, logits_fn, threat)
     check_search("adef", steps, overshoot, candidates)
     check_field("adef", threat, images)
     if not sigma >= 0:

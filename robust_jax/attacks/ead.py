@@ -80,7 +80,7 @@ def ead(
       ValueError: another norm, images outside [0, 1] or of the wrong rank, labels out of range (on concrete arrays),
         or an impossible option.
     """
-    check_batch(images, labels, logits_fn)
+    check_batch(images, labels, logits_fn, threat)
     check_minimal("ead", threat, 1, steps, confidence)
     check_penalty("ead", binary_search_steps, learning_rate, initial_const)
     choose("ead: rule", rule, RULES)

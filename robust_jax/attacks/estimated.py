@@ -17,8 +17,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from robust_jax import losses, norms, perturbations, threat_models
 from robust_jax.attacks.ascent import ascend
-from robust_jax.attacks.pgd import AttackResult, LogitsFn, LossFn
+from robust_jax.attacks.pgd import AttackResult, LogitsFn
 from robust_jax.checks import check_batch
+from robust_jax.losses import LossFn
 from robust_jax.perturbations import Delta, Images
 from robust_jax.threat_models import ThreatModel
 
@@ -73,7 +74,7 @@ def spsa(
     samples: int = 64,
     probe: float = 0.3,
     step_size: Any = None,
-    loss: LossFn = losses.margin,
+    loss: str | LossFn = losses.margin,
     momentum: float = 0.0,
     targeted: bool = False,
     random_start: bool = True,
@@ -94,7 +95,7 @@ def spsa(
       samples: pairs of opposite probes for each gradient.
       probe: how far to probe, as a fraction of the ball; probes may leave it by that much, but not the box.
       step_size: in units of δ, of the radius' shape; by default ``2.5 * radius / steps``.
-      loss: ``(logits, labels) -> [B]``, maximised (targeted: minimised).
+      loss: ``(logits, labels) -> [B]`` or a name in `losses.LOSSES`, maximised (targeted: minimised).
       momentum: 0 is none, see `pgd`.
       targeted: whether labels are targets.
       random_start: from a random point of the ball, else from δ = 0.
@@ -119,7 +120,7 @@ def nes(
     samples: int = 64,
     probe: float = 0.05,
     step_size: Any = None,
-    loss: LossFn = losses.margin,
+    loss: str | LossFn = losses.margin,
     momentum: float = 0.9,
     targeted: bool = False,
     random_start: bool = False,
@@ -143,17 +144,18 @@ def _run(
     threat: ThreatModel,
     samples: int,
     probe: float,
-    loss: LossFn,
+    loss: str | LossFn,
     targeted: bool,
     **options: Any,
 ) -> AttackResult:
-    check_batch(images, labels, logits_fn)
+    check_batch(images, labels, logits_fn, threat)
+    loss_fn = losses.get(loss)
     if samples < 1 or not probe > 0:
         raise ValueError(f"{path}: samples={samples} must be at least 1 and probe={probe} positive.")
 
     def score(perturbed: Images, _: Delta) -> tuple[Array, Array]:
         logits = logits_fn(perturbed)
-        value = loss(logits, labels) * (-1 if targeted else 1)
+        value = loss_fn(logits, labels) * (-1 if targeted else 1)
         return value, losses.misclassified(logits, labels) != targeted
 
     estimate = partial(estimate_gradient, images=images, threat=threat, samples=samples, probe=probe, signs=signs)

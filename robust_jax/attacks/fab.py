@@ -75,7 +75,7 @@ def fab(
       ValueError: images outside [0, 1] or of the wrong rank, labels out of range (on concrete arrays), or an
         impossible option.
     """
-    check_batch(images, labels, logits_fn)
+    check_batch(images, labels, logits_fn, threat)
     _check("fab", steps, restarts, candidates, alpha_max, eta, beta)
     near = losses.rivals(logits_fn(images), labels, candidates).T
 
@@ -111,7 +111,7 @@ def fab_targeted(
     The labels are the true ones: any misclassification is a success. A step takes one gradient, whatever the number
     of classes; arguments are those of `fab`, ``restarts`` runs for each of the ``candidates``.
     """
-    check_batch(images, labels, logits_fn)
+    check_batch(images, labels, logits_fn, threat)
     _check("fab_targeted", steps, restarts, candidates, alpha_max, eta, beta)
     near = losses.rivals(logits_fn(images), labels, candidates)
 

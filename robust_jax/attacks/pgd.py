@@ -10,11 +10,11 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from robust_jax import losses
 from robust_jax.attacks.ascent import ascend
 from robust_jax.checks import check_batch
+from robust_jax.losses import LossFn
 from robust_jax.perturbations import Delta, Images
 from robust_jax.threat_models import ThreatModel
 
 LogitsFn = Callable[[Images], Float[Array, "b k"]]
-LossFn = Callable[[Float[Array, "b k"], Int[Array, " b"]], Float[Array, " b"]]
 
 
 class AttackResult(NamedTuple):
@@ -41,7 +41,7 @@ def pgd(
     steps: int = 40,
     step_size: Any = None,
     restarts: int = 1,
-    loss: LossFn = losses.cross_entropy,
+    loss: str | LossFn = losses.cross_entropy,
     momentum: float = 0.0,
     optimizer: Any = None,
     targeted: bool = False,
@@ -65,7 +65,7 @@ def pgd(
       steps: gradient steps of each restart.
       step_size: in units of δ, of the radius' shape; by default ``2.5 * radius / steps``.
       restarts: runs from different random starts.
-      loss: ``(logits, labels) -> [B]``, maximised (targeted: minimised).
+      loss: ``(logits, labels) -> [B]`` or a name in `losses.LOSSES`, maximised (targeted: minimised).
       momentum: 0 is none.
       optimizer: instead of steepest ascent one of optax's, ``learning_rate -> GradientTransformation``, such as
         ``optax.adam`` or ``partial(optax.sgd, momentum=0.9)``, or its name ("adam", see `ascent.OPTIMIZERS`).
@@ -78,12 +78,13 @@ def pgd(
       ValueError: images outside [0, 1] or of the wrong rank, labels out of range (on concrete arrays), or an
         impossible combination of options.
     """
-    check_batch(images, labels, logits_fn)
+    check_batch(images, labels, logits_fn, threat)
+    loss_fn = losses.get(loss)
     sign = -1.0 if targeted else 1.0
 
     def score(perturbed: Images, _: Delta) -> tuple[Array, Array]:
         logits = logits_fn(perturbed)
-        return sign * loss(logits, labels), losses.misclassified(logits, labels) != targeted
+        return sign * loss_fn(logits, labels), losses.misclassified(logits, labels) != targeted
 
     found = ascend(
         score, images, threat, key=key, steps=steps, step_size=step_size, restarts=restarts, momentum=momentum,
@@ -99,7 +100,7 @@ def fgsm(
     threat: ThreatModel,
     *,
     key: Key[Array, "..."],
-    loss: LossFn = losses.cross_entropy,
+    loss: str | LossFn = losses.cross_entropy,
     targeted: bool = False,
 ) -> AttackResult:
     """One step of the whole radius from δ = 0 (Goodfellow et al. 2015), for any threat model; see `pgd`."""

@@ -17,8 +17,9 @@ from jaxtyping import Array, Int, Key
 
 from robust_jax import losses, perturbations, threat_models
 from robust_jax.attacks.ascent import Point, best_of, clip_box
-from robust_jax.attacks.pgd import AttackResult, LogitsFn, LossFn
+from robust_jax.attacks.pgd import AttackResult, LogitsFn
 from robust_jax.checks import check_batch
+from robust_jax.losses import LossFn
 from robust_jax.perturbations import Delta, Images, example_keys
 from robust_jax.threat_models import ThreatModel
 
@@ -31,7 +32,7 @@ def grid(
     *,
     key: Key[Array, "..."],
     points: tuple[int, ...] = (31, 5, 5),
-    loss: LossFn = losses.margin,
+    loss: str | LossFn = losses.margin,
     targeted: bool = False,
 ) -> AttackResult:
     """The best of all points of a grid over few parameters (Engstrom et al. 2019, section 3).
@@ -46,7 +47,7 @@ def grid(
       threat: "affine", or any perturbation with δ ``[B, n]``.
       key: not used, the attack is deterministic.
       points: along each of the n axes of δ, in its order (affine: degrees, dy, dx); 1 is the value 0.
-      loss: ``(logits, labels) -> [B]``, which orders points of equal success.
+      loss: ``(logits, labels) -> [B]`` or a name in `losses.LOSSES`, which orders points of equal success.
       targeted: whether labels are targets.
 
     Returns:
@@ -56,7 +57,7 @@ def grid(
       ValueError: images outside [0, 1] or of the wrong rank, labels out of range (on concrete arrays), a δ of another
         shape, or numbers of points that do not fit it.
     """
-    check_batch(images, labels, logits_fn)
+    check_batch(images, labels, logits_fn, threat)
     space = threat.perturbation
     shapes = [leaf.shape[1:] for leaf in jax.tree.leaves(space.zeros(images))]
     if shapes != [(len(points),)] or min(points) < 1:
@@ -84,7 +85,7 @@ def random_search(
     *,
     key: Key[Array, "..."],
     samples: int = 10,
-    loss: LossFn = losses.margin,
+    loss: str | LossFn = losses.margin,
     targeted: bool = False,
 ) -> AttackResult:
     """The best of some random points of the ball; over "affine" the worst-of-10 attack of Engstrom et al. (2019).
@@ -96,7 +97,7 @@ def random_search(
       threat: perturbation, norm and radius.
       key: one key, or one an image ``[B]``.
       samples: points drawn, see `robust_jax.threat_models.random_delta`; one forward pass each.
-      loss: ``(logits, labels) -> [B]``, which orders points of equal success.
+      loss: ``(logits, labels) -> [B]`` or a name in `losses.LOSSES`, which orders points of equal success.
       targeted: whether labels are targets.
 
     Returns:
@@ -105,7 +106,7 @@ def random_search(
     Raises:
       ValueError: images outside [0, 1] or of the wrong rank, labels out of range (on concrete arrays), or no sample.
     """
-    check_batch(images, labels, logits_fn)
+    check_batch(images, labels, logits_fn, threat)
     if samples < 1:
         raise ValueError(f"random_search: samples={samples}, but it must be at least 1.")
     keys = example_keys(key, len(images))
@@ -124,7 +125,7 @@ def uniform_noise(
     Raises:
       ValueError: images outside [0, 1] or of the wrong rank, labels out of range (on concrete arrays).
     """
-    check_batch(images, labels, logits_fn)
+    check_batch(images, labels, logits_fn, threat)
     delta = threat_models.random_delta(threat, example_keys(key, len(images)), images)
     return _noisy(logits_fn, images, labels, threat, delta)
 
@@ -143,7 +144,7 @@ def gaussian_noise(
     Raises:
       ValueError: images outside [0, 1] or of the wrong rank, labels out of range (on concrete arrays).
     """
-    check_batch(images, labels, logits_fn)
+    check_batch(images, labels, logits_fn, threat)
     noise = perturbations.gaussian_delta(threat.perturbation, example_keys(key, len(images)), images, 1.0)
     return _noisy(logits_fn, images, labels, threat, threat_models.on_sphere(threat, noise))
 
@@ -153,14 +154,14 @@ def _tried(
     images: Images,
     labels: Int[Array, " b"],
     threat: ThreatModel,
-    loss: LossFn,
+    loss: str | LossFn,
     targeted: bool,
     delta: Delta,
 ) -> Point:
     space = threat.perturbation
     delta = perturbations.confined(space, images, delta)
     logits = logits_fn(clip_box(space.apply(images, delta)))
-    value = loss(logits, labels) * (-1 if targeted else 1)
+    value = losses.get(loss)(logits, labels) * (-1 if targeted else 1)
     return Point(delta, jnp.nan_to_num(value, nan=-jnp.inf), losses.misclassified(logits, labels) != targeted)
 
 
@@ -171,7 +172,7 @@ def _try(
     threat: ThreatModel,
     point: Callable[[Array], Delta],
     count: int,
-    loss: LossFn,
+    loss: str | LossFn,
     targeted: bool,
 ) -> AttackResult:
     """The best of δ = 0 and ``point(0)`` to ``point(count - 1)``."""

@@ -56,7 +56,7 @@ def jsma(
       ValueError: images outside [0, 1] or of the wrong rank, labels out of range (on concrete arrays), another threat
         model, or fewer than 2 pixels.
     """
-    check_batch(images, labels, logits_fn)
+    check_batch(images, labels, logits_fn, threat)
     low, high = _ends("jsma", threat, images)
     if max_pixels < 2:
         raise ValueError(f"jsma: max_pixels={max_pixels} must be at least 2: pixels are changed in pairs.")
@@ -156,7 +156,7 @@ def pointwise(
       ValueError: images outside [0, 1] or of the wrong rank, labels out of range (on concrete arrays), another threat
         model, or an impossible option.
     """
-    check_batch(images, labels, logits_fn)
+    check_batch(images, labels, logits_fn, threat)
     low, high = _ends("pointwise", threat, images)
     if draws < 1 or levels < 1 or not (max_pixels is None or max_pixels >= 0):
         raise ValueError(

@@ -13,8 +13,9 @@ from jaxtyping import Array, Int, Key
 
 from robust_jax import losses, norms, perturbations, threat_models
 from robust_jax.attacks.ascent import Point, best_of, clip_box, where
-from robust_jax.attacks.pgd import AttackResult, LogitsFn, LossFn
+from robust_jax.attacks.pgd import AttackResult, LogitsFn
 from robust_jax.checks import check_batch
+from robust_jax.losses import LossFn
 from robust_jax.perturbations import Delta, Images, example_keys
 from robust_jax.threat_models import ThreatModel
 
@@ -31,7 +32,7 @@ def square(
     key: Key[Array, "..."],
     queries: int = 5000,
     p_init: float = 0.8,
-    loss: LossFn = losses.margin,
+    loss: str | LossFn = losses.margin,
     targeted: bool = False,
 ) -> AttackResult:
     """Random search by squares: changes a random square of δ and keeps what raises the loss or misclassifies.
@@ -57,7 +58,7 @@ def square(
       key: one key, or one an image ``[B]``.
       queries: forward passes at most, besides one at the clean image.
       p_init: the share of the image that the first squares cover.
-      loss: ``(logits, labels) -> [B]``, maximised (targeted: minimised).
+      loss: ``(logits, labels) -> [B]`` or a name in `losses.LOSSES`, maximised (targeted: minimised).
       targeted: whether labels are targets.
 
     Returns:
@@ -67,7 +68,8 @@ def square(
       ValueError: images outside [0, 1] or of the wrong rank, labels out of range (on concrete arrays), or an
         impossible option.
     """
-    check_batch(images, labels, logits_fn)
+    check_batch(images, labels, logits_fn, threat)
+    loss_fn = losses.get(loss)
     if queries < 1 or not 0 < p_init <= 1:
         raise ValueError(f"square: queries={queries} must be at least 1, p_init={p_init} in (0, 1].")
     grid = images.shape[1:3]
@@ -100,7 +102,7 @@ def square(
         later = _by_part(threat, partial(step, query=query), keys, delta)
         return jax.tree.map(lambda a, b: jnp.where(query == 0, a, b), first, later)
 
-    return _search(logits_fn, images, labels, threat, key, queries, loss, targeted, propose)
+    return _search(logits_fn, images, labels, threat, key, queries, loss_fn, targeted, propose)
 
 
 def _search(

@@ -14,8 +14,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from robust_jax import losses, threat_models
 from robust_jax.attacks.ascent import KEEP, check_step_size, clip_box
 from robust_jax.attacks.deepfool import check_search, minimal_step
-from robust_jax.attacks.pgd import AttackResult, LogitsFn, LossFn
+from robust_jax.attacks.pgd import AttackResult, LogitsFn
 from robust_jax.checks import check_batch, choose
+from robust_jax.losses import LossFn
 from robust_jax.perturbations import Delta, Images
 from robust_jax.threat_models import ThreatModel
 
@@ -85,7 +86,7 @@ def universal(
       ValueError: images outside [0, 1] or of the wrong rank, labels out of range (on concrete arrays), more than one
         key, or an impossible option.
     """
-    check_batch(images, labels, logits_fn)
+    check_batch(images, labels, logits_fn, threat)
     check_search("universal", steps, overshoot, candidates)
     _check("universal", key, epochs, batch_size)
     if not 0 < fraction <= 1:
@@ -133,7 +134,7 @@ def universal_gradient(
     epochs: int = 40,
     batch_size: int = 128,
     step_size: Any = None,
-    loss: LossFn = losses.cross_entropy,
+    loss: str | LossFn = losses.cross_entropy,
     clip: float = math.inf,
     restarts: int = 1,
     targeted: bool = False,
@@ -154,7 +155,7 @@ def universal_gradient(
       epochs: passes over the images.
       batch_size: images of a step, and at a time when they are measured.
       step_size: in units of δ, of the radius' shape; by default ``2.5 * radius`` over the number of steps.
-      loss: ``(logits, labels) -> [B]``, maximised (targeted: minimised).
+      loss: ``(logits, labels) -> [B]`` or a name in `losses.LOSSES`, maximised (targeted: minimised).
       clip: an image counts ``min(loss, clip)`` (targeted: ``min(-loss, clip)``), so that a few of unbounded loss do
         not take all of the mean (Shafahi et al. 2020, for cross-entropy).
       restarts: runs, the first from δ = 0, the others from random points of the ball.
@@ -170,7 +171,8 @@ def universal_gradient(
       ValueError: images outside [0, 1] or of the wrong rank, labels out of range (on concrete arrays), more than one
         key, or an impossible option.
     """
-    check_batch(images, labels, logits_fn)
+    check_batch(images, labels, logits_fn, threat)
+    loss_fn = losses.get(loss)
     choose("universal_gradient: keep", keep, KEEP)
     _check("universal_gradient", key, epochs, batch_size)
     if restarts < 1 or (restarts > 1 and keep == "last"):
@@ -183,7 +185,7 @@ def universal_gradient(
     size = default if step_size is None else step_size
 
     def gains(logits: Array, labels: Array) -> Array:
-        return jnp.minimum(sign * loss(logits, labels), clip)
+        return jnp.minimum(sign * loss_fn(logits, labels), clip)
 
     def measured(delta: Delta) -> _Point:
         value, success = _measure(logits_fn, images, labels, threat, delta, gains, targeted, batch_size)
