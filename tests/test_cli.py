@@ -72,15 +72,8 @@ def test_every_option_of_every_kind_can_be_overridden(section, kind):
     c.points.adv = dict(kind="random", perturbation="flow", sigma=0.1)
     c.terms.ce = dict(kind="cross_entropy")
     sole = {"carlini_wagner": "l2", "ddn": "l2", "ead": "l1", "jsma": "linf", "pointwise": "linf"}.get(kind)
-    needed = dict(
-        perturbation="additive",
-        norm=sole or "linf",
-        radius=0.1,
-        sigma=0.2,
-        step_size=0.05,
-        other="clean",
-        reference="clean",
-    )
+    needed = dict(perturbation="additive", norm=sole or "linf", radius=0.1)
+    needed |= dict(sigma=0.2, step_size=0.05, other="clean", reference="clean")
     required = [n for n, p in options_of(known[kind]).items() if p.default is p.empty]
     options = {*options_of(known[kind]), *own}
     c[section].mine = dict(kind=kind, **{k: v for k, v in needed.items() if k in {*required, *own}})
