@@ -206,7 +206,7 @@ def test_errors_name_what_came_and_the_way_out(args, message):
         (ThreatModel("flow", "linf", (0.1, 0.1, 0.1)), (2, 4, 4, 3)),
         (ThreatModel(("additive", "affine"), "l2", (0.1, (1.0, 1.0))), (2, 4, 4, 3)),
     ],
-    ids=str,
+    ids=["channels", "flow", "a part"],
 )
 def test_a_radius_that_does_not_fit_the_delta_is_an_error_everywhere(threat, images):
     zeros = jax.eval_shape(threat.perturbation.zeros, jax.ShapeDtypeStruct(images, jnp.float32))
