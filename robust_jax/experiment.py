@@ -53,7 +53,11 @@ def create_model(config: Mapping[str, Any], num_classes: int) -> nn.Module:
 
 def init_variables(model: nn.Module, image_shape: tuple[int, ...], seed: int) -> dict[str, Any]:
     """Fresh parameters and statistics, drawn from the seed."""
-    return jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, *image_shape)))
+    # It runs once, and XLA's CPU backend takes ten seconds and more to optimise what draws random kernels.
+    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    init = jax.jit(model.init, compiler_options=options)
+    variables: dict[str, Any] = init(jax.random.key(seed), jnp.zeros((1, *image_shape)))
+    return variables
 
 
 # What may differ when a run is resumed: nothing of it changes the weights.

@@ -69,7 +69,7 @@ def cost(
         "carlini_wagner": lambda: Cost(3 + steps * o["binary_search_steps"], others + steps * o["binary_search_steps"]),
         "ddn": lambda: Cost(4 + steps, others + steps),
         "ead": lambda: Cost(3 + 2 * steps * o["binary_search_steps"], others + steps * o["binary_search_steps"]),
-        "stadv": lambda: Cost(2 + 11 * steps, 1 + 10 * steps),  # ten gradients of each line search
+        "stadv": lambda: Cost(3 + 2 * steps, 1 + steps),
         "jsma": lambda: Cost(1 + 2 * (o["max_pixels"] // 2), 2 * (o["max_pixels"] // 2)),
         # Passes over ever fewer pixels, if each puts back only one.
         "pointwise": lambda: Cost(1 + o["draws"] * o["levels"] + pixels * (pixels + 1) // 2, 0),

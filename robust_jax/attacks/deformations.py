@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Int, Key
 
 from robust_jax import losses, perturbations, threat_models
-from robust_jax.attacks.ascent import Point, best_of, clip_box
+from robust_jax.attacks.ascent import Point, best_of, clip_box, crossed
 from robust_jax.attacks.deepfool import check_search, minimal_step
+from robust_jax.attacks.lbfgs import minimise
 from robust_jax.attacks.minimal import found_or_clean
 from robust_jax.attacks.pgd import AttackResult, LogitsFn
 from robust_jax.checks import check_batch
@@ -51,7 +50,7 @@ def stadv(
     threat: ThreatModel,
     *,
     key: Key[Array, "..."],
-    steps: int = 60,
+    steps: int = 100,
     smoothness: float = 0.01,
     confidence: float = 0.0,
     start: float = 0.01,
@@ -62,16 +61,16 @@ def stadv(
     Minimises ``max(f(T(x, δ)), -confidence) + smoothness * total_variation(δ)`` (eqs. 2 to 4), f the lead of the
     label's logit over the largest other one (targeted: of the largest other logit over the target's). The paper sets no
     bound: give a large radius for its success rate and flow sizes (``radius * threat_models.size(threat, delta)``).
-    Each iterate is projected into the ball and tried, and of the successes the one of the least objective is returned.
-    L-BFGS runs for every example alone, with a line search of up to 10 gradients a step.
+    Each point of L-BFGS is projected into the ball and tried, and of the successes that of the least objective is
+    returned.
 
     Args:
-      logits_fn: any JAX function of images, of any number of them: it is called on one, under `jax.vmap`.
+      logits_fn: any JAX function of images.
       images: in [0, 1].
       labels: the true labels; with ``targeted`` the targets.
       threat: "flow", or another perturbation with δ ``[B, H, W, V]``; norm and radius.
       key: one key, or one an image ``[B]``, of the start.
-      steps: of L-BFGS.
+      steps: points of L-BFGS tried, those of its line searches too, a gradient each.
       smoothness: the paper's τ, in logits a pixel of flow. It has 0.05, with which a little trained SmallCNN on MNIST
         was fooled in half of the images only, with 0.01 in all, by flows 5% longer.
       confidence: the paper's κ, in logits: by how much the label is to be beaten.
@@ -92,40 +91,23 @@ def stadv(
             f"stadv: steps={steps}, smoothness={smoothness}, confidence={confidence}, start={start}: steps must be at "
             f"least 1, the others not negative."
         )
-    solver = optax.lbfgs(linesearch=optax.scale_by_zoom_linesearch(max_linesearch_steps=10))
+    space = threat.perturbation
 
-    def one(image: Array, label: Array, key: Array) -> Point:
-        image, label = image[None], label[None]
+    def objective(field: Field) -> Array:
+        logits = logits_fn(clip_box(space.apply(images, field)))
+        lead = losses.margin(logits, labels) * (1 if targeted else -1)
+        return jnp.maximum(lead, -confidence) + smoothness * total_variation(field)
 
-        def objective(field: Array) -> Array:
-            logits = logits_fn(clip_box(threat.perturbation.apply(image, field)))
-            lead = losses.margin(logits, label) * (1 if targeted else -1)
-            return (jnp.maximum(lead, -confidence) + smoothness * total_variation(field))[0]
+    def visit(field: Field, value: Array, best: Point) -> Point:
+        field = threat_models.project(threat, jnp.nan_to_num(field))
+        logits = logits_fn(clip_box(space.apply(images, field)))
+        return best_of(Point(field, -value, crossed(logits, labels, targeted)), best)
 
-        def tried(field: Array, value: Array) -> Point:
-            field = threat_models.project(threat, jnp.nan_to_num(field))
-            logits = logits_fn(clip_box(threat.perturbation.apply(image, field)))
-            # The objective ends on the boundary, where the rounding of another program would tip a tie.
-            clear = jnp.abs(losses.margin(logits, label)) > 1e-5 * jnp.abs(logits).max()
-            return Point(field, -value[None], clear & (losses.misclassified(logits, label) != targeted))
-
-        def step(_: Array, carry: tuple[Array, Array, Array, optax.OptState, Point]) -> Any:
-            field, value, gradient, state, best = carry
-            update, state = solver.update(gradient, state, field, value=value, grad=gradient, value_fn=objective)
-            field = optax.apply_updates(field, update)
-            # The line search has been there.
-            value, gradient = (optax.tree.get(state, name) for name in ("value", "grad"))
-            return field, value, gradient, state, best_of(tried(field, value), best)
-
-        zeros = threat.perturbation.zeros(image)
-        first = perturbations.gaussian_delta(threat.perturbation, key[None], image, start)
-        # A clean image that succeeds is better than any other, one that does not is worse.
-        there = losses.misclassified(logits_fn(image), label) != targeted
-        clean = Point(zeros, jnp.where(there, jnp.inf, -jnp.inf), there)
-        carry = first, *jax.value_and_grad(objective)(first), solver.init(first), clean
-        return jax.lax.fori_loop(0, steps, step, carry)[-1]
-
-    best = jax.tree.map(lambda leaf: leaf[:, 0], jax.vmap(one)(images, labels, example_keys(key, len(images))))
+    first = perturbations.gaussian_delta(space, example_keys(key, len(images)), images, start)
+    # A clean image that succeeds is better than any other, one that does not is worse.
+    there = losses.misclassified(logits_fn(images), labels) != targeted
+    clean = Point(space.zeros(images), jnp.where(there, jnp.inf, -jnp.inf), there)
+    best = minimise(objective, first, steps, visit, clean)
     return found_or_clean(threat, images, best.delta, best.success)
 
 

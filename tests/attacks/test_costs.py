@@ -67,13 +67,13 @@ CASES = [
     ("ddn", dict(steps=3), ThreatModel("additive", "l2", 0.1)),
     ("ead", dict(steps=3, binary_search_steps=2), ThreatModel("additive", "l1", 0.1)),
     ("jsma", dict(max_pixels=2), ADDITIVE),
+    ("stadv", dict(steps=4), FLOW),
     ("auto_attack", dict(steps=2, queries=2), ADDITIVE),
 ]
 AT_MOST = [
     ("deepfool", dict(steps=9, candidates=2), ADDITIVE),
     ("jsma", dict(max_pixels=9), ADDITIVE),
     ("pointwise", dict(draws=2, levels=3), ADDITIVE),
-    ("stadv", dict(steps=4), FLOW),
 ]
 
 
