@@ -63,7 +63,7 @@ def training(name: str, size: int, repeats: int) -> str:
     model = models.create(name, num_classes=10, **SMALL[name])
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *dataset.image_shape)))
     batches = data.train_batches(dataset.train, size, 0)
-    loop, state, step = step_of("plain", model, variables)
+    loop, state, step = step_of("plain", model, variables, "digits_methods")
     single, together, key = parallel.pmap(step), 50, jax.random.key(0)
 
     def dispatched(count: int) -> None:

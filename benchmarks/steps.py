@@ -77,10 +77,12 @@ def batch_of(name: str, size: int) -> dict[str, np.ndarray]:
     return {"image": images, "label": np.arange(size, dtype=np.int32) % 10, "id": np.arange(size, dtype=np.int32)}
 
 
-def step_of(row: str, model: nn.Module, variables: dict[str, Any]) -> tuple[Callable, Any, Callable]:
+def step_of(
+    row: str, model: nn.Module, variables: dict[str, Any], configs: str = "cifar10_methods"
+) -> tuple[Callable, Any, Callable]:
     """The jitted loop that `robust_jax.train` runs, its first state, and the step itself."""
     method, way, _ = ROWS[row]
-    c = cli.load_config(f"{ROOT / 'configs' / 'cifar10_methods.py'}:{method}")
+    c = cli.load_config(f"{ROOT / 'configs' / configs}.py:{method}")
     for point in c.points.values():
         if point.get("steps"):
             point.steps = INNER

@@ -44,6 +44,8 @@ def augment(
     images = resize_images(images, resize)
     images = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     spare = images.shape[1] - height, images.shape[2] - width
+    if not flip and not any(spare):
+        return images  # small networks take less time than the draws
 
     def draw(key: Array) -> tuple[Array, Array, Array]:
         row, column, mirror = jax.random.split(key, 3)
