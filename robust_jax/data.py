@@ -111,7 +111,7 @@ class Source:
                 # Where two threads decode the same record they write the same bytes.
                 self._images[new], self._labels[new] = self._checked(new)
                 self._known[new] = True
-            images, labels = self._images[ids], self._labels[ids]
+            images, labels = self._images.take(ids, axis=0), self._labels[ids]  # several times faster than [ids]
         else:
             images, labels = self._checked(ids)
         return {"image": images, "label": labels, "id": ids.astype(np.int32)}
@@ -248,7 +248,8 @@ def train_batches(
         """So many batches in one array: work an index and a thread's hand-over cost more than small batches."""
         steps = start_step + index * together + np.arange(together)[:, None]
         at = (steps * batch_size + shard_index * rows + np.arange(rows)).reshape(-1)
-        return source.take(np.concatenate([order(e)[at[at // size == e] % size] for e in np.unique(at // size)]))
+        epochs, rest = np.divmod(at, size)
+        return source.take(np.concatenate([order(e)[rest[epochs == e]] for e in range(epochs[0], epochs[-1] + 1)]))
 
     blocks = grain.MapDataset.range(sys.maxsize // (together * batch_size)).map(block)
     return _split(iter(blocks.to_iter_dataset(_read_options(min(prefetch, 2)))), together)
