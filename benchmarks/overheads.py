@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable
 from functools import partial
@@ -62,9 +61,9 @@ def training(name: str, size: int, repeats: int) -> str:
     dataset = data.load("digits")
     model = models.create(name, num_classes=10, **SMALL[name])
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *dataset.image_shape)))
-    batches = data.train_batches(dataset.train, size, 0)
+    batches, blocks = (f(dataset.train, size, 0) for f in (data.train_batches, data.train_blocks))
     loop, state, step = step_of("plain", model, variables, "digits_methods")
-    single, together, key = parallel.pmap(step), 50, jax.random.key(0)
+    single, together, key = parallel.pmap(step), len(next(blocks)["label"]), jax.random.key(0)
 
     def dispatched(count: int) -> None:
         now = state
@@ -81,14 +80,14 @@ def training(name: str, size: int, repeats: int) -> str:
     def looped(count: int) -> None:
         now = state
         for _ in range(count // together):
-            now, _ = loop(now, parallel.resident(list(itertools.islice(batches, together))), key, 0, together)
+            now, _ = loop(now, parallel.resident(next(blocks)), key, 0, together)
         jax.block_until_ready(now)
 
     def pipeline(count: int) -> None:
-        for _ in range(count):
-            next(batches)
+        for _ in range(count // together):
+            next(blocks)
 
-    fast, free, naive, fed = (steps_per_second(f, 500, repeats) for f in (looped, dispatched, read, pipeline))
+    fast, free, naive, fed = (steps_per_second(f, 10 * together, repeats) for f in (looped, dispatched, read, pipeline))
     return (
         f"| {name} | {fast:.0f} | {free:.0f} | {naive:.0f} | {fast / free:.1f} | {fast / naive:.1f} | "
         f"{fed:.0f} | {fed / fast:.1f} |"

@@ -109,7 +109,7 @@ def measured(row: str, name: str, dtype: str, size: int, repeats: int) -> dict[s
     """One row's figures."""
     model, variables = built(name, dtype)
     run, state, _ = step_of(row, model, variables)
-    batches, key = parallel.resident([batch_of(name, size)]), jax.random.key(0)
+    batches, key = parallel.resident({k: v[None] for k, v in batch_of(name, size).items()}), jax.random.key(0)
     start = time.perf_counter()
     compiled = run.lower(state, batches, key, 0, 1).compile()
     compile_seconds = time.perf_counter() - start

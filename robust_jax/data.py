@@ -29,7 +29,9 @@ from robust_jax import tfds_source
 
 NAMES = ("digits", *tfds_source.NAMES)
 _TEST_SEED = 0  # The held-out fifth is the same for everybody.
-_BLOCK_BYTES = 2**22  # Batches are made together up to this size.
+# Of batches that are made together, and lie on the devices together; and how many.
+_BLOCK_BYTES = 2**24
+_MOST_TOGETHER = 64
 _CACHE_BYTES = 2**30  # A split smaller than this is decoded once and kept in memory.
 
 Batch = dict[str, np.ndarray]
@@ -232,34 +234,51 @@ def train_batches(
     Raises:
       ValueError: Empty source, impossible numbers; while iterating, what `Source.take` raises.
     """
+    return _split(train_blocks(source, batch_size, seed, start_step, shard_index, shard_count, prefetch))
+
+
+def train_blocks(
+    source: Source,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    shard_index: int = 0,
+    shard_count: int = 1,
+    prefetch: int = 4,
+) -> Iterator[Batch]:
+    """`train_batches` by several at once, `[n, b, ...]`: work a batch costs more than small batches.
+
+    n is the same for all, as many as take 16 MiB, from 1 to 64.
+    """
     rows = _rows(source, batch_size, shard_index, shard_count)
     if start_step < 0 or not 0 <= seed < 2**32:
         raise ValueError(f"{start_step = } must not be negative, {seed = } be in 0..2**32 - 1.")
     size = len(source)
+    random = np.random.RandomState(0)  # made once: that takes longer than seeding and a small permutation
 
     @functools.lru_cache(maxsize=2)
     def order(epoch: int) -> np.ndarray:
         # RandomState, whose stream NumPy promises never to change; one call is far quicker than grain's one an index.
-        return np.random.RandomState([seed, epoch]).permutation(size)
+        random.seed([seed, epoch])
+        return random.permutation(size)
 
-    together = max(min(_BLOCK_BYTES // (rows * int(np.prod(source.image_shape))), 64), 1)
+    together = max(min(_BLOCK_BYTES // (rows * int(np.prod(source.image_shape))), _MOST_TOGETHER), 1)
 
     def block(index: int) -> Batch:
-        """So many batches in one array: work an index and a thread's hand-over cost more than small batches."""
         steps = start_step + index * together + np.arange(together)[:, None]
         at = (steps * batch_size + shard_index * rows + np.arange(rows)).reshape(-1)
         epochs, rest = np.divmod(at, size)
-        return source.take(np.concatenate([order(e)[rest[epochs == e]] for e in range(epochs[0], epochs[-1] + 1)]))
+        batches = source.take(np.concatenate([order(e)[rest[epochs == e]] for e in range(epochs[0], epochs[-1] + 1)]))
+        return {k: v.reshape(together, rows, *v.shape[1:]) for k, v in batches.items()}
 
     blocks = grain.MapDataset.range(sys.maxsize // (together * batch_size)).map(block)
-    return _split(iter(blocks.to_iter_dataset(_read_options(min(prefetch, 2)))), together)
+    return iter(blocks.to_iter_dataset(_read_options(min(prefetch, 2))))
 
 
-def _split(blocks: Iterator[Batch], count: int) -> Iterator[Batch]:
+def _split(blocks: Iterator[Batch]) -> Iterator[Batch]:
     for block in blocks:
-        parts = {k: v.reshape(count, -1, *v.shape[1:]) for k, v in block.items()}
-        for i in range(count):
-            yield {k: v[i] for k, v in parts.items()}
+        for i in range(len(block["label"])):
+            yield {k: v[i] for k, v in block.items()}
 
 
 def first_examples(source: Source, count: int) -> tuple[Float[Array, "n h w c"], Int[Array, " n"]]:

@@ -6,7 +6,7 @@ Evaluation is one jitted program whose batch is laid out over the local devices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -102,10 +102,11 @@ def loop(
     return jax.pmap(run, axis_name=AXIS, in_axes=(0, 0, None, None, None), donate_argnums=(0,))
 
 
-def resident(batches: Sequence[Mapping[str, np.ndarray]]) -> Any:
-    """Several of this host's batches, stacked, on its devices: what `loop` takes."""
-    shards = [shard(batch) for batch in batches]
-    return _put({k: np.stack([s[k] for s in shards], 1) for k in shards[0]})
+def resident(batches: Mapping[str, np.ndarray]) -> Any:
+    """Several of this host's batches ``[n, b, ...]`` on its devices: what `loop` takes."""
+    count = jax.local_device_count()
+    shards = {k: v.reshape(len(v), count, -1, *v.shape[2:]) for k, v in batches.items()}
+    return _put({k: v.swapaxes(0, 1) for k, v in shards.items()})
 
 
 _put = jax.pmap(lambda shards: shards)

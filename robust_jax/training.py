@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -25,10 +24,6 @@ from robust_jax.robustness import robustness
 from robust_jax.training_log import TrainingLog
 
 Batch = Mapping[str, Any]
-
-# Of batches that lie on the devices at once, and how many.
-_RESIDENT_BYTES = 2**24
-_MOST_STACKED = 64
 
 
 class NonFiniteLossError(ValueError):
@@ -217,19 +212,18 @@ def _train(config: ConfigDict, workdir: Path) -> TrainState:
 
     every = max(round(config.eval_every_epochs * steps_per_epoch), 1)
     stops = [n for n in (every, config.log_every_steps, config.checkpoint_every_steps) if n]
-    batch_bytes = config.batch_size // parallel.host()[1] * int(np.prod(dataset.image_shape))
-    stacked = min(max(_RESIDENT_BYTES // batch_bytes, 1), _MOST_STACKED)
     with checkpoints.opened(workdir) as saved:
         if saved.step("latest") is not None:
             state = saved.restore("latest", state)
             logging.info("Resuming %s after step %d.", workdir, state.step)
         step = int(state.step)
-        stream = data.train_batches(dataset.train, config.batch_size, config.seed, step, *parallel.host())
+        blocks = data.train_blocks(dataset.train, config.batch_size, config.seed, step, *parallel.host())
         with TrainingLog(workdir, step, total_steps, steps_per_epoch) as log:
-            replicated, waiting, at, most = parallel.replicate(state), [], stacked, 1
+            replicated, waiting, at, stacked, most = parallel.replicate(state), [], 0, 0, 1
             while step < total_steps:
                 if at == stacked:
-                    batches, at = parallel.resident(list(itertools.islice(stream, stacked))), 0
+                    block = next(blocks)
+                    batches, at, stacked = parallel.resident(block), 0, len(block["label"])
                 count = min(most, stacked - at, total_steps - step, *(n - step % n for n in stops))
                 replicated, metrics = run(replicated, batches, key, at, count)
                 waiting.append((metrics, slice(at, at + count)))

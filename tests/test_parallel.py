@@ -172,7 +172,7 @@ def test_a_loop_of_steps_is_the_steps_one_by_one_however_they_are_cut():
         return state, {"metric": jnp.sin(state)}
 
     batches = [{"x": np.random.default_rng(i).normal(size=(4, 3)).astype("float32")} for i in range(5)]
-    loop, chunk = parallel.loop(step), parallel.resident(batches)
+    loop, chunk = parallel.loop(step), parallel.resident({"x": np.stack([b["x"] for b in batches])})
     ends = []
     for counts in ((5,), (1, 3, 1), (2, 3)):
         state, at, metrics = parallel.replicate(np.float32(0.5)), 0, []

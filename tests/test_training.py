@@ -129,20 +129,45 @@ def test_a_finished_run_started_again_does_nothing(reference):
     assert lines(workdir, drop=()) == before
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_blocks():
+    """Not all batches of these short runs at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "_MOST_TOGETHER", 2)
+        yield
+
+
 class Killed(Exception):
     pass
+
+
+def change_batches(patch, change):
+    """Training gets ``change(step, batch)`` in the place of each step's batch."""
+    make = data.train_blocks
+
+    def blocks(source, batch_size, seed, start, *rest):
+        for block in make(source, batch_size, seed, start, *rest):
+            count = len(block["label"])
+            parts = [change(start + 1 + i, {k: v[i] for k, v in block.items()}) for i in range(count)]
+            start += count
+            yield {k: np.stack([part[k] for part in parts]) for k in block}
+
+    patch.setattr(data, "train_blocks", blocks)
+
+
+def killed_at(step):
+    def change(at, batch):
+        if at == step:
+            raise Killed
+        return batch
+
+    return change
 
 
 @pytest.mark.parametrize("moment", ["batch 9", "latest 8", "best 4"])
 def test_a_run_that_died_and_was_started_again_ends_with_the_same_bits(moment, reference, tmp_path, monkeypatch):
     what, at = moment.split()
-    make, save = data.train_batches, checkpoints.Checkpoints.save
-
-    def batches(source, batch_size, seed, start, *rest):
-        for i, batch in enumerate(make(source, batch_size, seed, start, *rest), start + 1):
-            if (what, str(i)) == ("batch", at):
-                raise Killed
-            yield batch
+    save = checkpoints.Checkpoints.save
 
     def saving(self, kind, step, state):
         if (what, str(step)) == (kind, at):
@@ -150,7 +175,7 @@ def test_a_run_that_died_and_was_started_again_ends_with_the_same_bits(moment, r
         save(self, kind, step, state)
 
     with monkeypatch.context() as patch:
-        patch.setattr(data, "train_batches", batches)
+        change_batches(patch, killed_at(int(at) if what == "batch" else None))
         patch.setattr(checkpoints.Checkpoints, "save", saving)
         with pytest.raises(Killed):
             train(config(), tmp_path)
@@ -286,32 +311,22 @@ def test_what_a_point_remembers_is_carried_saved_and_resumed(tmp_path, monkeypat
     delta = whole.memory["all"]
     assert delta.shape == (1, 8, 8, 1)
     assert 0.05 < np.abs(delta).max() <= 0.1 * 1.0001
-    make = data.train_batches
-
-    def batches(source, batch_size, seed, start, *rest):
-        for i, batch in enumerate(make(source, batch_size, seed, start, *rest), start + 1):
-            if i == 7:
-                raise Killed
-            yield batch
-
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(data, "train_batches", batches)
+        change_batches(patch, killed_at(7))
         train(config(**changes), tmp_path / "cut")
     same(train(config(**changes), tmp_path / "cut"), whole)
 
 
 def poison(monkeypatch, at, term):
     """Makes the batch of one step all white, where the term `poison` fails."""
-    make = data.train_batches
 
-    def batches(source, batch_size, seed, start, *rest):
-        for i, batch in enumerate(make(source, batch_size, seed, start, *rest), start + 1):
-            yield batch | {"image": np.full_like(batch["image"], 255)} if i == at else batch
+    def white(step, batch):
+        return batch | {"image": np.full_like(batch["image"], 255)} if step == at else batch
 
     def poison(here, *, strength: float = 0.0):
         return term(here, (here.images.min() == 1))
 
-    monkeypatch.setattr(data, "train_batches", batches)
+    change_batches(monkeypatch, white)
     monkeypatch.setitem(terms.TERMS, "poison", poison)
 
 
