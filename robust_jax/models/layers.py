@@ -4,12 +4,13 @@ Convolutions on CPU. XLA's CPU backend has fast kernels for some ways to write a
 (1) a 3x3 kernel on a map smaller than itself is a scalar loop (100 times slower than patches times
 a matrix); (2) the gradient that `jax.grad` writes for the images misses the fast kernel inside a
 loop body (3 to 5 times slower); (3) the one for the kernel is a convolution with a kernel as large
-as the map; (4) a large map without padding misses it too (3 to 4 times slower); (5) the first
-layer, of images of few channels, and its transpose are 2 to 4 times slower than sums over taps. So
-`conv_general_dilated` here is, on CPU, a pair of bilinear primitives whose derivatives are each
-other: a convolution and the correlation of images with cotangents. Every derivative of every
-order, forward and reverse, is then one of forms known to be fast. Strides become channels. On
-GPU and TPU, and for dilated or grouped convolutions, it is `jax.lax.conv_general_dilated`.
+as the map; (4) where the output is not larger than the input another kernel is taken, which
+runs on one core (up to twice slower on two); (5) the first layer, of images of few channels, and
+its transpose are 2 to 4 times slower than sums over taps. So `conv_general_dilated` here is, on
+CPU, a pair of bilinear primitives whose derivatives are each other: a convolution and the
+correlation of images with cotangents. Every derivative of every order, forward and reverse, is
+then of a form known to be fast. Strides become channels. On GPU and TPU, and for dilated or
+grouped convolutions, it is `jax.lax.conv_general_dilated`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -39,9 +39,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
-_LARGE_MAP = 14  # of so many pixels a side
 _ROWS = 600  # of a matrix of patches
-_FEW = 4  # channels, as those of images
+_FEW, _MANY = 4, 16  # channels: as those of images, and as those of layers
 _FEW_TAPS = 9  # of a kernel whose sum over taps is written out
 
 
@@ -223,11 +222,11 @@ def _conv_impl(x: Array, kernel: Array, *, padding: Padding) -> Array:
         shifted = _shifts(products, height, width, padding)
         return reduce(jnp.add, [s[..., i * features : (i + 1) * features] for i, s in enumerate(shifted)])
     if x.shape[1] >= kh and x.shape[2] >= kw:
-        # Large maps without padding miss a fast kernel: one row of padding, and its output dropped.
-        spare = int(not np.any(padding) and x.shape[1] >= _LARGE_MAP)
+        # Rows of padding until the map grows; their output is dropped.
+        spare = max(x.shape[1] + 1 - height, 0) if channels >= _MANY else 0
         (top, bottom), sides = padding
         out = lax.conv_general_dilated(x, kernel, (1, 1), ((top, bottom + spare), sides), dimension_numbers=_NHWC)
-        return out[:, : out.shape[1] - spare]
+        return out[:, :height]
     patches = jnp.concatenate(_shifts(x, height, width, padding), axis=-1)
     return patches @ kernel.reshape(kh * kw * channels, features)
 
