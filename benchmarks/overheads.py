@@ -36,17 +36,17 @@ def attack(name: str, size: int, repeats: int) -> str:
     threat = ThreatModel("additive", "linf", 0.03)
     run = partial(attacks.pgd, step_size=0.01, keep="last", key=jax.random.key(1))
     start = time.perf_counter()
-    whole = jax.jit(partial(run, bound, steps=20)).lower(images, labels, threat).compile()
+    whole = jax.jit(partial(run, steps=20)).lower(bound, images, labels, threat).compile()
     compiling = time.perf_counter() - start
-    single = jax.jit(lambda x, y, threat: run(bound, x, y, threat, steps=1).images)
+    single = jax.jit(lambda bound, x, y, threat: run(bound, x, y, threat, steps=1).images)
 
     def one_by_one() -> jax.Array:
         x = images
         for _ in range(20):
-            x = single(x, labels, threat)
+            x = single(bound, x, labels, threat)
         return x.block_until_ready()
 
-    together = timed(lambda: whole(images, labels, threat).images.block_until_ready(), repeats).median
+    together = timed(lambda: whole(bound, images, labels, threat).images.block_until_ready(), repeats).median
     apart = timed(one_by_one, repeats).median
     return f"| {name} | {1e3 * together:.0f} | {1e3 * apart:.0f} | {together / apart:.2f} | {compiling:.1f} |"
 
