@@ -18,7 +18,7 @@ from absl import flags
 from steps import built, image_shape, step_of
 from timing import timed
 
-from robust_jax import attacks, cli, data, models, parallel
+from robust_jax import attacks, cli, data, experiment, models, parallel
 from robust_jax.threat_models import ThreatModel
 
 flags.DEFINE_integer("attacked", 64, "Images of the attacks.")
@@ -60,7 +60,7 @@ def training(name: str, size: int, repeats: int) -> str:
     """A row of the second table."""
     dataset = data.load("digits")
     model = models.create(name, num_classes=10, **SMALL[name])
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *dataset.image_shape)))
+    variables = experiment.init_variables(model, dataset.image_shape, 0)
     batches, blocks = (f(dataset.train, size, 0) for f in (data.train_batches, data.train_blocks))
     loop, state, step = step_of("plain", model, variables, "digits_methods")
     single, together, key = parallel.pmap(step), len(next(blocks)["label"]), jax.random.key(0)

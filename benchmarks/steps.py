@@ -27,7 +27,7 @@ from flax import linen as nn
 from timing import flops, timed
 
 import robust_jax as rj
-from robust_jax import cli, losses, models, optimizers, parallel, training
+from robust_jax import cli, experiment, losses, models, optimizers, parallel, training
 from robust_jax.config import STATISTICS
 from robust_jax.objectives import make_objective
 
@@ -64,7 +64,7 @@ def built(name: str, dtype: str) -> tuple[nn.Module, dict[str, Any]]:
     """A network with random weights, none of them 0: some start with a last layer of zeros, and no penalty."""
     mean, std = STATISTICS["cifar10"] if image_shape(name)[-1] == 3 else ((0.0,), (1.0,))
     model = models.create(name, num_classes=10, mean=mean, std=std, dtype=jnp.dtype(dtype))
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *image_shape(name))))
+    variables = experiment.init_variables(model, image_shape(name), 0)
     noise = np.random.default_rng(0)
     moved = jax.tree.map(lambda p: p + 0.02 * noise.normal(size=p.shape).astype(p.dtype), variables["params"])
     return model, {**variables, "params": moved}
