@@ -43,6 +43,7 @@ flags.DEFINE_list("libraries", LIBRARIES, "Some of the table's columns.")
 flags.DEFINE_float("radius", 0.1, "Of the linf ball.")
 flags.DEFINE_float("l2_radius", 1.5, "Of the l2 ball.")
 flags.DEFINE_integer("queries", 5000, "Of Square.")
+flags.DEFINE_list("search", ["100", "9"], "Of C&W and EAD: steps, and so many constants.")
 flags.DEFINE_integer("repeats", 0, "Timed runs after the first; 0: the first is timed.")
 flags.DEFINE_string("out", "", "A JSON file for the figures.")
 
@@ -59,11 +60,11 @@ class Row(NamedTuple):
     torchattacks: Callable[[torch.nn.Module], torchattacks.attack.Attack] | None = None
 
 
-def rows(linf: float, l2: float, queries: int) -> dict[str, Row]:
+def rows(linf: float, l2: float, queries: int, steps: int, constants: int) -> dict[str, Row]:
     """The table's rows, options as equal as the libraries' interfaces allow."""
     fb, ta = foolbox.attacks, torchattacks
     pgd = jax.jit(functools.partial(attacks.pgd, steps=40, step_size=linf / 10))
-    search = dict(steps=100, binary_search_steps=9)
+    search = dict(steps=steps, binary_search_steps=constants)
     found = {
         "pgd": Row("linf", linf, pgd, fb.LinfPGD(rel_stepsize=0.1, steps=40), lambda m: ta.PGD(m, linf, linf / 10, 40)),
         "carlini_wagner": Row(
@@ -175,7 +176,7 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
           f"{torch.__version__}, {platform.machine()}", flush=True)  # fmt: skip
     print("| attack | " + " | ".join(LIBRARIES) + " | fastest peer / robust_jax |\n" + "|---" * 6 + "|", flush=True)
     table = {}
-    for name, row in rows(options.radius, options.l2_radius, options.queries).items():
+    for name, row in rows(options.radius, options.l2_radius, options.queries, *map(int, options.search)).items():
         if options.attacks and name not in options.attacks:
             continue
         found = {

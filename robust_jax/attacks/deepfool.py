@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
 from robust_jax import losses, norms, perturbations, threat_models
-from robust_jax.attacks.ascent import clip_box, crossed, rounding, where
+from robust_jax.attacks.ascent import clip_box, crossed, rounding
 from robust_jax.attacks.minimal import found_or_clean
 from robust_jax.attacks.pgd import AttackResult, LogitsFn
+from robust_jax.attacks.survivors import batch_sizes, while_active
 from robust_jax.checks import check_batch
 from robust_jax.perturbations import Delta, Images
 from robust_jax.threat_models import ThreatModel
@@ -98,35 +100,30 @@ def minimal_step(
     """
     space = threat.perturbation
 
-    def logits_at(delta: Delta) -> Array:
-        return logits_fn(clip_box(perturbations.followed(space, images, delta)))
-
-    def confined(delta: Delta) -> Delta:
+    def confined(images: Images, delta: Delta) -> Delta:
         return perturbations.confined(space, images, delta) if confine else delta
 
-    def beyond(delta: Delta) -> Delta:
-        far = jax.tree.map(lambda s, d: s + (1 + overshoot) * (d - s), start, delta)
-        return confined(threat_models.project(threat, far))
+    def logits_at(images: Images, delta: Delta) -> Array:
+        return logits_fn(clip_box(perturbations.followed(space, images, delta)))
 
-    clean = logits_at(start)
+    clean = logits_at(images, start)
     classes = clean.shape[-1]
-    own = jax.nn.one_hot(labels, classes, dtype=clean.dtype)
-    rivals = losses.rivals(clean, labels, candidates)
 
-    def rows(logits: Array) -> Array:
+    def rows(logits: Array, labels: Array, rivals: Array) -> Array:
         """The differences that are to become positive, as rows of signs: [N, B, K]."""
+        own = jax.nn.one_hot(labels, classes, dtype=clean.dtype)
         if targeted:
             current = jnp.where(own > 0, -jnp.inf, logits).argmax(-1)
             return (own - jax.nn.one_hot(current, classes, dtype=own.dtype))[None]
         return jax.nn.one_hot(rivals.T, classes, dtype=own.dtype) - own
 
-    def body(carry: tuple[Array, Delta, Delta, Array, Array]) -> tuple[Array, Delta, Delta, Array, Array]:
-        i, delta, tried, success, active = carry
-        logits, pull = jax.vjp(logits_at, tried)
-        signs = rows(logits)
+    def body(_: Array, fixed: tuple[Images, Array, Array, Delta], state: _State) -> tuple[_State, Array]:
+        images, labels, rivals, start = fixed
+        logits, pull = jax.vjp(partial(logits_at, images), state.tried)
+        signs = rows(logits, labels, rivals)
         gradients = jax.tree.map(jnp.nan_to_num, jax.vmap(lambda row: pull(row)[0])(signs))
         # Where the box leaves no room a coordinate is no way to the boundary.
-        rooms = jax.vmap(lambda g: perturbations.room(space, images, tried, g))(gradients)
+        rooms = jax.vmap(lambda g: perturbations.room(space, images, state.tried, g))(gradients)
         gradients = jax.tree.map(lambda g, r: jnp.where(r > 0, g, 0), gradients, rooms)
         gains = jax.vmap(partial(threat_models.gain, threat))(gradients)
         # A little past the boundary: at a tie, the label may still be the first of the largest.
@@ -140,20 +137,27 @@ def minimal_step(
         )
         # Nothing in the ball is farther than its diameter.
         fraction = jnp.where(jnp.isfinite(distance), jnp.clip(distance, 1e-6, 2), 0)
-        size = jax.tree.map(lambda r, d: norms.expand(fraction, d) * r, threat.radius, delta)
-        moved = where(active, confined(threat_models.move(threat, delta, gradient, size, room)), delta)
-        changed = [(m != d).reshape(len(images), -1).any(-1) for m, d in _leaves(moved, delta)]
-        tried = where(active, beyond(moved), tried)
-        success |= active & crossed(logits_at(tried), labels, targeted)
-        return i + 1, moved, tried, success, active & ~success & jnp.stack(changed).any(0)
+        size = jax.tree.map(lambda r, d: norms.expand(fraction, d) * r, threat.radius, state.delta)
+        delta = confined(images, threat_models.move(threat, state.delta, gradient, size, room))
+        changed = [(m != d).reshape(len(images), -1).any(-1) for m, d in _leaves(delta, state.delta)]
+        beyond = jax.tree.map(lambda s, d: s + (1 + overshoot) * (d - s), start, delta)
+        tried = confined(images, threat_models.project(threat, beyond))
+        success = crossed(logits_at(images, tried), labels, targeted)
+        return _State(delta, tried, success), ~success & jnp.stack(changed).any(0)
 
-    def going(carry: tuple[Array, Delta, Delta, Array, Array]) -> Array:
-        return (carry[0] < steps) & carry[-1].any()
+    fixed = (images, labels, losses.rivals(clean, labels, candidates), start)
+    first = _State(start, start, losses.misclassified(clean, labels) != targeted)
+    sizes = batch_sizes(logits_fn, images, ratio=4)
+    found = while_active(body, fixed, first, ~first.success, steps, sizes)
+    return found.tried, found.success
 
-    success = losses.misclassified(clean, labels) != targeted
-    first = (jnp.array(0), start, start, success, ~success)
-    _, _, tried, success, _ = jax.lax.while_loop(going, body, first)
-    return tried, success
+
+class _State(NamedTuple):
+    """Where an example is, what lies a little beyond, and whether that is a success."""
+
+    delta: Delta
+    tried: Delta
+    success: Bool[Array, " b"]
 
 
 def _leaves(*trees: Delta) -> list[tuple[Array, ...]]:

@@ -8,6 +8,7 @@ many go. A pixel is one value here, a channel of a colour image: the count is ``
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from robust_jax import losses, norms, perturbations
 from robust_jax.attacks.ascent import clip_box, where
 from robust_jax.attacks.minimal import found_or_clean
 from robust_jax.attacks.pgd import AttackResult, LogitsFn
+from robust_jax.attacks.survivors import batch_sizes, while_active
 from robust_jax.checks import check_batch
 from robust_jax.perturbations import Images, example_keys
 from robust_jax.threat_models import ThreatModel
@@ -60,42 +62,39 @@ def jsma(
     low, high = _ends("jsma", threat, images)
     if max_pixels < 2:
         raise ValueError(f"jsma: max_pixels={max_pixels} must be at least 2: pixels are changed in pairs.")
-    flat = (len(images), -1)
 
-    def logits_at(delta: Array) -> Array:
+    def logits_at(images: Array, delta: Array) -> Array:
         return logits_fn(clip_box(images + delta))
 
-    def succeeds(logits: Array) -> Array:
+    def succeeds(logits: Array, labels: Array) -> Array:
         return losses.misclassified(logits, labels) != targeted
 
-    clean = logits_at(jnp.zeros_like(images))
+    clean = logits_at(images, jnp.zeros_like(images))
     own = jax.nn.one_hot(labels, clean.shape[-1], dtype=clean.dtype)
     other = jax.nn.one_hot(jnp.where(own > 0, -jnp.inf, clean).argmax(-1), clean.shape[-1], dtype=clean.dtype)
-    target = own if targeted else other
 
-    def body(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
-        i, delta, success, active = carry
-        _, pull = jax.vjp(logits_at, delta)
+    def body(_: Array, fixed: tuple[Array, ...], state: tuple[Array, Array]) -> tuple[tuple[Array, Array], Array]:
+        images, labels, target, low, high = fixed
+        delta, success = state
+        flat = (len(images), -1)
+        _, pull = jax.vjp(partial(logits_at, images), delta)
         towards, away = (_unit(pull(row)[0].reshape(flat)) for row in (target, 1 - target))
         choices = []
         for sign, end in ((1, high), (-1, low)):
             free = ((delta == 0) & (end != 0)).reshape(flat)
             choices.append(jax.lax.map(_salient_pair, (sign * towards, -sign * away, free)))
         (rise, pair_up), (fall, pair_down) = choices
-        up = rise >= fall
+        up, salient = rise >= fall, jnp.maximum(rise, fall) > 0
         chosen = (jnp.where(up[:, None], pair_up, pair_down)[..., None] == jnp.arange(images[0].size)).any(1)
-        active &= jnp.maximum(rise, fall) > 0
         moved = jnp.where(chosen.reshape(images.shape), where(up, high, low), delta)
-        delta = where(active, moved, delta)
-        success |= active & succeeds(logits_at(delta))
-        return i + 1, delta, success, active & ~success
+        delta = where(salient, moved, delta)
+        success = succeeds(logits_at(images, delta), labels)
+        return (delta, success), salient & ~success
 
-    def going(carry: tuple[Array, Array, Array, Array]) -> Array:
-        return (carry[0] < max_pixels // 2) & carry[-1].any()
-
-    success = succeeds(clean)
-    first = (jnp.array(0), jnp.zeros_like(images), success, ~success)
-    _, delta, success, _ = jax.lax.while_loop(going, body, first)
+    success = succeeds(clean, labels)
+    fixed, state = (images, labels, own if targeted else other, low, high), (jnp.zeros_like(images), success)
+    sizes = batch_sizes(logits_fn, images, ratio=4)
+    delta, success = while_active(body, fixed, state, ~success, max_pixels // 2, sizes)
     return found_or_clean(threat, images, delta, success)
 
 

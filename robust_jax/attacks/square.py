@@ -12,15 +12,16 @@ import numpy as np
 from jaxtyping import Array, Int, Key
 
 from robust_jax import losses, norms, perturbations, threat_models
-from robust_jax.attacks.ascent import Point, best_of, clip_box, where
+from robust_jax.attacks.ascent import Point, best_of, clip_box
 from robust_jax.attacks.pgd import AttackResult, LogitsFn
+from robust_jax.attacks.survivors import batch_sizes, while_active
 from robust_jax.checks import check_batch
 from robust_jax.losses import LossFn
 from robust_jax.perturbations import Delta, Images, example_keys
 from robust_jax.threat_models import ThreatModel
 
-# (keys [B], number of the query, δ) -> the δ to try next, before projection.
-Propose = Callable[[Array, Array, Delta], Delta]
+# (keys [B], number of the query, where the search starts, δ) -> the δ to try next, before projection.
+Propose = Callable[[Array, Array, Delta, Delta], Delta]
 
 
 def square(
@@ -98,39 +99,38 @@ def square(
 
     first = _by_part(threat, start, example_keys(key, len(images)), threat.perturbation.zeros(images))
 
-    def propose(keys: Array, query: Array, delta: Delta) -> Delta:
+    def propose(keys: Array, query: Array, first: Delta, delta: Delta) -> Delta:
         later = _by_part(threat, partial(step, query=query), keys, delta)
         return jax.tree.map(lambda a, b: jnp.where(query == 0, a, b), first, later)
 
-    return _search(logits_fn, images, labels, threat, key, queries, loss_fn, targeted, propose)
+    return _search(logits_fn, images, labels, threat, key, queries, loss_fn, targeted, first, propose)
 
 
 def _search(
     logits_fn: LogitsFn, images: Images, labels: Array, threat: ThreatModel, key: Array, queries: int, loss: LossFn,
-    targeted: bool, propose: Propose,
+    targeted: bool, first: Delta, propose: Propose,
 ) -> AttackResult:  # fmt: skip
     """Keeps what is better among proposals, the first of them whatever it is; δ = 0 where all are worse."""
     space, keys, sign = threat.perturbation, example_keys(key, len(images)), -1.0 if targeted else 1.0
 
-    def scored(delta: Delta) -> Point:
+    def scored(images: Images, labels: Array, delta: Delta) -> Point:
         logits = logits_fn(clip_box(space.apply(images, delta)))
         value = jnp.nan_to_num(sign * loss(logits, labels), nan=-jnp.inf)
         return Point(delta, value, losses.misclassified(logits, labels) != targeted)
 
-    def body(carry: tuple[Array, Point]) -> tuple[Array, Point]:
-        query, best = carry
+    def body(query: Array, fixed: tuple[Images, Array, Array, Delta], best: Point) -> tuple[Point, Array]:
+        images, labels, keys, first = fixed
         query_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, query)
-        delta = threat_models.project(threat, propose(query_keys, query, best.delta))
-        new = scored(perturbations.confined(space, images, delta))
-        return query + 1, where(best.success, best, best_of(new, best))
+        delta = threat_models.project(threat, propose(query_keys, query, first, best.delta))
+        best = best_of(scored(images, labels, perturbations.confined(space, images, delta)), best)
+        return best, ~best.success
 
-    def going(carry: tuple[Array, Point]) -> Array:
-        return (carry[0] < queries) & ~carry[1].success.all()
-
-    clean = scored(space.zeros(images))
+    clean = scored(images, labels, space.zeros(images))
     # The first proposal is where the search starts, even from a higher clean loss.
-    first = clean._replace(value=jnp.full_like(clean.value, -jnp.inf))
-    best = best_of(jax.lax.while_loop(going, body, (jnp.array(0), first))[1], clean)
+    start = clean._replace(value=jnp.full_like(clean.value, -jnp.inf))
+    sizes = batch_sizes(logits_fn, images, ratio=2)
+    found = while_active(body, (images, labels, keys, first), start, ~clean.success, queries, sizes)
+    best = best_of(found, clean)
     return AttackResult(clip_box(space.apply(images, best.delta)), best.delta, best.success)
 
 

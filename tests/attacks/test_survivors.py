@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from simple_models import Net
+
+from robust_jax.attacks import deepfool, expectation, jsma, square, survivors
+from robust_jax.attacks.survivors import batch_sizes, while_active
+from robust_jax.models import bind
+from robust_jax.threat_models import ThreatModel
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+KEY = jax.random.key(0)
+LIFES = np.random.default_rng(0).permutation(np.r_[np.zeros(10), np.full(30, 1), np.full(40, 4), np.full(20, 9)])
+
+
+@pytest.mark.parametrize("steps", [1, 4, 100])
+def test_each_example_stops_for_itself_and_few_are_computed_alone(steps):
+    computed = []
+
+    def body(step, life, count):
+        jax.debug.callback(lambda step: computed.append((int(step), len(count))), step, ordered=True)
+        return count + 1, count + 1 < life
+
+    life = jnp.asarray(LIFES, int)
+    run = jax.jit(lambda: while_active(body, life, jnp.zeros(100, int), life > 0, steps, [100, 50, 25]))
+    np.testing.assert_array_equal(run(), np.minimum(LIFES, steps))
+    jax.effects_barrier()
+    # 90 go on at first, 60 after a step, 20 after four.
+    assert computed == [(0, 100), (1, 100), (2, 100), (3, 100), *((i, 25) for i in range(4, 9))][:steps]
+
+
+def test_nothing_is_computed_where_none_is_active():
+    computed = []
+
+    def body(step, fixed, state):
+        jax.debug.callback(computed.append, step)
+        return state + 1, state < 0
+
+    assert (while_active(body, jnp.ones(8), jnp.ones(8), jnp.zeros(8, bool), 5, [8, 4]) == 1).all()
+    jax.effects_barrier()
+    assert not computed
+
+
+def test_sizes():
+    images = jnp.zeros((100, 4, 4, 1))
+    assert batch_sizes(lambda x: x.sum((1, 2)), images, 2) == [100, 50, 25]
+    assert batch_sizes(lambda x: x.sum((1, 2)), images, 4) == [100, 25]
+    assert batch_sizes(lambda x: x.sum((1, 2)), images[:31], 2) == [31, 16]
+    assert batch_sizes(lambda x: x.sum((1, 2)), images[:30], 2) == [30]
+    own_draws = expectation(lambda x, key: x.sum((1, 2)), jax.random.split(KEY, 100), draws=2)
+    assert batch_sizes(own_draws, images, 2) == [100]
+
+
+@pytest.mark.parametrize(
+    "attack, norm, radius",
+    [(partial(square, queries=60), "linf", 0.15), (deepfool, "l2", 0.7), (partial(jsma, max_pixels=20), "linf", 0.5)],
+)
+def test_attacks_find_the_same_in_smaller_batches(attack, norm, radius, monkeypatch):
+    model = bind(Net(), Net().init(KEY, jnp.zeros((1, 4, 4, 2))))
+    images = jnp.asarray(np.random.default_rng(1).uniform(size=(80, 4, 4, 2)), jnp.float32)
+    labels, threat = model(images).argmax(-1), ThreatModel("additive", norm, radius)
+    smaller = jax.jit(attack)(model, images, labels, threat, key=KEY)
+    monkeypatch.setattr(survivors, "SMALLEST", 1000)
+    whole = jax.jit(lambda *args: attack(*args, key=KEY))(model, images, labels, threat)
+    assert 20 < whole.success.sum() < 80
+    np.testing.assert_array_equal(smaller.success, whole.success)
+    # Matrix products of other sizes round otherwise, a step adds up to 2e-7 of δ, and there are up to 60.
+    np.testing.assert_allclose(smaller.delta, whole.delta, atol=1e-5)
