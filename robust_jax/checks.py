@@ -50,6 +50,12 @@ def check_batch(images: Any, labels: Any, logits_fn: Callable[[Any], Any], threa
             )
 
 
+def check_attack_name(name: str) -> None:
+    """Raises ValueError for the name of an attack that results have already."""
+    if name in ("clean", "worst_case"):
+        raise ValueError(f"attacks.{name}: results have that name already: give the attack another.")
+
+
 def _check_space(threat: Any, images: Any) -> None:
     """Raises ValueError for what is no threat model, and for a space of the user's own whose δ = 0 is not no change."""
     space = getattr(threat, "perturbation", None)

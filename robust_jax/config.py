@@ -27,7 +27,7 @@ from robust_jax.attacks.ascent import KEEP, check_effort
 from robust_jax.attacks.auto import VERSIONS
 from robust_jax.attacks.deepfool import check_search
 from robust_jax.attacks.ead import RULES
-from robust_jax.checks import check_options, choose, options_of
+from robust_jax.checks import check_attack_name, check_options, choose, options_of
 from robust_jax.gradients import METHODS
 from robust_jax.objectives import make_objective
 from robust_jax.optimizers import OPTIMIZERS, SCHEDULES
@@ -268,8 +268,7 @@ def check_attack(path: str, attack: Mapping[str, Any]) -> ThreatModel:
       ValueError: one that this kind of attack cannot have; a targeted attack: towards the true label it would help the
         model; AutoAttack for random models, whose logits ask for a key.
     """
-    if path.split(".")[-1] in ("clean", "worst_case"):
-        raise ValueError(f"{path}: results have that name already: give the attack another.")
+    check_attack_name(path.split(".")[-1])
     if attack.get("targeted"):
         raise ValueError(f"{path}.targeted: an evaluation knows true labels only, which are no targets.")
     if attack.get("version") == "rand":

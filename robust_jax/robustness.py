@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, Key
 from robust_jax import losses, threat_models
 from robust_jax.attacks.wrappers import as_pytree
 from robust_jax.batching import Batch, Rows, filled, in_parts, only
-from robust_jax.checks import check_batch
+from robust_jax.checks import check_attack_name, check_batch
 from robust_jax.records import Attack, Outcome, PerExample
 
 Progress = Callable[[str, int, int], None]
@@ -70,8 +70,10 @@ def robustness(
         the examples that an attack need not see.
 
     Raises:
-      ValueError: no example; images, labels or logits of a wrong shape or range.
+      ValueError: no example; images, labels or logits of a wrong shape or range; an attack named clean or worst_case.
     """
+    for name in attacks:
+        check_attack_name(name)
     model = as_pytree(logits_fn)
     tell = progress or (lambda *_: None)
     batches = list(batches) if isinstance(batches, Iterator) else batches

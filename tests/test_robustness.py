@@ -208,6 +208,8 @@ def test_errors():
         robustness(MODEL, [], {}, key=jax.random.key(0))
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
         robustness(MODEL, cut(30, images=IMAGES * 255), {}, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="attacks.clean: .*another"):
+        robustness(MODEL, cut(30), {"clean": margin_attack(0.01)}, key=jax.random.key(0))
     with pytest.raises(ValueError, match="curve"):
         Attack(pgd, ThreatModel("additive", "linf", 0.1), {}, (-1.0,))
 
