@@ -77,6 +77,12 @@ def where(mask: Bool[Array, " b"], a: Any, b: Any) -> Any:
     return jax.tree.map(lambda x, y: jnp.where(norms.expand(mask, x), x, y), a, b)
 
 
+def equal(a: Delta, b: Delta) -> Bool[Array, " b"]:
+    """Where two δ are the same."""
+    same = jax.tree.map(lambda x, y: (x == y).reshape(len(x), -1).all(-1), a, b)
+    return jnp.stack(jax.tree.leaves(same)).all(0)
+
+
 def best_of(new: Point, old: Point) -> Point:
     """The better one by (success, then value), per example; the old one of equals."""
     higher = (new.success & ~old.success) | ((new.success == old.success) & (new.value > old.value))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
 from robust_jax import losses, norms, perturbations, threat_models
-from robust_jax.attacks.ascent import clip_box, crossed, rounding
+from robust_jax.attacks.ascent import clip_box, crossed, equal, rounding
 from robust_jax.attacks.minimal import found_or_clean
 from robust_jax.attacks.pgd import AttackResult, LogitsFn
 from robust_jax.attacks.survivors import batch_sizes, while_active
@@ -139,11 +139,10 @@ def minimal_step(
         fraction = jnp.where(jnp.isfinite(distance), jnp.clip(distance, 1e-6, 2), 0)
         size = jax.tree.map(lambda r, d: norms.expand(fraction, d) * r, threat.radius, state.delta)
         delta = confined(images, threat_models.move(threat, state.delta, gradient, size, room))
-        changed = [(m != d).reshape(len(images), -1).any(-1) for m, d in _leaves(delta, state.delta)]
         beyond = jax.tree.map(lambda s, d: s + (1 + overshoot) * (d - s), start, delta)
         tried = confined(images, threat_models.project(threat, beyond))
         success = crossed(logits_at(images, tried), labels, targeted)
-        return _State(delta, tried, success), ~success & jnp.stack(changed).any(0)
+        return _State(delta, tried, success), ~success & ~equal(delta, state.delta)
 
     fixed = (images, labels, losses.rivals(clean, labels, candidates), start)
     first = _State(start, start, losses.misclassified(clean, labels) != targeted)
@@ -158,10 +157,6 @@ class _State(NamedTuple):
     delta: Delta
     tried: Delta
     success: Bool[Array, " b"]
-
-
-def _leaves(*trees: Delta) -> list[tuple[Array, ...]]:
-    return list(zip(*map(jax.tree.leaves, trees), strict=True))
 
 
 def check_search(path: str, steps: int, overshoot: float, candidates: int) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Int, Key
 
 from robust_jax import losses, norms, perturbations, threat_models
-from robust_jax.attacks.ascent import Point, best_of, clip_box
+from robust_jax.attacks.ascent import Point, best_of, clip_box, equal, where
 from robust_jax.attacks.pgd import AttackResult, LogitsFn
 from robust_jax.attacks.survivors import batch_sizes, while_active
 from robust_jax.checks import check_batch
@@ -20,8 +20,8 @@ from robust_jax.losses import LossFn
 from robust_jax.perturbations import Delta, Images, example_keys
 from robust_jax.threat_models import ThreatModel
 
-# (keys [B], number of the query, where the search starts, δ) -> the δ to try next, before projection.
-Propose = Callable[[Array, Array, Delta, Delta], Delta]
+# (keys [B], number of the query, 1 or -1 to mirror it, where the search starts, δ) -> the δ to try next, unprojected.
+Propose = Callable[[Array, Array, int, Delta, Delta], Delta]
 
 
 def square(
@@ -42,7 +42,8 @@ def square(
     the queries. What a square is depends on the norm of δ, in units of the radius, wherever δ has the image's grid
     (additive, flows):
 
-    - linf: one random sign a channel (a flow: a shift of the square); the start is vertical stripes of such signs.
+    - linf: one random sign a channel (a flow: a shift of the square), the opposite ones where the square has these; the
+      start is vertical stripes of such signs.
     - l2inf: one random direction of length 1, likewise.
     - l1, l2 and other p (there algorithm 3, with l_p in the place of l2): a bump, up in one half and down in the
       other, added to what the square holds; a second square gives it its share of ``‖δ‖_p^p``. The start tiles the
@@ -78,14 +79,14 @@ def square(
     sides = jnp.asarray(np.clip(np.round(np.sqrt(schedule * grid[0] * grid[1])), 1, min(grid)).astype(int))
     shares = jnp.asarray(schedule, jnp.float32)
 
-    def step(norm: norms.Norm, key: Array, unit: Array, query: Array) -> Array:
+    def step(norm: norms.Norm, key: Array, unit: Array, query: Array, sign: int) -> Array:
         p = norms.exponent(norm)
         if unit.ndim != 3 or unit.shape[:2] != grid or norm == "l21":
             return unit + jnp.sqrt(shares[query]) * (norms.random_point(key, unit.shape, norm) - unit)
         side = sides[query]
         if p is None or p == math.inf:
             place, corner = jax.random.split(key)
-            return jnp.where(_window(place, grid, side)[0], _corner(corner, (1, 1, unit.shape[2]), norm), unit)
+            return jnp.where(_window(place, grid, side)[0], sign * _corner(corner, (1, 1, unit.shape[2]), norm), unit)
         # Bumps have a centre: of odd sides.
         return _move_bump(key, unit, jnp.clip(side // 2 * 2 + 1, min(3, *grid), (min(grid) - 1) // 2 * 2 + 1), p)
 
@@ -99,8 +100,8 @@ def square(
 
     first = _by_part(threat, start, example_keys(key, len(images)), threat.perturbation.zeros(images))
 
-    def propose(keys: Array, query: Array, first: Delta, delta: Delta) -> Delta:
-        later = _by_part(threat, partial(step, query=query), keys, delta)
+    def propose(keys: Array, query: Array, sign: int, first: Delta, delta: Delta) -> Delta:
+        later = _by_part(threat, partial(step, query=query, sign=sign), keys, delta)
         return jax.tree.map(lambda a, b: jnp.where(query == 0, a, b), first, later)
 
     return _search(logits_fn, images, labels, threat, key, queries, loss_fn, targeted, first, propose)
@@ -121,8 +122,13 @@ def _search(
     def body(query: Array, fixed: tuple[Images, Array, Array, Delta], best: Point) -> tuple[Point, Array]:
         images, labels, keys, first = fixed
         query_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, query)
-        delta = threat_models.project(threat, propose(query_keys, query, first, best.delta))
-        best = best_of(scored(images, labels, perturbations.confined(space, images, delta)), best)
+
+        def proposed(sign: int) -> Delta:
+            delta = threat_models.project(threat, propose(query_keys, query, sign, first, best.delta))
+            return perturbations.confined(space, images, delta)
+
+        delta = where(equal(proposed(1), best.delta), proposed(-1), proposed(1))
+        best = best_of(scored(images, labels, delta), best)
         return best, ~best.success
 
     clean = scored(images, labels, space.zeros(images))

@@ -10,7 +10,7 @@ from simple_models import Linear, Net, times
 from test_pgd import BOX_RADII, best_gain, check_result, ramp
 
 from robust_jax import losses
-from robust_jax.attacks import ATTACKS, square
+from robust_jax.attacks import ATTACKS, black_box, square
 from robust_jax.attacks.square import _bump, _shares
 from robust_jax.models import bind
 from robust_jax.perturbations import example_keys
@@ -107,6 +107,22 @@ def test_any_space_batched_or_alone(threat):
             same = attack(m, images, y, ThreatModel("additive", "l2", radius), key=KEY, queries=150)
             np.testing.assert_array_equal(same.images, images)
             np.testing.assert_array_equal(same.success, m(images).argmax(-1) != y)
+
+
+@pytest.mark.parametrize("space", ["additive", "flow"])
+def test_no_query_tries_what_was_tried(space):
+    """Grey images, where half of all signs are those that a small square has already."""
+    seen = []
+
+    def predict(images):
+        seen.append(images[0])
+        return np.tile(np.float32([1, 0]), (len(images), 1))
+
+    images = sample()[:1, :, :, :1]
+    run = attack(black_box(predict, 2), images, jnp.zeros(1, int), ThreatModel(space, "linf", 0.5), key=KEY, queries=40)
+    jax.block_until_ready(run)
+    start, *tried = seen[-40:]  # where all are equally good the search stays at its start
+    assert len(tried) == 39 and all((image != start).any() for image in tried)
 
 
 def test_targeted():
