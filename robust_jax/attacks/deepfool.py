@@ -146,7 +146,7 @@ def minimal_step(
 
     fixed = (images, labels, losses.rivals(clean, labels, candidates), start)
     first = _State(start, start, losses.misclassified(clean, labels) != targeted)
-    sizes = batch_sizes(logits_fn, images, ratio=4)
+    sizes = batch_sizes(logits_fn, images, parts=(8,))
     found = while_active(body, fixed, first, ~first.success, steps, sizes)
     return found.tried, found.success
 

@@ -93,7 +93,7 @@ def jsma(
 
     success = succeeds(clean, labels)
     fixed, state = (images, labels, own if targeted else other, low, high), (jnp.zeros_like(images), success)
-    sizes = batch_sizes(logits_fn, images, ratio=4)
+    sizes = batch_sizes(logits_fn, images, parts=(4,))
     delta, success = while_active(body, fixed, state, ~success, max_pixels // 2, sizes)
     return found_or_clean(threat, images, delta, success)
 

@@ -19,28 +19,27 @@ SMALLEST = 16
 Body = Callable[[Int[Array, ""], Any, Any], tuple[Any, Bool[Array, " b"]]]
 
 
-def batch_sizes(logits_fn: LogitsFn, images: Images, ratio: int) -> list[int]:
-    """The whole batch, its ``ratio``-th part (rounded up), that of this, as long as a part has 16 examples.
+def batch_sizes(logits_fn: LogitsFn, images: Images, parts: tuple[int, ...]) -> list[int]:
+    """The whole batch and its parts (2: a half), of 16 examples at least: each size takes time to compile.
 
     The whole batch alone for a model that takes no other, as one with draws of each image's own.
     """
-    sizes = [len(images)]
-    while (fewer := -(-sizes[-1] // ratio)) >= SMALLEST:
-        sizes.append(fewer)
+    count = len(images)
+    fewer = [size for size in (-(-count // part) for part in parts) if size >= SMALLEST]
     try:
-        for size in sizes[1:]:
+        for size in fewer:
             jax.eval_shape(logits_fn, images[:size])
     except (TypeError, ValueError):
-        return sizes[:1]
-    return sizes
+        return [count]
+    return [count, *fewer]
 
 
 def while_active(body: Body, fixed: Any, state: Any, active: Bool[Array, " b"], steps: int, sizes: list[int]) -> Any:
     """``state, goes_on = body(i, fixed, state)`` for i < steps, each example as long as it goes on.
 
     As soon as no more are active than the next smaller batch holds, these alone are computed: the arithmetic is that
-    of the active examples, up to the ratio of the sizes, in one compiled program with a body for each size. Examples
-    must not depend on each other.
+    of the active examples, rounded up to a size, in one compiled program with a body for each size. Examples must not
+    depend on each other.
 
     Args:
       body: one step of some examples.

@@ -49,12 +49,11 @@ def test_nothing_is_computed_where_none_is_active():
 
 def test_sizes():
     images = jnp.zeros((100, 4, 4, 1))
-    assert batch_sizes(lambda x: x.sum((1, 2)), images, 2) == [100, 50, 25]
-    assert batch_sizes(lambda x: x.sum((1, 2)), images, 4) == [100, 25]
-    assert batch_sizes(lambda x: x.sum((1, 2)), images[:31], 2) == [31, 16]
-    assert batch_sizes(lambda x: x.sum((1, 2)), images[:30], 2) == [30]
+    assert batch_sizes(lambda x: x.sum((1, 2)), images, (2, 6)) == [100, 50, 17]
+    assert batch_sizes(lambda x: x.sum((1, 2)), images, (4, 16)) == [100, 25]
+    assert batch_sizes(lambda x: x.sum((1, 2)), images[:30], (2,)) == [30]
     own_draws = expectation(lambda x, key: x.sum((1, 2)), jax.random.split(KEY, 100), draws=2)
-    assert batch_sizes(own_draws, images, 2) == [100]
+    assert batch_sizes(own_draws, images, (2,)) == [100]
 
 
 @pytest.mark.parametrize(
