@@ -1,6 +1,6 @@
 """How far deformations must go to fool trained models, and pictures of them.
 
-python benchmarks/deformations.py --workdir=runs/standard,runs/fgr [--images=200]
+python benchmarks/deformations.py --workdir=runs/standard,runs/fgr [--images=200] [--attacks=stadv,adef]
 
 On the first correctly classified test images: the per cent that each attack fools, and of these the median length of
 the longest displacement and of the root mean square of all displacements, in pixels. `stadv` and `adef` seek a small
@@ -18,12 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from runs import correctly_classified
 
-from robust_jax import attacks, cli, data, experiment, models, pictures
+from robust_jax import attacks, cli, pictures
 from robust_jax.threat_models import ThreatModel
 
 flags.DEFINE_list("workdir", None, "Finished runs.", required=True)
 flags.DEFINE_integer("images", 200, "Of each.")
+flags.DEFINE_list("attacks", None, "Some of the table's rows; all unless given.")
 flags.DEFINE_float("radius", 0.5, "Of the flow balls, in pixels.")
 
 
@@ -44,16 +46,14 @@ def rows(size: int, radius: float) -> dict[str, tuple[Callable[..., attacks.Atta
 def main(options: flags.FlagValues, _: list[str]) -> None:
     """Prints a table a workdir."""
     for workdir in map(Path, options.workdir):
-        _, model, variables, dataset, _ = experiment.restore(workdir)
-        bound = models.bind(model, variables)
-        images, labels = data.first_examples(dataset.test, min(2 * options.images, len(dataset.test)))
-        right = np.flatnonzero(jax.jit(bound)(images).argmax(-1) == labels)[: options.images]
-        images, labels = images[right], labels[right]
+        _, bound, images, labels = correctly_classified(workdir, options.images)
         print(
             f"\n{workdir.name}, {len(images)} images\n\n| attack | ball | fooled | longest, px | root mean square, px |"
         )
         print("|---" * 5 + "|", flush=True)
         for name, (attack, threat) in rows(images.shape[1], options.radius).items():
+            if options.attacks and name not in options.attacks:
+                continue
             found = jax.jit(attack)(bound, images, labels, threat, key=jax.random.key(0))
             success = np.asarray(found.success)
             ball = "" if name in ("stadv", "adef") else f"{threat.perturbation.name} {threat.radius}"

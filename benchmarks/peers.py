@@ -27,10 +27,11 @@ import numpy as np
 import torch
 import torchattacks
 from absl import flags
+from runs import correctly_classified
 from timing import timed
 from torch_models import converted, tensors
 
-from robust_jax import attacks, cli, data, experiment, models
+from robust_jax import attacks, cli, models
 from robust_jax.threat_models import ThreatModel
 
 LIBRARIES = ["robust_jax", "foolbox JAX", "foolbox PyTorch", "torchattacks"]
@@ -159,18 +160,11 @@ def cell(found: dict[str, float] | None) -> str:
 
 def main(options: flags.FlagValues, _: list[str]) -> None:
     """Runs all, prints the table."""
-    config, model, variables, dataset, _ = experiment.restore(Path(options.workdir))
-    bound = models.bind(model, variables)
+    run, bound, images, labels = correctly_classified(Path(options.workdir), options.images)
     logits_fn = jax.jit(lambda x: bound(x))
-    network = converted(config.model.name, model, variables, dataset.image_shape).eval()
-
-    images, labels = (
-        np.asarray(v) for v in data.first_examples(dataset.test, min(2 * options.images, len(dataset.test)))
-    )
-    right = np.asarray(logits_fn(images)).argmax(-1) == labels
-    images, labels = images[right][: options.images], labels[right][: options.images]
+    network = converted(run.config.model.name, run.model, run.variables, run.dataset.image_shape).eval()
     gap = np.abs(np.asarray(logits_fn(images)) - network(tensors(images, labels)[0]).detach().numpy()).max()
-    print(f"{config.model.name}, {len(images)} images, linf {options.radius}, l2 {options.l2_radius}; largest "
+    print(f"{run.config.model.name}, {len(images)} images, linf {options.radius}, l2 {options.l2_radius}; largest "
           f"difference of logits {gap:.1e}; jax {jax.__version__} on {jax.devices()[0].device_kind}, torch "
           f"{torch.__version__}, {platform.machine()}", flush=True)  # fmt: skip
     print("| attack | " + " | ".join(LIBRARIES) + " | fastest peer / robust_jax |\n" + "|---" * 6 + "|", flush=True)
