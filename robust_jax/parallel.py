@@ -6,6 +6,7 @@ Evaluation is one jitted program whose batch is laid out over the local devices.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -132,6 +133,11 @@ def spread(batch: Mapping[str, Any]) -> dict[str, Any]:
     if len(devices) == 1 or any(len(v) % len(devices) for v in batch.values()):
         return dict(batch)
     return {k: v if k == "mask" else jax.device_put(jnp.asarray(v), rows) for k, v in batch.items()}
+
+
+def pieces(count: int) -> int:
+    """So many equal pieces of a batch of so many examples lie on devices of their own where `spread` laid it out."""
+    return math.gcd(count, jax.local_device_count())
 
 
 def everywhere(tree: Any) -> Any:

@@ -129,7 +129,6 @@ def _search(
     def body(query: Array, fixed: tuple[Images, Array, Array, Delta], best: Point) -> tuple[Point, Array]:
         images, labels, keys, first = fixed
         query_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, query)
-
         one, other = (
             perturbations.confined(space, images, threat_models.project(threat, delta))
             for delta in propose(query_keys, query, first, best.delta)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from robust_jax import parallel
 from robust_jax.attacks.ascent import where
 from robust_jax.attacks.pgd import LogitsFn
 from robust_jax.perturbations import Images
@@ -24,8 +25,8 @@ def batch_sizes(logits_fn: LogitsFn, images: Images, parts: tuple[int, ...]) -> 
 
     The whole batch alone for a model that takes no other, as one with draws of each image's own.
     """
-    count = len(images)
-    fewer = [size for size in (-(-count // part) for part in parts) if size >= SMALLEST]
+    count, pieces = len(images), parallel.pieces(len(images))
+    fewer = [size for part in parts if (size := -(-count // pieces // part) * pieces) >= SMALLEST]
     try:
         for size in fewer:
             jax.eval_shape(logits_fn, images[:size])
@@ -38,8 +39,8 @@ def while_active(body: Body, fixed: Any, state: Any, active: Bool[Array, " b"], 
     """``state, goes_on = body(i, fixed, state)`` for i < steps, each example as long as it goes on.
 
     As soon as no more are active than the next smaller batch holds, these alone are computed: the arithmetic is that
-    of the active examples, rounded up to a size, in one compiled program with a body for each size. Examples must not
-    depend on each other.
+    of the active examples, rounded up to a size, in one compiled program with a body for each size. Where a batch is
+    laid out over devices each goes on with its own. Examples must not depend on each other.
 
     Args:
       body: one step of some examples.
@@ -49,25 +50,34 @@ def while_active(body: Body, fixed: Any, state: Any, active: Bool[Array, " b"], 
       steps: at most so many.
       sizes: see `batch_sizes`.
     """
+    pieces = parallel.pieces(len(active))
+
+    def split(leaf: Array) -> Array:
+        return leaf.reshape(pieces, -1, *leaf.shape[1:])
+
+    def stage(fixed: Any, part: Any, step: Array, fewer: int) -> tuple[Array, Any]:
+        def once(carry: tuple[Array, Any]) -> tuple[Array, Any]:
+            step, (state, active) = carry
+            new, goes_on = body(step, fixed, state)
+            return step + 1, (where(active, new, state), active & goes_on)
+
+        def going(carry: tuple[Array, Any]) -> Array:
+            return (carry[0] < steps) & (split(carry[1][1]).sum(1).max() > fewer // pieces)
+
+        return jax.lax.while_loop(going, once, (step, part))
+
     first, *left = [*sizes[1:], 0]  # a batch is left for the next smaller one as soon as that holds the active
-    step, (state, active) = _stage(body, fixed, (state, active), jnp.array(0), steps, first)
+    step, whole = stage(fixed, (state, active), jnp.array(0), first)
     for size, fewer in zip(sizes[1:], left, strict=True):
-        chosen = jnp.argsort(~active, stable=True)[:size]
-        part, rest = jax.tree.map(lambda leaf, chosen=chosen: leaf[chosen], ((state, active), fixed))
-        step, part = _stage(body, rest, part, step, steps, fewer)
-        state, active = jax.tree.map(lambda leaf, new, at=chosen: leaf.at[at].set(new), (state, active), part)
-    return state
+        chosen = jnp.argsort(~split(whole[1]), axis=1, stable=True)[:, : size // pieces]
 
+        def take(leaf: Array, chosen: Array = chosen) -> Array:
+            return jax.vmap(lambda piece, at: piece[at])(split(leaf), chosen).reshape(-1, *leaf.shape[1:])
 
-def _stage(body: Body, fixed: Any, part: Any, step: Array, steps: int, fewer: int) -> tuple[Array, Any]:
-    """Goes on until so few are active."""
+        def put(leaf: Array, new: Array, chosen: Array = chosen) -> Array:
+            placed = jax.vmap(lambda piece, at, rows: piece.at[at].set(rows))(split(leaf), chosen, split(new))
+            return placed.reshape(leaf.shape)
 
-    def once(carry: tuple[Array, Any]) -> tuple[Array, Any]:
-        step, (state, active) = carry
-        new, goes_on = body(step, fixed, state)
-        return step + 1, (where(active, new, state), active & goes_on)
-
-    def going(carry: tuple[Array, Any]) -> Array:
-        return (carry[0] < steps) & (carry[1][1].sum() > fewer)
-
-    return jax.lax.while_loop(going, once, (step, part))
+        step, part = stage(jax.tree.map(take, fixed), jax.tree.map(take, whole), step, fewer)
+        whole = jax.tree.map(put, whole, part)
+    return whole[0]

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from functools import partial
 
 import jax
@@ -8,6 +12,7 @@ import numpy as np
 import pytest
 from simple_models import Net
 
+from robust_jax import parallel
 from robust_jax.attacks import deepfool, expectation, jsma, square, survivors
 from robust_jax.attacks.survivors import batch_sizes, while_active
 from robust_jax.models import bind
@@ -20,7 +25,9 @@ LIFES = np.random.default_rng(0).permutation(np.r_[np.zeros(10), np.full(30, 1),
 
 
 @pytest.mark.parametrize("steps", [1, 4, 100])
-def test_each_example_stops_for_itself_and_few_are_computed_alone(steps):
+@pytest.mark.parametrize("devices", [1, 5])
+def test_each_example_stops_for_itself_and_few_are_computed_alone(steps, devices, monkeypatch):
+    monkeypatch.setattr(jax, "local_device_count", lambda: devices)
     computed = []
 
     def body(step, life, count):
@@ -31,8 +38,15 @@ def test_each_example_stops_for_itself_and_few_are_computed_alone(steps):
     run = jax.jit(lambda: while_active(body, life, jnp.zeros(100, int), life > 0, steps, [100, 50, 25]))
     np.testing.assert_array_equal(run(), np.minimum(LIFES, steps))
     jax.effects_barrier()
-    # 90 go on at first, 60 after a step, 20 after four.
-    assert computed == [(0, 100), (1, 100), (2, 100), (3, 100), *((i, 25) for i in range(4, 9))][:steps]
+    # 90 go on at first, 60 after a step, 20 after four; of these one of five devices has 6 and not 5.
+    few = 25 if devices == 1 else 50
+    assert computed == [(0, 100), (1, 100), (2, 100), (3, 100), *((i, few) for i in range(4, 9))][:steps]
+
+
+def test_each_device_goes_on_with_its_own():
+    """Four devices with 32 rows each: afterwards 16, and nothing is gathered."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, __file__], env=environment, check=True)
 
 
 def test_nothing_is_computed_where_none_is_active():
@@ -71,3 +85,13 @@ def test_attacks_find_the_same_in_smaller_batches(attack, norm, radius, monkeypa
     np.testing.assert_array_equal(smaller.success, whole.success)
     # Matrix products of other sizes round otherwise, a step adds up to 2e-7 of δ, and there are up to 60.
     np.testing.assert_allclose(smaller.delta, whole.delta, atol=1e-5)
+
+
+if __name__ == "__main__":
+    rows = parallel.spread({"x": np.ones((128, 4), np.float32), "active": np.arange(128) % 3 > 0})
+    halve = jax.jit(
+        lambda x, active: while_active(lambda i, _, x: (jnp.tanh(x), x[:, 0] > 0.1), x, x, active, 9, [128, 64])
+    )
+    program = halve.lower(rows["x"], rows["active"]).compile().as_text()
+    assert {int(n) for n in re.findall(r"f32\[(\d+),4\]\S* tanh\(", program)} == {32, 16}
+    assert "all-gather(" not in program
