@@ -226,8 +226,7 @@ def _move_bump(key: Array, unit: Array, side: Array, p: float) -> Array:
     left = jnp.maximum(1 - mass.sum(), 0) / unit.shape[2]
     given = jnp.where(to | source, mass, 0).sum((0, 1))
     heights = _bump(*_turned(turn < 0.5, i, j), side, max(grid))[..., None]
-    bump = _unit(jnp.where(to, heights, 0), p, (0, 1)) * _corner(signs, "linf") + _unit(
-        jnp.where(to, unit, 0), p, (0, 1)
-    )
+    new, held = (_unit(jnp.where(to, values, 0), p, (0, 1)) for values in (heights, unit))
+    bump = new * _corner(signs, "linf") + held
     moved = _unit(bump, p, (0, 1)) * (left + given) ** (1 / p)
     return jnp.where(to, moved, jnp.where(source, 0, unit))

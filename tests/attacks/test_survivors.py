@@ -78,6 +78,7 @@ def test_attacks_find_the_same_in_smaller_batches(attack, norm, radius, monkeypa
     model = bind(Net(), Net().init(KEY, jnp.zeros((1, 4, 4, 2))))
     images = jnp.asarray(np.random.default_rng(1).uniform(size=(80, 4, 4, 2)), jnp.float32)
     labels, threat = model(images).argmax(-1), ThreatModel("additive", norm, radius)
+    monkeypatch.setattr(survivors, "SMALLEST", 8)
     smaller = jax.jit(attack)(model, images, labels, threat, key=KEY)
     monkeypatch.setattr(survivors, "SMALLEST", 1000)
     whole = jax.jit(lambda *args: attack(*args, key=KEY))(model, images, labels, threat)
