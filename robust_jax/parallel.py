@@ -56,9 +56,9 @@ def check_batch_size(batch_size: int, name: str = "batch_size") -> None:
 
 
 def replicate(tree: Any) -> Any:
-    """A copy for every local device, as `pmap` takes it."""
+    """A copy on every local device, as `pmap` takes it and gives it back."""
     count = jax.local_device_count()
-    return jax.tree.map(lambda x: np.broadcast_to(np.asarray(x), (count, *np.shape(x))), tree)
+    return _put(jax.tree.map(lambda x: np.broadcast_to(np.asarray(x), (count, *np.shape(x))), tree))
 
 
 def first(tree: Any) -> Any:
@@ -110,7 +110,8 @@ def resident(batches: Mapping[str, np.ndarray]) -> Any:
     return _put({k: v.swapaxes(0, 1) for k, v in shards.items()})
 
 
-_put = jax.pmap(lambda shards: shards)
+# With the axis that results have: what lies elsewhere, or on another axis, is compiled for once more.
+_put = jax.pmap(lambda shards: shards, axis_name=AXIS)
 
 
 def mean(tree: Any) -> Any:

@@ -164,6 +164,20 @@ def test_replicate_first_shard():
     assert parallel.shard({"image": np.zeros((4, 8, 8, 1))})["image"].shape == (1, 4, 8, 8, 1)
 
 
+def test_a_loop_is_compiled_once():
+    traced = []
+
+    def step(state, batch, key):
+        traced.append(state)
+        return jax.tree.map(lambda x: x + batch["x"].mean(), state), {"metric": batch["x"].sum()}
+
+    loop, state, seen = parallel.loop(step), parallel.replicate({"a": np.zeros(3), "b": np.float32(2)}), []
+    for _ in range(3):
+        state, _ = loop(state, parallel.resident({"x": np.ones((2, 4, 3), np.float32)}), jax.random.key(0), 0, 2)
+        seen.append(len(traced))
+    assert seen[0] > 0 and seen[-1] == seen[0]
+
+
 def test_a_loop_of_steps_is_the_steps_one_by_one_however_they_are_cut():
     key = jax.random.key(1)
 
