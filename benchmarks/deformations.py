@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from runs import correctly_classified
+from runs import correctly_classified, selected
 
 from robust_jax import attacks, cli, pictures
 from robust_jax.threat_models import ThreatModel
@@ -51,9 +51,7 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
             f"\n{workdir.name}, {len(images)} images\n\n| attack | ball | fooled | longest, px | root mean square, px |"
         )
         print("|---" * 5 + "|", flush=True)
-        for name, (attack, threat) in rows(images.shape[1], options.radius).items():
-            if options.attacks and name not in options.attacks:
-                continue
+        for name, (attack, threat) in selected(rows(images.shape[1], options.radius), options.attacks).items():
             found = jax.jit(attack)(bound, images, labels, threat, key=jax.random.key(0))
             success = np.asarray(found.success)
             ball = "" if name in ("stadv", "adef") else f"{threat.perturbation.name} {threat.radius}"

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 import torchattacks
 from absl import flags
-from runs import correctly_classified
+from runs import correctly_classified, selected
 from timing import timed
 from torch_models import converted, tensors
 
@@ -169,9 +169,8 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
           f"{torch.__version__}, {platform.machine()}", flush=True)  # fmt: skip
     print("| attack | " + " | ".join(LIBRARIES) + " | fastest peer / robust_jax |\n" + "|---" * 6 + "|", flush=True)
     table = {}
-    for name, row in rows(options.radius, options.l2_radius, options.queries, *map(int, options.search)).items():
-        if options.attacks and name not in options.attacks:
-            continue
+    table_rows = rows(options.radius, options.l2_radius, options.queries, *map(int, options.search))
+    for name, row in selected(table_rows, options.attacks).items():
         found = {
             library: measure(run, row, logits_fn, images, labels, options.batch, options.repeats)
             for library, run in runs(row, bound, network)

@@ -1,13 +1,16 @@
-"""What benchmarks take from a finished run."""
+"""What benchmarks share: images of a finished run, the rows that a flag names."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from robust_jax import data, experiment, models
+from robust_jax.checks import choose
 
 
 def correctly_classified(
@@ -24,3 +27,10 @@ def correctly_classified(
     )
     right = np.flatnonzero(np.asarray(jax.jit(bound)(images)).argmax(-1) == labels)[:count]
     return run, bound, images[right], labels[right]
+
+
+def selected(rows: Mapping[str, Any], names: Sequence[str] | None) -> dict[str, Any]:
+    """The named rows of a table; all without names."""
+    for name in names or ():
+        choose("attacks", name, rows)
+    return {name: row for name, row in rows.items() if not names or name in names}
