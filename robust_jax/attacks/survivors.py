@@ -1,4 +1,4 @@
-"""Loops whose examples stop one by one: those that are left go on in ever smaller batches."""
+"""Loops whose examples stop one by one: a step computes those that go on, some at a time."""
 
 from __future__ import annotations
 
@@ -14,33 +14,34 @@ from robust_jax.attacks.ascent import where
 from robust_jax.attacks.pgd import LogitsFn
 from robust_jax.perturbations import Images
 
-SMALLEST = 16
+# CPUs are at their fastest with as many as these a device: more leave the cache. Others want large batches.
+ON_CPU = 32
 
 # (step, what stays [B, ...], state [B, ...]) -> the next state, and which examples go on.
 Body = Callable[[Int[Array, ""], Any, Any], tuple[Any, Bool[Array, " b"]]]
 
 
-def batch_sizes(logits_fn: LogitsFn, images: Images, parts: tuple[int, ...]) -> list[int]:
-    """The whole batch and its parts (2: a half), of 16 examples at least: each size takes time to compile.
+def chunk_size(logits_fn: LogitsFn, images: Images) -> int:
+    """So many examples `while_active` should compute at a time: 32 a device on CPUs, half the batch elsewhere.
 
-    The whole batch alone for a model that takes no other, as one with draws of each image's own.
+    The whole batch for a model that takes no other, as one with draws of each image's own.
     """
     count, pieces = len(images), parallel.pieces(len(images))
-    fewer = [size for part in parts if (size := -(-count // pieces // part) * pieces) >= SMALLEST]
+    each = count // pieces
+    size = min(each, ON_CPU if jax.default_backend() == "cpu" else -(-each // 2)) * pieces
     try:
-        for size in fewer:
-            jax.eval_shape(logits_fn, images[:size])
+        jax.eval_shape(logits_fn, images[:size])
     except (TypeError, ValueError):
-        return [count]
-    return [count, *fewer]
+        return count
+    return size
 
 
-def while_active(body: Body, fixed: Any, state: Any, active: Bool[Array, " b"], steps: int, sizes: list[int]) -> Any:
+def while_active(body: Body, fixed: Any, state: Any, active: Bool[Array, " b"], steps: int, chunk: int) -> Any:
     """``state, goes_on = body(i, fixed, state)`` for i < steps, each example as long as it goes on.
 
-    As soon as no more are active than the next smaller batch holds, these alone are computed: the arithmetic is that
-    of the active examples, rounded up to a size, in one compiled program with a body for each size. Where a batch is
-    laid out over devices each goes on with its own. Examples must not depend on each other.
+    A step computes the active examples alone, ``chunk`` at a time: its arithmetic is theirs, rounded up to a chunk, in
+    one compiled program with one body. Where a batch is laid out over devices each goes on with its own. Examples must
+    not depend on each other.
 
     Args:
       body: one step of some examples.
@@ -48,36 +49,40 @@ def while_active(body: Body, fixed: Any, state: Any, active: Bool[Array, " b"], 
       state: pytree of arrays ``[B, ...]``; an example's is that of the step after which it stopped.
       active: which examples begin.
       steps: at most so many.
-      sizes: see `batch_sizes`.
+      chunk: see `chunk_size`; with the whole batch examples keep their places.
     """
     pieces = parallel.pieces(len(active))
+    each = chunk // pieces
 
     def split(leaf: Array) -> Array:
         return leaf.reshape(pieces, -1, *leaf.shape[1:])
 
-    def stage(fixed: Any, part: Any, step: Array, fewer: int) -> tuple[Array, Any]:
-        def once(carry: tuple[Array, Any]) -> tuple[Array, Any]:
-            step, (state, active) = carry
-            new, goes_on = body(step, fixed, state)
-            return step + 1, (where(active, new, state), active & goes_on)
+    def some(step: Array, fixed: Any, state: Any, active: Array) -> tuple[Any, Array]:
+        new, goes_on = body(step, fixed, state)
+        return where(active, new, state), active & goes_on
 
-        def going(carry: tuple[Array, Any]) -> Array:
-            return (carry[0] < steps) & (split(carry[1][1]).sum(1).max() > fewer // pieces)
+    def once(carry: tuple[Array, Any, Array]) -> tuple[Array, Any, Array]:
+        step, state, active = carry
+        if chunk == len(active):
+            return step + 1, *some(step, fixed, state, active)
+        # Of each device: those that go on, then the others, then numbers of none.
+        order = jnp.argsort(~split(active), axis=1, stable=True)
+        order = jnp.pad(order, ((0, 0), (0, -order.shape[1] % each)), constant_values=order.shape[1])
 
-        return jax.lax.while_loop(going, once, (step, part))
+        def one_chunk(i: Array, whole: tuple[Any, Array]) -> tuple[Any, Array]:
+            chosen = jax.lax.dynamic_slice_in_dim(order, i * each, each, axis=1)
 
-    first, *left = [*sizes[1:], 0]  # a batch is left for the next smaller one as soon as that holds the active
-    step, whole = stage(fixed, (state, active), jnp.array(0), first)
-    for size, fewer in zip(sizes[1:], left, strict=True):
-        chosen = jnp.argsort(~split(whole[1]), axis=1, stable=True)[:, : size // pieces]
+            def take(leaf: Array) -> Array:
+                taken = jax.vmap(lambda piece, at: piece.at[at].get(mode="clip"))(split(leaf), chosen)
+                return taken.reshape(-1, *leaf.shape[1:])
 
-        def take(leaf: Array, chosen: Array = chosen) -> Array:
-            return jax.vmap(lambda piece, at: piece[at])(split(leaf), chosen).reshape(-1, *leaf.shape[1:])
+            def put(leaf: Array, new: Array) -> Array:
+                placed = jax.vmap(lambda piece, at, rows: piece.at[at].set(rows, mode="drop"))
+                return placed(split(leaf), chosen, split(new)).reshape(leaf.shape)
 
-        def put(leaf: Array, new: Array, chosen: Array = chosen) -> Array:
-            placed = jax.vmap(lambda piece, at, rows: piece.at[at].set(rows))(split(leaf), chosen, split(new))
-            return placed.reshape(leaf.shape)
+            return jax.tree.map(put, whole, some(step, *jax.tree.map(take, (fixed, *whole))))
 
-        step, part = stage(jax.tree.map(take, fixed), jax.tree.map(take, whole), step, fewer)
-        whole = jax.tree.map(put, whole, part)
-    return whole[0]
+        chunks = -(-split(active).sum(1).max() // each)
+        return step + 1, *jax.lax.fori_loop(0, chunks, one_chunk, (state, active))
+
+    return jax.lax.while_loop(lambda c: (c[0] < steps) & c[2].any(), once, (jnp.array(0), state, active))[1]
