@@ -54,35 +54,40 @@ def while_active(body: Body, fixed: Any, state: Any, active: Bool[Array, " b"], 
     pieces = parallel.pieces(len(active))
     each = chunk // pieces
 
-    def split(leaf: Array) -> Array:
-        return leaf.reshape(pieces, -1, *leaf.shape[1:])
+    def rows(leaf: Array) -> Array:
+        """``[devices, examples, numbers]``: with more axes XLA changes the layout of all for each chunk."""
+        return leaf.reshape(pieces, len(leaf) // pieces, -1)
+
+    def shaped(leaf: Array, like: Array) -> Array:
+        return leaf.reshape(-1, *like.shape[1:])
 
     def some(step: Array, fixed: Any, state: Any, active: Array) -> tuple[Any, Array]:
         new, goes_on = body(step, fixed, state)
         return where(active, new, state), active & goes_on
 
-    def once(carry: tuple[Array, Any, Array]) -> tuple[Array, Any, Array]:
-        step, state, active = carry
-        if chunk == len(active):
-            return step + 1, *some(step, fixed, state, active)
+    def together(step: Array, whole: tuple[Any, Array]) -> tuple[Any, Array]:
+        return some(step, fixed, *whole)
+
+    def in_chunks(step: Array, whole: tuple[Any, Array]) -> tuple[Any, Array]:
         # Of each device: those that go on, then the others, then numbers of none.
-        order = jnp.argsort(~split(active), axis=1, stable=True)
+        order = jnp.argsort(~whole[1][..., 0], axis=1, stable=True)
         order = jnp.pad(order, ((0, 0), (0, -order.shape[1] % each)), constant_values=order.shape[1])
 
         def one_chunk(i: Array, whole: tuple[Any, Array]) -> tuple[Any, Array]:
             chosen = jax.lax.dynamic_slice_in_dim(order, i * each, each, axis=1)
+            take = jax.vmap(lambda piece, at: piece.at[at].get(mode="clip"))
+            put = jax.vmap(lambda piece, at, new: piece.at[at].set(new, mode="drop"))
+            taken = jax.tree.map(
+                lambda x, like: shaped(take(x, chosen), like), (constant, *whole), (fixed, state, active)
+            )
+            return jax.tree.map(lambda x, new: put(x, chosen, rows(new)), whole, some(step, *taken))
 
-            def take(leaf: Array) -> Array:
-                taken = jax.vmap(lambda piece, at: piece.at[at].get(mode="clip"))(split(leaf), chosen)
-                return taken.reshape(-1, *leaf.shape[1:])
+        return jax.lax.fori_loop(0, -(-whole[1].sum(1).max() // each), one_chunk, whole)
 
-            def put(leaf: Array, new: Array) -> Array:
-                placed = jax.vmap(lambda piece, at, rows: piece.at[at].set(rows, mode="drop"))
-                return placed(split(leaf), chosen, split(new)).reshape(leaf.shape)
-
-            return jax.tree.map(put, whole, some(step, *jax.tree.map(take, (fixed, *whole))))
-
-        chunks = -(-split(active).sum(1).max() // each)
-        return step + 1, *jax.lax.fori_loop(0, chunks, one_chunk, (state, active))
-
-    return jax.lax.while_loop(lambda c: (c[0] < steps) & c[2].any(), once, (jnp.array(0), state, active))[1]
+    constant, whole, one_step = jax.tree.map(rows, fixed), jax.tree.map(rows, (state, active)), in_chunks
+    if chunk == len(active):
+        whole, one_step = (state, active), together
+    _, whole = jax.lax.while_loop(
+        lambda c: (c[0] < steps) & c[1][1].any(), lambda c: (c[0] + 1, one_step(*c)), (jnp.array(0), whole)
+    )
+    return jax.tree.map(shaped, whole[0], state)
