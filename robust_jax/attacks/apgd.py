@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,14 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from robust_jax import losses, norms, perturbations, threat_models
 from robust_jax.attacks.ascent import Point, best_of, check_effort, clip_box, where
 from robust_jax.attacks.pgd import AttackResult, LogitsFn
+from robust_jax.attacks.survivors import chunk_size, while_active
 from robust_jax.checks import check_batch
 from robust_jax.losses import LossFn
 from robust_jax.perturbations import Delta, Images, example_keys
 from robust_jax.threat_models import ThreatModel
 
-# (number of the run, T(x, δ) in the box) -> what to maximise, and where that is a success.
-Score = Callable[[Array, Images], tuple[Float[Array, " b"], Bool[Array, " b"]]]
+# (number of the run, what is known of each example, T(x, δ) in the box) -> what to maximise, and where it succeeds.
+Score = Callable[[Array, Any, Images], tuple[Float[Array, " b"], Bool[Array, " b"]]]
 
 
 def apgd(
@@ -76,11 +77,11 @@ def apgd(
     loss_fn = losses.get(loss)
     sign = -1.0 if targeted else 1.0
 
-    def score(_: Array, perturbed: Images) -> tuple[Array, Array]:
+    def score(_: Array, labels: Array, perturbed: Images) -> tuple[Array, Array]:
         logits = logits_fn(perturbed)
         return sign * loss_fn(logits, labels), losses.misclassified(logits, labels) != targeted
 
-    return _climb("apgd", score, images, threat, key, steps, restarts, rho)
+    return _climb("apgd", score, labels, logits_fn, images, threat, key, steps, restarts, rho)
 
 
 def apgd_dlr(
@@ -126,13 +127,14 @@ def apgd_targeted(
         raise ValueError(f"apgd_targeted: candidates={candidates}, restarts={restarts}, but both must be at least 1.")
     targets = losses.rivals(logits_fn(images), labels, candidates)
 
-    def score(run: Array, perturbed: Images) -> tuple[Array, Array]:
+    def score(run: Array, known: tuple[Array, Array], perturbed: Images) -> tuple[Array, Array]:
+        labels, targets = known
         logits = logits_fn(perturbed)
         value = losses.dlr_targeted(logits, labels, targets[:, run // restarts])
         return value, losses.misclassified(logits, labels)
 
     runs = restarts * targets.shape[1]
-    return _climb("apgd_targeted", score, images, threat, key, steps, runs, rho)
+    return _climb("apgd_targeted", score, (labels, targets), logits_fn, images, threat, key, steps, runs, rho)
 
 
 class _State(NamedTuple):
@@ -150,19 +152,44 @@ class _State(NamedTuple):
 
 
 def _climb(
-    path: str, score: Score, images: Images, threat: ThreatModel, key: Array, steps: int, runs: int, rho: float
-) -> AttackResult:
+    path: str, score: Score, known: Any, logits_fn: LogitsFn, images: Images, threat: ThreatModel, key: Array,
+    steps: int, runs: int, rho: float,
+) -> AttackResult:  # fmt: skip
+    """Runs one after the other, each for the examples that none has broken yet."""
     check_effort(path, steps, runs, True, "best")
     if not 0 <= rho <= 1:
         raise ValueError(f"{path}: rho={rho} is a share of the steps, from 0 to 1.")
-    space, keys = threat.perturbation, example_keys(key, len(images))
+    space = threat.perturbation
+
+    def body(run: Array, fixed: tuple[Images, Array, Any], best: Point) -> tuple[Point, Array]:
+        images, keys, known = fixed
+        run_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, run)
+        found = _run(partial(score, run, known), images, threat, run_keys, steps, rho, best)
+        return found, ~found.success
+
+    zeros = space.zeros(images)
+    value, success = score(jnp.array(0), known, clip_box(space.apply(images, zeros)))
+    first = Point(zeros, jnp.nan_to_num(value, nan=-jnp.inf), success)
+    # One run ends for all at once.
+    chunk = chunk_size(logits_fn, images) if runs > 1 else len(images)
+    fixed = (images, example_keys(key, len(images)), known)
+    best = while_active(body, fixed, first, ~first.success, runs, chunk)
+    return AttackResult(clip_box(space.apply(images, best.delta)), best.delta, best.success)
+
+
+def _run(
+    score: Callable[[Images], tuple[Array, Array]], images: Images, threat: ThreatModel, keys: Array, steps: int,
+    rho: float, best: Point,
+) -> Point:  # fmt: skip
+    """One run of `apgd` for some images; the best point with those before."""
+    space = threat.perturbation
     sparse = not space.parts and norms.exponent(threat.norm) == 1
     periods = jnp.asarray(_sparse_checkpoints(steps) if sparse else _checkpoints(steps))
     zeros = space.zeros(images)
     count = sum(leaf[0].size for leaf in jax.tree.leaves(zeros))
 
-    def scored(run: Array, delta: Delta) -> tuple[Array, Point]:
-        value, success = score(run, clip_box(threat_models.followed(threat, images, delta)))
+    def scored(delta: Delta) -> tuple[Array, Point]:
+        value, success = score(clip_box(threat_models.followed(threat, images, delta)))
         return value.sum(), Point(delta, jnp.nan_to_num(value, nan=-jnp.inf), success)
 
     confined = partial(perturbations.confined, space, images)
@@ -210,39 +237,27 @@ def _climb(
 
     adapt, go = (sparsify, moved_sparsely) if sparse else (halve, moved)
 
-    def one_run(carry: tuple[Array, Point]) -> tuple[Array, Point]:
-        run, best = carry
+    def body(i: Array, state: _State) -> _State:
+        gradient, point = jax.grad(scored, has_aux=True)(state.delta)
+        gradient = jax.tree.map(jnp.nan_to_num, gradient)
+        rises = state.rises + ((i > 0) & (point.value > state.value))
+        higher = (i == 0) | (point.value > state.top[2])
+        top = where(higher, (state.delta, gradient, point.value), state.top)
+        state = state._replace(rises=rises, top=top, kept=best_of(point, state.kept))
+        back, state = adapt(periods[i], state)
+        delta, gradient, value = where(back, top, (state.delta, gradient, point.value))
+        return state._replace(delta=go(i, state, delta, gradient), previous=delta, value=value)
 
-        def body(i: Array, state: _State) -> _State:
-            gradient, point = jax.grad(lambda d: scored(run, d), has_aux=True)(state.delta)
-            gradient = jax.tree.map(jnp.nan_to_num, gradient)
-            rises = state.rises + ((i > 0) & (point.value > state.value))
-            higher = (i == 0) | (point.value > state.top[2])
-            top = where(higher, (state.delta, gradient, point.value), state.top)
-            state = state._replace(rises=rises, top=top, kept=best_of(point, state.kept))
-            back, state = adapt(periods[i], state)
-            delta, gradient, value = where(back, top, (state.delta, gradient, point.value))
-            return state._replace(delta=go(i, state, delta, gradient), previous=delta, value=value)
-
-        run_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, run)
-        start = confined(threat_models.random_delta(threat, run_keys, images))
-        lowest = jnp.full(len(images), -jnp.inf)
-        state = _State(
-            start, start, lowest, (start, zeros, lowest), best,
-            step=jnp.full(len(images), 1.0 if sparse else 2.0), rises=jnp.zeros(len(images), int),
-            halved=jnp.full(len(images), count) if sparse else jnp.ones(len(images), bool),
-            checked=jnp.full(len(images), 0.2 * count) if sparse else lowest,
-        )  # fmt: skip
-        state = jax.lax.fori_loop(0, steps, body, state)
-        found = best_of(scored(run, state.delta)[1], state.kept)
-        return run + 1, where(best.success, best, found)
-
-    def going(carry: tuple[Array, Point]) -> Array:
-        return (carry[0] < runs) & ~carry[1].success.all()
-
-    first = (jnp.array(0), scored(jnp.array(0), zeros)[1])
-    best = jax.lax.while_loop(going, one_run, first)[1]
-    return AttackResult(clip_box(space.apply(images, best.delta)), best.delta, best.success)
+    start = confined(threat_models.random_delta(threat, keys, images))
+    lowest = jnp.full(len(images), -jnp.inf)
+    state = _State(
+        start, start, lowest, (start, zeros, lowest), best,
+        step=jnp.full(len(images), 1.0 if sparse else 2.0), rises=jnp.zeros(len(images), int),
+        halved=jnp.full(len(images), count) if sparse else jnp.ones(len(images), bool),
+        checked=jnp.full(len(images), 0.2 * count) if sparse else lowest,
+    )  # fmt: skip
+    state = jax.lax.fori_loop(0, steps, body, state)
+    return best_of(scored(state.delta)[1], state.kept)
 
 
 def _checkpoints(steps: int) -> np.ndarray:
