@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from robust_jax import losses, norms, perturbations, threat_models
 from robust_jax.attacks.ascent import Point, best_of, check_effort, clip_box, where
 from robust_jax.attacks.pgd import AttackResult, LogitsFn
-from robust_jax.attacks.survivors import chunk_size, while_active
+from robust_jax.attacks.survivors import while_active
 from robust_jax.checks import check_batch
 from robust_jax.losses import LossFn
 from robust_jax.perturbations import Delta, Images, example_keys
@@ -81,7 +81,7 @@ def apgd(
         logits = logits_fn(perturbed)
         return sign * loss_fn(logits, labels), losses.misclassified(logits, labels) != targeted
 
-    return _climb("apgd", score, labels, logits_fn, images, threat, key, steps, restarts, rho)
+    return _climb("apgd", score, labels, images, threat, key, steps, restarts, rho)
 
 
 def apgd_dlr(
@@ -134,7 +134,7 @@ def apgd_targeted(
         return value, losses.misclassified(logits, labels)
 
     runs = restarts * targets.shape[1]
-    return _climb("apgd_targeted", score, (labels, targets), logits_fn, images, threat, key, steps, runs, rho)
+    return _climb("apgd_targeted", score, (labels, targets), images, threat, key, steps, runs, rho)
 
 
 class _State(NamedTuple):
@@ -152,7 +152,7 @@ class _State(NamedTuple):
 
 
 def _climb(
-    path: str, score: Score, known: Any, logits_fn: LogitsFn, images: Images, threat: ThreatModel, key: Array,
+    path: str, score: Score, known: Any, images: Images, threat: ThreatModel, key: Array,
     steps: int, runs: int, rho: float,
 ) -> AttackResult:  # fmt: skip
     """Runs one after the other, each for the examples that none has broken yet."""
@@ -170,10 +170,9 @@ def _climb(
     zeros = space.zeros(images)
     value, success = score(jnp.array(0), known, clip_box(space.apply(images, zeros)))
     first = Point(zeros, jnp.nan_to_num(value, nan=-jnp.inf), success)
-    # One run ends for all at once.
-    chunk = chunk_size(logits_fn, images) if runs > 1 else len(images)
     fixed = (images, example_keys(key, len(images)), known)
-    best = while_active(body, fixed, first, ~first.success, runs, chunk)
+    # One run ends for all at once.
+    best = while_active(body, fixed, first, ~first.success, runs, chunk=None if runs > 1 else len(images))
     return AttackResult(clip_box(space.apply(images, best.delta)), best.delta, best.success)
 
 

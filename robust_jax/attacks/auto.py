@@ -49,10 +49,10 @@ def auto_attack(
     where DLR has none, the margin takes its place. Other than in the authors' code the l1 ball is not entered from
     larger ones, FAB's ball is that of the threat, and Square's schedule is stretched over its queries.
 
-    Under ``jax.jit`` every part computes on the whole batch as long as one of its examples is unbroken (broken ones do
-    not prolong it), and nothing where all are broken; a full standard run is 1,900 gradients of each image, 5,900
-    forward passes more, and one compilation. On concrete arrays each part gets the unbroken examples alone, and is
-    compiled anew for their number: cheaper where images or models are large and few examples stay.
+    Under ``jax.jit`` a part computes the unbroken examples alone, some at a time, but for the one run of APGD, which
+    takes all as long as one is unbroken; a full standard run is 1,900 gradients of each image, 5,900 forward passes
+    more, and one compilation. On concrete arrays each part gets the unbroken examples alone, and is compiled anew for
+    their number.
 
     Args:
       logits_fn: any JAX function of images, of any number of them; with "rand" of ``(images, key)``.

@@ -13,7 +13,7 @@ from robust_jax import losses, norms, perturbations, threat_models
 from robust_jax.attacks.ascent import clip_box, crossed, equal, rounding
 from robust_jax.attacks.minimal import found_or_clean
 from robust_jax.attacks.pgd import AttackResult, LogitsFn
-from robust_jax.attacks.survivors import chunk_size, while_active
+from robust_jax.attacks.survivors import while_active
 from robust_jax.checks import check_batch
 from robust_jax.perturbations import Delta, Images
 from robust_jax.threat_models import ThreatModel
@@ -146,7 +146,7 @@ def minimal_step(
 
     fixed = (images, labels, losses.rivals(clean, labels, candidates), start)
     first = _State(start, start, losses.misclassified(clean, labels) != targeted)
-    found = while_active(body, fixed, first, ~first.success, steps, chunk_size(logits_fn, images))
+    found = while_active(body, fixed, first, ~first.success, steps)
     return found.tried, found.success
 
 

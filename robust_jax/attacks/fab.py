@@ -14,12 +14,14 @@ from robust_jax import losses, norms, perturbations, threat_models
 from robust_jax.attacks.ascent import clip_box, crossed, rounding, where
 from robust_jax.attacks.minimal import found_or_clean
 from robust_jax.attacks.pgd import AttackResult, LogitsFn
+from robust_jax.attacks.survivors import while_active
 from robust_jax.checks import check_batch
 from robust_jax.perturbations import Delta, Images, example_keys
 from robust_jax.threat_models import ThreatModel
 
-# (logits, number of the run) -> the differences of logits that are to become positive, as rows of signs [N, B, K].
-Rows = Callable[[Array, Array], Array]
+# (logits, labels, likeliest other classes [B, n], number of the run) -> the differences of logits that are to become
+# positive, as rows of signs [N, B, K].
+Rows = Callable[[Array, Array, Array, Array], Array]
 
 
 def fab(
@@ -77,17 +79,17 @@ def fab(
     """
     check_batch(images, labels, logits_fn, threat)
     _check("fab", steps, restarts, candidates, alpha_max, eta, beta)
-    near = losses.rivals(logits_fn(images), labels, candidates).T
+    others = losses.rivals(logits_fn(images), labels, candidates)
 
-    def rows(logits: Array, _: Array) -> Array:
+    def rows(logits: Array, labels: Array, others: Array, _: Array) -> Array:
         own = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
         if targeted:
             current = jnp.where(own > 0, -jnp.inf, logits).argmax(-1)
             return (own - jax.nn.one_hot(current, logits.shape[-1], dtype=own.dtype))[None]
-        return jax.nn.one_hot(near, logits.shape[-1], dtype=own.dtype) - own
+        return jax.nn.one_hot(others.T, logits.shape[-1], dtype=own.dtype) - own
 
     return _search(
-        rows, logits_fn, images, labels, threat, key, steps=steps, restarts=restarts, runs=restarts,
+        rows, others, logits_fn, images, labels, threat, key, steps=steps, restarts=restarts, runs=restarts,
         alpha_max=alpha_max, eta=eta, beta=beta, targeted=targeted,
     )  # fmt: skip
 
@@ -113,15 +115,15 @@ def fab_targeted(
     """
     check_batch(images, labels, logits_fn, threat)
     _check("fab_targeted", steps, restarts, candidates, alpha_max, eta, beta)
-    near = losses.rivals(logits_fn(images), labels, candidates)
+    others = losses.rivals(logits_fn(images), labels, candidates)
 
-    def rows(logits: Array, run: Array) -> Array:
+    def rows(logits: Array, labels: Array, others: Array, run: Array) -> Array:
         one_hot = partial(jax.nn.one_hot, num_classes=logits.shape[-1], dtype=logits.dtype)
-        return (one_hot(near[:, run // restarts]) - one_hot(labels))[None]
+        return (one_hot(others[:, run // restarts]) - one_hot(labels))[None]
 
     return _search(
-        rows, logits_fn, images, labels, threat, key, steps=steps, restarts=restarts,
-        runs=restarts * near.shape[1], alpha_max=alpha_max, eta=eta, beta=beta, targeted=False,
+        rows, others, logits_fn, images, labels, threat, key, steps=steps, restarts=restarts,
+        runs=restarts * others.shape[1], alpha_max=alpha_max, eta=eta, beta=beta, targeted=False,
     )  # fmt: skip
 
 
@@ -133,59 +135,65 @@ def _check(path: str, steps: int, restarts: int, candidates: int, alpha_max: flo
 
 
 def _search(
-    rows: Rows, logits_fn: LogitsFn, images: Images, labels: Array, threat: ThreatModel, key: Array, *,
+    rows: Rows, others: Array, logits_fn: LogitsFn, images: Images, labels: Array, threat: ThreatModel, key: Array, *,
     steps: int, restarts: int, runs: int, alpha_max: float, eta: float, beta: float, targeted: bool,
 ) -> AttackResult:  # fmt: skip
-    space, keys = threat.perturbation, example_keys(key, len(images))
-    zeros = space.zeros(images)
+    """Runs one after the other, each for the examples that are classified correctly."""
+    space = threat.perturbation
 
-    def logits_at(delta: Delta) -> Array:
-        return logits_fn(clip_box(perturbations.followed(space, images, delta)))
+    def one_run(
+        run: Array, fixed: tuple[Images, Array, Array, Array], best: tuple[Delta, Array]
+    ) -> tuple[tuple[Delta, Array], Array]:
+        images, labels, keys, others = fixed
+        zeros = space.zeros(images)
 
-    confined = partial(perturbations.confined, space, images)
+        def logits_at(delta: Delta) -> Array:
+            return logits_fn(clip_box(perturbations.followed(space, images, delta)))
 
-    def mixed(share: Array, one: Delta, other: Delta) -> Delta:
-        return jax.tree.map(lambda a, b: a + norms.expand(share, a) * (b - a), one, other)
+        confined = partial(perturbations.confined, space, images)
 
-    def step(run: Array, delta: Delta) -> Delta:
-        logits, pull = jax.vjp(logits_at, delta)
-        signs = rows(logits, run)
-        gradients = jax.tree.map(jnp.nan_to_num, jax.vmap(lambda row: pull(row)[0])(signs))
-        # A little past the boundary: at a tie, the label may still be the first of the largest.
-        lacking = 2 * rounding(logits) - (signs * logits).sum(-1)
-        lacking = jnp.nan_to_num(lacking, posinf=0.0, neginf=0.0)
-        gains = jax.vmap(partial(threat_models.gain, threat))(gradients)
-        nearest = jnp.where(gains > 0, jnp.abs(lacking) / jnp.where(gains > 0, gains, 1), jnp.inf).argmin(0)
-        index = nearest, jnp.arange(len(images))
-        gradient, lacking = jax.tree.map(lambda g: g[index], gradients), lacking[index]
-        near = _to_plane(threat, images, delta, gradient, lacking)
-        central = _to_plane(threat, images, zeros, gradient, lacking + perturbations.inner(gradient, delta))
-        moves = jax.tree.map(jnp.subtract, near, delta)
-        short, long = threat_models.size(threat, moves), threat_models.size(threat, central)
-        total = short + long
-        share = jnp.minimum(jnp.where(total > 0, short / jnp.where(total > 0, total, 1), 0), alpha_max)
-        followed = jax.tree.map(lambda d, m: d + eta * m, delta, moves)
-        return confined(mixed(share, followed, jax.tree.map(lambda c: eta * c, central)))
+        def mixed(share: Array, one: Delta, other: Delta) -> Delta:
+            return jax.tree.map(lambda a, b: a + norms.expand(share, a) * (b - a), one, other)
 
-    def one_run(run: Array, best: tuple[Delta, Array]) -> tuple[Delta, Array]:
+        def step(delta: Delta) -> Delta:
+            logits, pull = jax.vjp(logits_at, delta)
+            signs = rows(logits, labels, others, run)
+            gradients = jax.tree.map(jnp.nan_to_num, jax.vmap(lambda row: pull(row)[0])(signs))
+            # A little past the boundary: at a tie, the label may still be the first of the largest.
+            lacking = 2 * rounding(logits) - (signs * logits).sum(-1)
+            lacking = jnp.nan_to_num(lacking, posinf=0.0, neginf=0.0)
+            gains = jax.vmap(partial(threat_models.gain, threat))(gradients)
+            nearest = jnp.where(gains > 0, jnp.abs(lacking) / jnp.where(gains > 0, gains, 1), jnp.inf).argmin(0)
+            index = nearest, jnp.arange(len(images))
+            gradient, lacking = jax.tree.map(lambda g: g[index], gradients), lacking[index]
+            near = _to_plane(threat, images, delta, gradient, lacking)
+            central = _to_plane(threat, images, zeros, gradient, lacking + perturbations.inner(gradient, delta))
+            moves = jax.tree.map(jnp.subtract, near, delta)
+            short, long = threat_models.size(threat, moves), threat_models.size(threat, central)
+            total = short + long
+            share = jnp.minimum(jnp.where(total > 0, short / jnp.where(total > 0, total, 1), 0), alpha_max)
+            followed = jax.tree.map(lambda d, m: d + eta * m, delta, moves)
+            return confined(mixed(share, followed, jax.tree.map(lambda c: eta * c, central)))
+
         run_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, run)
         reach = jnp.where(run % restarts > 0, jnp.minimum(best[1], 1) / 2, 0)
         start = confined(mixed(reach, zeros, threat_models.random_delta(threat, run_keys, images)))
 
         def body(_: Array, carry: tuple[Delta, Delta, Array]) -> tuple[Delta, Delta, Array]:
             delta, found, smallest = carry
-            delta = step(run, delta)
+            delta = step(delta)
             success = crossed(logits_at(delta), labels, targeted)
             size = threat_models.size(threat, delta)
             smaller = success & (size < smallest)
             found, smallest = where(smaller, (delta, size), (found, smallest))
             return where(success, jax.tree.map(lambda d: beta * d, delta), delta), found, smallest
 
-        return jax.lax.fori_loop(0, steps, body, (start, *best))[1:]
+        return jax.lax.fori_loop(0, steps, body, (start, *best))[1:], jnp.ones(len(images), bool)
 
-    clean = losses.misclassified(logits_at(zeros), labels) != targeted
-    start = zeros, jnp.where(clean, 0.0, jnp.inf)
-    delta, size = jax.lax.fori_loop(0, runs, one_run, start)
+    clean = losses.misclassified(logits_fn(images), labels) != targeted
+    start = space.zeros(images), jnp.where(clean, 0.0, jnp.inf)
+    fixed = (images, labels, example_keys(key, len(images)), others)
+    delta, size = while_active(one_run, fixed, start, ~clean, runs, chunk=None if runs > 1 else len(images))
     return found_or_clean(threat, images, delta, size <= 1)
 
 

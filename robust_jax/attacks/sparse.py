@@ -18,7 +18,7 @@ from robust_jax import losses, norms, perturbations
 from robust_jax.attacks.ascent import clip_box, where
 from robust_jax.attacks.minimal import found_or_clean
 from robust_jax.attacks.pgd import AttackResult, LogitsFn
-from robust_jax.attacks.survivors import chunk_size, while_active
+from robust_jax.attacks.survivors import while_active
 from robust_jax.checks import check_batch
 from robust_jax.perturbations import Images, example_keys
 from robust_jax.threat_models import ThreatModel
@@ -93,7 +93,7 @@ def jsma(
 
     success = succeeds(clean, labels)
     fixed, state = (images, labels, own if targeted else other, low, high), (jnp.zeros_like(images), success)
-    delta, success = while_active(body, fixed, state, ~success, max_pixels // 2, chunk_size(logits_fn, images))
+    delta, success = while_active(body, fixed, state, ~success, max_pixels // 2)
     return found_or_clean(threat, images, delta, success)
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 from robust_jax import losses, norms, perturbations, threat_models
 from robust_jax.attacks.ascent import Point, best_of, clip_box, equal, where
 from robust_jax.attacks.pgd import AttackResult, LogitsFn
-from robust_jax.attacks.survivors import chunk_size, while_active
+from robust_jax.attacks.survivors import while_active
 from robust_jax.checks import check_batch
 from robust_jax.losses import LossFn
 from robust_jax.perturbations import Delta, Images, example_keys
@@ -140,9 +140,7 @@ def _search(
     clean = scored(images, labels, space.zeros(images))
     # The first proposal is where the search starts, even from a higher clean loss.
     start = clean._replace(value=jnp.full_like(clean.value, -jnp.inf))
-    found = while_active(
-        body, (images, labels, keys, first), start, ~clean.success, queries, chunk_size(logits_fn, images)
-    )
+    found = while_active(body, (images, labels, keys, first), start, ~clean.success, queries)
     best = best_of(found, clean)
     return AttackResult(clip_box(space.apply(images, best.delta)), best.delta, best.success)
 

@@ -13,8 +13,8 @@ import pytest
 from simple_models import Net
 
 from robust_jax import parallel
-from robust_jax.attacks import deepfool, expectation, jsma, square, survivors
-from robust_jax.attacks.survivors import chunk_size, while_active
+from robust_jax.attacks import apgd, apgd_targeted, deepfool, expectation, fab_targeted, jsma, square, survivors
+from robust_jax.attacks.survivors import while_active
 from robust_jax.models import bind
 from robust_jax.threat_models import ThreatModel
 
@@ -39,9 +39,10 @@ def test_each_example_stops_for_itself_and_those_left_are_computed_alone(steps, 
     np.testing.assert_array_equal(run(), np.minimum(LIFES, steps))
     jax.effects_barrier()
     # 90 go on at first, 60 after a step, 20 after four; of these one of five devices has 6.
-    left = {100: (1, 1, 1), 25: (4, 3, 1), 30: (3, 2, 1)}[chunk] if devices == 1 else (4, 3, 2)
+    left = {100: (1, 1, 1), 25: (4, 3, 1), 30: (4, 3, 1)}[chunk] if devices == 1 else (4, 3, 2)
     expected = [left[0], *3 * left[1:2], *5 * left[2:]][:steps]
-    assert computed == [(step, chunk) for step, chunks in enumerate(expected) for _ in range(chunks)]
+    size = 25 if chunk == 30 else chunk  # all of a size
+    assert computed == [(step, size) for step, chunks in enumerate(expected) for _ in range(chunks)]
 
 
 def test_each_device_goes_on_with_its_own():
@@ -62,41 +63,82 @@ def test_nothing_is_computed_where_none_is_active():
     assert not computed
 
 
-@pytest.mark.parametrize("devices, backend, expected", [(1, "cpu", 32), (2, "cpu", 64), (1, "gpu", 50), (2, "gpu", 50)])
-def test_chunks(devices, backend, expected, monkeypatch):
-    monkeypatch.setattr(jax, "local_device_count", lambda: devices)
+def sizes(body, count, **options):
+    """How many examples a body is given at a time."""
+    seen = []
+
+    def watched(step, fixed, state):
+        jax.debug.callback(lambda: seen.append(len(state)))
+        return body(step, fixed, state)
+
+    while_active(watched, jnp.ones((count, 2)), jnp.ones(count), jnp.ones(count, bool), 1, **options)
+    jax.effects_barrier()
+    return seen
+
+
+@pytest.mark.parametrize("backend, count, expected", [("cpu", 100, 4 * [25]), ("cpu", 7, [7]), ("gpu", 300, 3 * [100])])
+def test_chunks_are_equal(backend, count, expected, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    images = jnp.zeros((100, 4, 4, 1))
-    assert chunk_size(lambda x: x.sum((1, 2)), images) == expected
-    own_draws = expectation(lambda x, key: x.sum((1, 2)), jax.random.split(KEY, 100), draws=2)
-    assert chunk_size(own_draws, images) == 100
+    assert sizes(lambda _, fixed, state: (state + fixed.sum(1), state > 0), count) == expected
 
 
-def test_small_batches_go_together():
-    assert chunk_size(lambda x: x.sum((1, 2)), jnp.zeros((7, 4, 4, 1))) == 7
+OWN = expectation(lambda x, key: x + jax.random.normal(key), jax.random.split(KEY, 100), draws=2)
+WHOLE = {
+    "draws of each image": lambda _, fixed, state: (state + OWN(fixed).sum(1), state > 0),
+    "numbers of each image": lambda _, fixed, state: (state * jnp.arange(100), state > 0),
+    "a number of images": lambda _, fixed, state: (state + fixed.reshape(100, -1).sum(1), state > 0),
+    "broadcast": lambda _, fixed, state: (jnp.broadcast_to(state[:1], 100), state > 0),
+}
 
 
-@pytest.mark.parametrize(
-    "attack, norm, radius",
-    [(partial(square, queries=60), "linf", 0.15), (deepfool, "l2", 0.7), (partial(jsma, max_pixels=20), "linf", 0.5)],
-)
-def test_attacks_find_the_same_in_chunks(attack, norm, radius, monkeypatch):
+@pytest.mark.parametrize("body", WHOLE)
+def test_a_body_that_takes_the_whole_batch_alone_gets_it(body):
+    assert sizes(WHOLE[body], 100) == [100]
+
+
+def test_what_is_wrong_is_raised():
+    with pytest.raises(ZeroDivisionError):
+        while_active(lambda *_: 1 // 0, jnp.ones(100), jnp.ones(100), jnp.ones(100, bool), 1)
+
+
+ADDITIVE = partial(ThreatModel, "additive")
+BOTH = ThreatModel(("flow", "additive"), ("linf", "linf"), (0.2, 0.1))
+CASES = {
+    "square": (partial(square, queries=60), ADDITIVE("linf", 0.15)),
+    "composed": (partial(square, queries=60), BOTH),
+    "deepfool": (deepfool, ADDITIVE("l2", 0.7)),
+    "jsma": (partial(jsma, max_pixels=20), ADDITIVE("linf", 0.5)),
+    "apgd": (partial(apgd, steps=4, restarts=3), ADDITIVE("linf", 0.1)),
+    "apgd_targeted": (partial(apgd_targeted, steps=4, candidates=2), ADDITIVE("linf", 0.1)),
+    "fab_targeted": (partial(fab_targeted, steps=4, candidates=2), ADDITIVE("l2", 0.7)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_attacks_find_the_same_in_chunks(case, monkeypatch):
+    attack, threat = CASES[case]
     model = bind(Net(), Net().init(KEY, jnp.zeros((1, 4, 4, 2))))
     images = jnp.asarray(np.random.default_rng(1).uniform(size=(80, 4, 4, 2)), jnp.float32)
-    labels, threat = model(images).argmax(-1), ThreatModel("additive", norm, radius)
-    monkeypatch.setattr(survivors, "ON_CPU", 12)
+    labels = model(images).argmax(-1)
+    monkeypatch.setattr(survivors, "ON_CPU", 16)
     chunks = jax.jit(attack)(model, images, labels, threat, key=KEY)
     monkeypatch.setattr(survivors, "ON_CPU", 80)
     whole = jax.jit(lambda *args: attack(*args, key=KEY))(model, images, labels, threat)
     assert 20 < whole.success.sum() < 80
     np.testing.assert_array_equal(chunks.success, whole.success)
     # Matrix products of other sizes round otherwise, a step adds up to 2e-7 of δ, and there are up to 60.
-    np.testing.assert_allclose(chunks.delta, whole.delta, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), chunks.delta, whole.delta)
 
 
 if __name__ == "__main__":
     rows = parallel.spread({"x": np.ones((128, 4), np.float32), "active": np.arange(128) % 3 > 0})
-    chunked = jax.jit(lambda x, active: while_active(lambda i, _, x: (jnp.tanh(x), x[:, 0] > 0.1), x, x, active, 9, 64))
-    program = chunked.lower(rows["x"], rows["active"]).compile().as_text()
-    assert {int(n) for n in re.findall(r"f32\[(\d+),4\]\S* tanh\(", program)} == {16}
-    assert "all-gather(" not in program
+    chunked = jax.jit(
+        lambda x, active: while_active(lambda i, _, x: (jnp.tanh(x), x[:, 0] > 0.1), x, x, active, 9, chunk=64)
+    ).lower(rows["x"], rows["active"])
+    program = chunked.compile()
+    assert {int(n) for n in re.findall(r"f32\[(\d+),4\]\S* tanh\(", program.as_text())} == {16}
+    assert "all-gather(" not in program.as_text()
+    expected = np.ones((128, 4), np.float32)
+    for _ in range(9):
+        expected = np.where((np.arange(128) % 3 > 0)[:, None], np.tanh(expected), expected)
+    np.testing.assert_allclose(program(rows["x"], rows["active"]), expected, rtol=1e-5)
