@@ -3,8 +3,8 @@
 1. PGD-20 as one program beside 20 calls of a program of one step, on small_cnn and vgg11; seconds of compilation.
 2. Training a small network on the digits: steps a second as `train.py` runs them, many a dispatch; of a loop that
    dispatches each step and reads nothing; of one that reads each loss; and of one as it is usually written, which also
-   splits a key and puts the batch on the device before each step.
-3. Batches a second of the data pipeline alone, against the steps of 2.
+   splits a key and puts the batch on the device before each step. In brackets: the ratio to these.
+3. Batches a second of the data pipeline alone; in brackets, the ratio to the steps that `train.py` does.
 """
 
 from __future__ import annotations
@@ -107,8 +107,10 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
     print("\n| PGD-20 | one program, ms | 20 calls, ms | ratio | compile s |\n" + "|---" * 5 + "|", flush=True)
     for name in ("small_cnn", "vgg11"):
         print(attack(name, options.attacked, options.repeats), flush=True)
-    print("\n| training | steps/s | each dispatched (ratio) | and read | as usually written | batches/s of the data "
-          "(ratio) |\n" + "|---" * 6 + "|", flush=True)  # fmt: skip
+    print(
+        "\n| training | steps/s | each dispatched | and read | as usually written | batches/s |\n" + "|---" * 6 + "|",
+        flush=True,
+    )
     for name in SMALL:
         print(training(name, options.small_batch, options.repeats), flush=True)
 

@@ -35,7 +35,7 @@ def while_active(
       state: pytree of arrays ``[B, ...]``; an example's is that of the step after which it stopped.
       active: which examples begin.
       steps: at most so many.
-      chunk: so many examples at a time, at most; by default 32 a device on CPUs and 128 elsewhere.
+      chunk: so many examples at a time, at most, on all devices; by default 32 a device on CPUs and 128 elsewhere.
     """
     count, pieces = len(active), parallel.pieces(len(active))
     each = count // pieces
