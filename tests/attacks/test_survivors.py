@@ -63,7 +63,7 @@ def test_nothing_is_computed_where_none_is_active():
     assert not computed
 
 
-def sizes(body, count, **options):
+def sizes(body, count):
     """How many examples a body is given at a time."""
     seen = []
 
@@ -71,7 +71,7 @@ def sizes(body, count, **options):
         jax.debug.callback(lambda: seen.append(len(state)))
         return body(step, fixed, state)
 
-    while_active(watched, jnp.ones((count, 2)), jnp.ones(count), jnp.ones(count, bool), 1, **options)
+    while_active(watched, jnp.ones((count, 2)), jnp.ones(count), jnp.ones(count, bool), 1)
     jax.effects_barrier()
     return seen
 
