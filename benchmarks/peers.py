@@ -6,8 +6,8 @@ WORKDIR is a finished run of one of the networks of torch_models.py, whose weigh
 images are the first correctly classified ones of the test split. Cells are `value (seconds)`: for attacks in a ball the
 robust accuracy in per cent, for minimal-norm attacks the median norm and the per cent of images that are misclassified,
 all judged by the model in JAX, an image outside the ball counting as unbroken. With --repeats=N seconds are the median
-of N runs after a first one, with 0 those of that one run, compilation included. Ours are jitted, but for AutoAttack,
-where a call outside jit goes on with the unbroken images alone.
+of N runs after a first one, with 0 those of that one run, compilation included. Rows with early_stop are those
+of that name with ours ending an image's search once it is misclassified, which the other libraries cannot.
 Needs torch, torchattacks and foolbox: pip install -e '.[bench]'.
 """
 
@@ -64,13 +64,19 @@ class Row(NamedTuple):
 def rows(linf: float, l2: float, queries: int, steps: int, constants: int) -> dict[str, Row]:
     """The table's rows, options as equal as the libraries' interfaces allow."""
     fb, ta = foolbox.attacks, torchattacks
-    pgd = jax.jit(functools.partial(attacks.pgd, steps=40, step_size=linf / 10))
+    pgd = functools.partial(attacks.pgd, steps=40, step_size=linf / 10)
     search = dict(steps=steps, binary_search_steps=constants)
     # Foolbox's C&W with its own step size of 0.01 ends at three times the distance; 0.1 is no better than 0.05.
     fb_cw = fb.L2CarliniWagnerAttack(**search, stepsize=0.05)
     fb_ead = fb.EADAttack(**search, initial_stepsize=0.05, decision_rule="L1")
     found = {
-        "pgd": Row("linf", linf, pgd, fb.LinfPGD(rel_stepsize=0.1, steps=40), lambda m: ta.PGD(m, linf, linf / 10, 40)),
+        "pgd": Row(
+            "linf",
+            linf,
+            jax.jit(pgd),
+            fb.LinfPGD(rel_stepsize=0.1, steps=40),
+            lambda m: ta.PGD(m, linf, linf / 10, 40),
+        ),
         "carlini_wagner": Row("l2", None, jax.jit(functools.partial(attacks.carlini_wagner, **search)), fb_cw),
         "ddn": Row("l2", None, jax.jit(attacks.ddn), fb.DDNAttack(steps=100)),
         "ead": Row("l1", None, jax.jit(functools.partial(attacks.ead, **search)), fb_ead),
@@ -92,9 +98,11 @@ def rows(linf: float, l2: float, queries: int, steps: int, constants: int) -> di
             found[f"{attack} {norm}"] = Row(norm, radius, jax.jit(ours), None, theirs)
         standard = [theirs for _, theirs in made.values()]
         found[f"auto_attack {norm}"] = Row(
-            norm, radius, functools.partial(attacks.auto_attack, queries=queries), None,
+            norm, radius, jax.jit(functools.partial(attacks.auto_attack, queries=queries)), None,
             lambda m, parts=standard: ta.MultiAttack([part(m) for part in parts]),
         )  # fmt: skip
+    for name, attack in (("pgd", pgd), ("apgd linf", attacks.apgd)):
+        found[f"{name} early_stop"] = found[name]._replace(ours=jax.jit(functools.partial(attack, early_stop=True)))
     return found
 
 
@@ -160,6 +168,8 @@ def cell(found: dict[str, float] | None) -> str:
 
 def main(options: flags.FlagValues, _: list[str]) -> None:
     """Runs all, prints the table."""
+    table_rows = rows(options.radius, options.l2_radius, options.queries, *map(int, options.search))
+    chosen = selected(table_rows, options.attacks)
     run, bound, images, labels = correctly_classified(Path(options.workdir), options.images)
     logits_fn = jax.jit(lambda x: bound(x))
     network = converted(run.config.model.name, run.model, run.variables, run.dataset.image_shape).eval()
@@ -169,8 +179,7 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
           f"{torch.__version__}, {platform.machine()}", flush=True)  # fmt: skip
     print("| attack | " + " | ".join(LIBRARIES) + " | fastest peer / robust_jax |\n" + "|---" * 6 + "|", flush=True)
     table = {}
-    table_rows = rows(options.radius, options.l2_radius, options.queries, *map(int, options.search))
-    for name, row in selected(table_rows, options.attacks).items():
+    for name, row in chosen.items():
         found = {
             library: measure(run, row, logits_fn, images, labels, options.batch, options.repeats)
             for library, run in runs(row, bound, network)

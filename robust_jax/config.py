@@ -239,8 +239,8 @@ def check(config: Mapping[str, Any]) -> None:
                     raise ValueError(f"{path} has schedules {schedules}: an attack of an evaluation has numbers.")
                 check_attack(path, entry)
             if "steps" in entry:
-                effort = {"restarts": 1, "random_start": True, "keep": "highest_loss"} | entry
-                check_effort(path, entry["steps"], effort["restarts"], effort["random_start"], effort["keep"])
+                names = ("restarts", "random_start", "keep", "early_stop")
+                check_effort(path, entry["steps"], **{name: entry[name] for name in names if name in entry})
             if entry.get("optimizer") is not None:
                 choose(f"{path}.optimizer", entry["optimizer"], attacks.ascent.OPTIMIZERS)
             if entry.get("gradient") is not None:

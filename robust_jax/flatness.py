@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Key
 from robust_jax import gradients, norms
 from robust_jax.attacks.ascent import Ascent, ascend
 from robust_jax.gradients import LossFn
-from robust_jax.perturbations import Delta, Images
+from robust_jax.perturbations import Images
 from robust_jax.threat_models import ThreatModel
 
 
@@ -28,7 +28,7 @@ def roughest(
     """
     chosen = _gradient_norm_of(threat, norm)
 
-    def score(perturbed: Images, _: Delta) -> tuple[Float[Array, " b"], Bool[Array, " b"]]:
+    def score(perturbed: Images, *_: Any) -> tuple[Float[Array, " b"], Bool[Array, " b"]]:
         gradient = jax.grad(lambda x: loss_fn(x).sum())(perturbed)
         value = gradients.penalty_of(threat.perturbation, perturbed, chosen, 1, 1.0)(gradient)
         return value, jnp.zeros(len(images), bool)

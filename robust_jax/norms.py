@@ -9,11 +9,12 @@ last axis holds a vector (flows), ``"l2inf"``, the largest vector length, and ``
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 Norm = str | float
 
@@ -85,6 +86,11 @@ def norm(x: Float[Array, "b ..."], norm: Norm, power: float = 1) -> Float[Array,
 def expand(x: Array, like: Array) -> Array:
     """``[B]`` as ``[B, 1, ...]``, to multiply each example of an array ``[B, ...]``."""
     return x.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def where(mask: Bool[Array, " b"], a: Any, b: Any) -> Any:
+    """Per-example choice between two pytrees of arrays ``[B, ...]``."""
+    return jax.tree.map(lambda x, y: jnp.where(expand(mask, x), x, y), a, b)
 
 
 def _lengthen(lengths: Array, x: Array) -> Array:

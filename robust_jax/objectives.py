@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from robust_jax import gradients, losses
+from robust_jax import gradients, losses, perturbations
 from robust_jax.checks import check_options, choose, options_of
 from robust_jax.perturbations import Images
 from robust_jax.points import MEMORIES, POINTS, Examples, Found, Keys, Labels, Model
@@ -115,7 +115,7 @@ def make_objective(points: Mapping[str, Any], terms: Mapping[str, Any]) -> Objec
             options = {k: scheduled(v, epoch) for k, v in points[name].items() if k != "kind"}
             if points[name]["kind"] in MEMORIES:
                 options |= {"memory": (memory or {})[name], "steps_done": steps_done}
-            point_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+            point_keys = perturbations.fold_keys(keys, index)
             found[name] = POINTS[points[name]["kind"]](model, images, labels, point_keys, **options)
         return jax.lax.stop_gradient(found)
 

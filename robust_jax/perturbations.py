@@ -23,7 +23,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from robust_jax.warping import differences, warp
 
@@ -280,6 +280,11 @@ def example_keys(key: Key[Array, "..."], count: int) -> Key[Array, " b"]:
             raise ValueError(f"key holds {len(key)} keys for {count} images: pass one key, or one an image.")
         return key
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
+
+
+def fold_keys(keys: Key[Array, " b"], data: int | Int[Array, ""]) -> Key[Array, " b"]:
+    """Every example's key, folded with the same number."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, data)
 
 
 def gaussian_delta(perturbation: Perturbation, keys: Key[Array, " b"], images: Images, sigma: Any) -> Delta:

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from robust_jax import flatness, gradients, losses, perturbations, threat_models
-from robust_jax.attacks.ascent import ascend, clip_box, where
+from robust_jax import flatness, gradients, losses, norms, perturbations, threat_models
+from robust_jax.attacks.ascent import ascend, clip_box
 from robust_jax.attacks.pgd import pgd
 from robust_jax.attacks.universal import METHODS as SEARCHES
 from robust_jax.attacks.universal import apply_universal, spread, universal_targeted
@@ -160,7 +160,7 @@ def nonlinear(
     loss, gradient, _ = gradients.value_and_gradient(loss_fn, images)
     slope = perturbations.pullback(threat.perturbation, images, gradient)
 
-    def score(perturbed: Images, delta: Delta) -> tuple[Array, Array]:
+    def score(perturbed: Images, delta: Delta, _: Any) -> tuple[Array, Array]:
         gap = jnp.abs(loss_fn(perturbed) - loss - perturbations.inner(slope, delta))
         return gap, jnp.zeros(len(images), bool)
 
@@ -225,7 +225,7 @@ def targeted_universal(
     if target < 0:
         other = jax.vmap(lambda k: jax.random.randint(k, (), 1, count))(keys)
         index = (labels + other) % count
-    delta = where(labels != target, jax.tree.map(lambda d: d[index], deltas), threat.perturbation.zeros(images))
+    delta = norms.where(labels != target, jax.tree.map(lambda d: d[index], deltas), threat.perturbation.zeros(images))
     delta = perturbations.confined(threat.perturbation, images, delta)
     return Found(clip_box(threat.perturbation.apply(images, delta)), delta, memory | {"deltas": deltas})
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from robust_jax import losses, norms, perturbations, threat_models
-from robust_jax.attacks.ascent import Point, best_of, check_effort, clip_box, where
+from robust_jax.attacks.ascent import Point, best_of, check_effort, clip_box
 from robust_jax.attacks.pgd import AttackResult, LogitsFn
 from robust_jax.attacks.survivors import while_active
 from robust_jax.checks import check_batch
@@ -37,6 +37,7 @@ def apgd(
     loss: str | LossFn = losses.cross_entropy,
     rho: float = 0.75,
     targeted: bool = False,
+    early_stop: bool = False,
 ) -> AttackResult:
     """Maximises ``loss(logits_fn(T(x, δ)), y)`` over the ball, with steps that shrink where they bring nothing.
 
@@ -65,6 +66,8 @@ def apgd(
       loss: ``(logits, labels) -> [B]`` or a name in `losses.LOSSES`, maximised (targeted: minimised).
       rho: see above.
       targeted: whether labels are targets.
+      early_stop: an example goes no further once it is misclassified: the same success in less time, at a point of
+        lower loss.
 
     Returns:
       The best point by (misclassified, then loss), over all iterates and δ = 0; δ = 0 where that is misclassified.
@@ -81,15 +84,18 @@ def apgd(
         logits = logits_fn(perturbed)
         return sign * loss_fn(logits, labels), losses.misclassified(logits, labels) != targeted
 
-    return _climb("apgd", score, labels, images, threat, key, steps, restarts, rho)
+    return _climb("apgd", score, labels, images, threat, key, steps, restarts, rho, early_stop)
 
 
 def apgd_dlr(
     logits_fn: LogitsFn, images: Images, labels: Int[Array, " b"], threat: ThreatModel, *,
-    key: Key[Array, "..."], steps: int = 100, restarts: int = 1, rho: float = 0.75,
+    key: Key[Array, "..."], steps: int = 100, restarts: int = 1, rho: float = 0.75, early_stop: bool = False,
 ) -> AttackResult:  # fmt: skip
     """`apgd` with the loss `losses.dlr`, which large logits do not saturate; for three classes or more."""
-    return apgd(logits_fn, images, labels, threat, key=key, steps=steps, restarts=restarts, loss=losses.dlr, rho=rho)
+    return apgd(
+        logits_fn, images, labels, threat, key=key, steps=steps, restarts=restarts, loss=losses.dlr, rho=rho,
+        early_stop=early_stop,
+    )  # fmt: skip
 
 
 def apgd_targeted(
@@ -134,7 +140,7 @@ def apgd_targeted(
         return value, losses.misclassified(logits, labels)
 
     runs = restarts * targets.shape[1]
-    return _climb("apgd_targeted", score, (labels, targets), images, threat, key, steps, runs, rho)
+    return _climb("apgd_targeted", score, (labels, targets), images, threat, key, steps, runs, rho, early_stop=True)
 
 
 class _State(NamedTuple):
@@ -153,47 +159,46 @@ class _State(NamedTuple):
 
 def _climb(
     path: str, score: Score, known: Any, images: Images, threat: ThreatModel, key: Array,
-    steps: int, runs: int, rho: float,
+    steps: int, runs: int, rho: float, early_stop: bool,
 ) -> AttackResult:  # fmt: skip
-    """Runs one after the other, each for the examples that none has broken yet."""
-    check_effort(path, steps, runs, True, "best")
+    """Runs one after the other, each for the examples that none has broken yet; the best point."""
+    check_effort(path, steps, runs)
     if not 0 <= rho <= 1:
         raise ValueError(f"{path}: rho={rho} is a share of the steps, from 0 to 1.")
-    space = threat.perturbation
+    space, keys = threat.perturbation, example_keys(key, len(images))
 
-    def body(run: Array, fixed: tuple[Images, Array, Any], best: Point) -> tuple[Point, Array]:
-        images, keys, known = fixed
-        run_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, run)
-        found = _run(partial(score, run, known), images, threat, run_keys, steps, rho, best)
-        return found, ~found.success
+    def going(carry: tuple[Array, Point]) -> Array:
+        return (carry[0] < runs) & ~carry[1].success.all()
+
+    def one_run(carry: tuple[Array, Point]) -> tuple[Array, Point]:
+        run, best = carry
+        run_keys = perturbations.fold_keys(keys, run)
+        return run + 1, _run(partial(score, run), known, images, threat, run_keys, steps, rho, early_stop, best)
 
     zeros = space.zeros(images)
     value, success = score(jnp.array(0), known, clip_box(space.apply(images, zeros)))
     first = Point(zeros, jnp.nan_to_num(value, nan=-jnp.inf), success)
-    fixed = (images, example_keys(key, len(images)), known)
-    # One run ends for all at once.
-    best = while_active(body, fixed, first, ~first.success, runs, chunk=None if runs > 1 else len(images))
+    best = jax.lax.while_loop(going, one_run, (jnp.array(0), first))[1]
     return AttackResult(clip_box(space.apply(images, best.delta)), best.delta, best.success)
 
 
 def _run(
-    score: Callable[[Images], tuple[Array, Array]], images: Images, threat: ThreatModel, keys: Array, steps: int,
-    rho: float, best: Point,
+    score: Callable[[Any, Images], tuple[Array, Array]], known: Any, images: Images, threat: ThreatModel, keys: Array,
+    steps: int, rho: float, early_stop: bool, best: Point,
 ) -> Point:  # fmt: skip
-    """One run of `apgd` for some images; the best point with those before."""
+    """One run of `apgd` for those that are not broken; the best point with those before."""
     space = threat.perturbation
     sparse = not space.parts and norms.exponent(threat.norm) == 1
     periods = jnp.asarray(_sparse_checkpoints(steps) if sparse else _checkpoints(steps))
     zeros = space.zeros(images)
     count = sum(leaf[0].size for leaf in jax.tree.leaves(zeros))
 
-    def scored(delta: Delta) -> tuple[Array, Point]:
-        value, success = score(clip_box(threat_models.followed(threat, images, delta)))
+    def scored(images: Images, known: Any, delta: Delta) -> tuple[Array, Point]:
+        value, success = score(known, clip_box(threat_models.followed(threat, images, delta)))
         return value.sum(), Point(delta, jnp.nan_to_num(value, nan=-jnp.inf), success)
 
-    confined = partial(perturbations.confined, space, images)
-
-    def moved(i: Array, state: _State, delta: Delta, gradient: Delta) -> Delta:
+    def moved(i: Array, images: Images, state: _State, delta: Delta, gradient: Delta) -> Delta:
+        confined = partial(perturbations.confined, space, images)
         free = perturbations.room(space, images, delta, gradient)
         size = jax.tree.map(lambda r, d: norms.expand(state.step, d) * r, threat.radius, delta)
         target = confined(threat_models.move(threat, delta, gradient, size, free))
@@ -214,7 +219,7 @@ def _run(
         )
 
     def sparsify(period: Array, state: _State) -> tuple[Array, _State]:
-        changed = (state.top[0] != 0).reshape(len(images), -1).sum(-1)
+        changed = (state.top[0] != 0).reshape(len(state.step), -1).sum(-1)
         back = (period > 0) & (changed < 0.95 * state.halved)
         return back, state._replace(
             step=jnp.where(period > 0, jnp.where(back, 1, jnp.maximum(state.step / 1.5, 0.1)), state.step),
@@ -222,7 +227,7 @@ def _run(
             checked=jnp.where(period > 0, changed / 1.5, state.checked),
         )
 
-    def moved_sparsely(_: Array, state: _State, delta: Delta, gradient: Delta) -> Delta:
+    def moved_sparsely(_: Array, images: Images, state: _State, delta: Delta, gradient: Delta) -> Delta:
         size = jnp.abs(gradient * jnp.asarray(threat.radius, delta.dtype)).reshape(len(images), -1)
         free = perturbations.room(space, images, delta, gradient).reshape(size.shape) > 0
         count = jnp.clip(state.checked, 1, size.shape[1]).astype(int)
@@ -236,18 +241,20 @@ def _run(
 
     adapt, go = (sparsify, moved_sparsely) if sparse else (halve, moved)
 
-    def body(i: Array, state: _State) -> _State:
-        gradient, point = jax.grad(scored, has_aux=True)(state.delta)
+    def body(i: Array, fixed: tuple[Images, Any], state: _State) -> tuple[_State, Array]:
+        images, known = fixed
+        gradient, point = jax.grad(partial(scored, images, known), has_aux=True)(state.delta)
         gradient = jax.tree.map(jnp.nan_to_num, gradient)
         rises = state.rises + ((i > 0) & (point.value > state.value))
         higher = (i == 0) | (point.value > state.top[2])
-        top = where(higher, (state.delta, gradient, point.value), state.top)
+        top = norms.where(higher, (state.delta, gradient, point.value), state.top)
         state = state._replace(rises=rises, top=top, kept=best_of(point, state.kept))
         back, state = adapt(periods[i], state)
-        delta, gradient, value = where(back, top, (state.delta, gradient, point.value))
-        return state._replace(delta=go(i, state, delta, gradient), previous=delta, value=value)
+        delta, gradient, value = norms.where(back, top, (state.delta, gradient, point.value))
+        state = state._replace(delta=go(i, images, state, delta, gradient), previous=delta, value=value)
+        return state, ~(early_stop & state.kept.success)
 
-    start = confined(threat_models.random_delta(threat, keys, images))
+    start = perturbations.confined(space, images, threat_models.random_delta(threat, keys, images))
     lowest = jnp.full(len(images), -jnp.inf)
     state = _State(
         start, start, lowest, (start, zeros, lowest), best,
@@ -255,8 +262,9 @@ def _run(
         halved=jnp.full(len(images), count) if sparse else jnp.ones(len(images), bool),
         checked=jnp.full(len(images), 0.2 * count) if sparse else lowest,
     )  # fmt: skip
-    state = jax.lax.fori_loop(0, steps, body, state)
-    return best_of(scored(state.delta)[1], state.kept)
+    state = while_active(body, (images, known), state, ~best.success, steps)
+    found = best_of(scored(images, known, state.delta)[1], state.kept)
+    return norms.where(best.success, best, found)
 
 
 def _checkpoints(steps: int) -> np.ndarray:

@@ -12,15 +12,16 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from robust_jax import losses, norms, perturbations, threat_models
+from robust_jax.attacks.survivors import while_active
 from robust_jax.checks import choose
 from robust_jax.perturbations import Delta, Images, Perturbation, example_keys
 from robust_jax.threat_models import ThreatModel
 
-# (T(x, δ) in the box, δ) -> what to maximise, and where that is a success.
-Score = Callable[[Images, Delta], tuple[Float[Array, " b"], Bool[Array, " b"]]]
+# (T(x, δ) in the box, δ, what is known of each example) -> what to maximise, and where that is a success.
+Score = Callable[[Images, Delta, Any], tuple[Float[Array, " b"], Bool[Array, " b"]]]
 
-# (δ -> score [B], δ, keys [B]) -> an estimate of its gradient in δ.
-Estimate = Callable[[Callable[[Delta], Float[Array, " b"]], Delta, Key[Array, " b"]], Delta]
+# (images, δ -> score [B], δ, keys [B]) -> an estimate of its gradient in δ.
+Estimate = Callable[[Images, Callable[[Delta], Float[Array, " b"]], Delta, Key[Array, " b"]], Delta]
 
 KEEP = ("best", "highest_loss", "last")
 
@@ -72,11 +73,6 @@ def crossed(logits: Float[Array, "b k"], labels: Int[Array, " b"], targeted: boo
     return succeeds & (jnp.abs(losses.margin(logits, labels)) > rounding(logits))
 
 
-def where(mask: Bool[Array, " b"], a: Any, b: Any) -> Any:
-    """Per-example choice between two pytrees of arrays ``[B, ...]``."""
-    return jax.tree.map(lambda x, y: jnp.where(norms.expand(mask, x), x, y), a, b)
-
-
 def equal(a: Delta, b: Delta) -> Bool[Array, " b"]:
     """Where two δ are the same."""
     same = jax.tree.map(lambda x, y: (x == y).reshape(len(x), -1).all(-1), a, b)
@@ -86,47 +82,45 @@ def equal(a: Delta, b: Delta) -> Bool[Array, " b"]:
 def best_of(new: Point, old: Point) -> Point:
     """The better one by (success, then value), per example; the old one of equals."""
     higher = (new.success & ~old.success) | ((new.success == old.success) & (new.value > old.value))
-    return where(higher, new, old)
+    return norms.where(higher, new, old)
 
 
 def ascend(
-    score: Score, images: Images, threat: ThreatModel, *,
+    score: Score, images: Images, threat: ThreatModel, known: Any = None, *,
     key: Key[Array, "..."], steps: int, step_size: Any = None, restarts: int = 1, momentum: float = 0.0,
-    optimizer: Any = None, random_start: bool = True, keep: str = "best",
+    optimizer: Any = None, random_start: bool = True, keep: str = "best", early_stop: bool = False,
     estimate: Estimate | None = None,
 ) -> Ascent:  # fmt: skip
     """Maximises a score over the ball: ``δ <- Π_ball(δ + step_size * argmax_{‖u‖ <= 1} <∂score/∂δ, u>)``.
 
-    The options are those of `robust_jax.attacks.pgd`, which is this with the loss of a model as score; ``estimate``
-    makes it do without derivatives.
+    The options are those of `robust_jax.attacks.pgd`, which is this with the loss of a model as score; ``known``, a
+    pytree of arrays ``[B, ...]``, is handed to the score; ``estimate`` makes it do without derivatives.
 
     Raises:
       ValueError: an impossible combination of options.
     """
-    check_effort("attack", steps, restarts, random_start, keep)
+    check_effort("attack", steps, restarts, random_start, keep, early_stop)
     space = threat.perturbation
     keys = example_keys(key, len(images))
     check_step_size(space, step_size)
     size = jax.tree.map(lambda r: 2.5 * r / max(steps, 1), threat.radius) if step_size is None else step_size
     rule = _optimizer(optimizer, momentum)
 
-    def scored(delta: Delta) -> tuple[Array, Point]:
-        value, success = score(clip_box(threat_models.followed(threat, images, delta)), delta)
+    def scored(images: Images, known: Any, delta: Delta) -> tuple[Array, Point]:
+        value, success = score(clip_box(threat_models.followed(threat, images, delta)), delta, known)
         return value.sum(), Point(delta, jnp.nan_to_num(value, nan=-jnp.inf), success)
-
-    confined = partial(perturbations.confined, space, images)
 
     def better(new: Point, old: Point) -> Point:
         if keep == "best":
             return best_of(new, old)
-        return where((new.value > old.value) | (keep == "last"), new, old)
+        return norms.where((new.value > old.value) | (keep == "last"), new, old)
 
-    def by_optimizer(delta: Delta, state: Any, gradient: Delta) -> tuple[Delta, Any]:
+    def by_optimizer(images: Images, delta: Delta, state: Any, gradient: Delta) -> tuple[Delta, Any]:
         assert rule is not None
         update, state = jax.vmap(rule.update)(jax.tree.map(lambda g: -jnp.nan_to_num(g), gradient), state, delta)
-        return confined(threat_models.shift(threat, delta, update, size)), state
+        return perturbations.confined(space, images, threat_models.shift(threat, delta, update, size)), state
 
-    def steepest(delta: Delta, velocity: Delta, gradient: Delta) -> tuple[Delta, Delta]:
+    def steepest(images: Images, delta: Delta, velocity: Delta, gradient: Delta) -> tuple[Delta, Delta]:
         direction = gradient = jax.tree.map(jnp.nan_to_num, gradient)
         if momentum:
             unit = jax.tree.map(lambda g: g / jnp.maximum(_sum_abs(g), 1e-30), gradient)
@@ -134,41 +128,41 @@ def ascend(
         # Where the box leaves no room the budget goes elsewhere.
         free = perturbations.room(space, images, delta, direction)
         delta = threat_models.move(threat, delta, direction, size, free)
-        return confined(delta), velocity
+        return perturbations.confined(space, images, delta), velocity
 
     zeros = space.zeros(images)
     move, carried = (steepest, zeros) if rule is None else (by_optimizer, jax.vmap(rule.init)(zeros))
 
+    def body(step: Array, fixed: tuple[Images, Any, Array], carry: tuple[Delta, Any, Point]) -> tuple[Any, Array]:
+        images, known, keys = fixed
+        delta, state, best = carry
+        here = partial(scored, images, known)
+        if estimate is None:
+            gradient, point = jax.grad(here, has_aux=True)(delta)
+        else:
+            point = here(delta)[1]
+            gradient = estimate(images, lambda at: here(at)[1].value, delta, perturbations.fold_keys(keys, step + 1))
+        best = better(point, best)
+        return (*move(images, delta, state, gradient), best), ~best.success
+
     def run(restart: Array, best: Point) -> Point:
-        delta = zeros
-        run_keys = _fold(keys, restart)
+        run_keys = perturbations.fold_keys(keys, restart)
+        start = zeros
         if random_start:
-            delta = confined(threat_models.random_delta(threat, run_keys, images))
-
-        def slope(delta: Delta, step: Array) -> tuple[Delta, Point]:
-            if estimate is None:
-                return jax.grad(scored, has_aux=True)(delta)
-            point = scored(delta)[1]
-            return estimate(lambda at: scored(at)[1].value, delta, _fold(run_keys, step + 1)), point
-
-        def body(step: Array, carry: tuple[Delta, Any, Point]) -> tuple[Delta, Any, Point]:
-            delta, state, best = carry
-            gradient, point = slope(delta, step)
-            return *move(delta, state, gradient), better(point, best)
-
-        delta, _, best = jax.lax.fori_loop(0, steps, body, (delta, carried, best))
-        return better(scored(delta)[1], best)
+            start = perturbations.confined(space, images, threat_models.random_delta(threat, run_keys, images))
+        fixed, carry = (images, known, run_keys), (start, carried, best)
+        if early_stop:
+            delta, _, best = while_active(body, fixed, carry, ~best.success, steps)
+        else:
+            delta, _, best = jax.lax.fori_loop(0, steps, lambda step, carry: body(step, fixed, carry)[0], carry)
+        return better(scored(images, known, delta)[1], best)
 
     if keep == "best":
-        best = scored(zeros)[1]
+        best = scored(images, known, zeros)[1]
     else:
         best = Point(zeros, jnp.full(len(images), -jnp.inf), jnp.zeros(len(images), bool))
     best = jax.lax.fori_loop(0, restarts, run, best)
     return Ascent(clip_box(space.apply(images, best.delta)), *best)
-
-
-def _fold(keys: Key[Array, " b"], data: Array) -> Key[Array, " b"]:
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, data)
 
 
 def _sum_abs(x: Array) -> Array:
@@ -194,7 +188,9 @@ def check_step_size(space: Perturbation, step_size: Any) -> None:
         raise ValueError(f"step_size={step_size!r}: {space.name} takes a tuple of {len(space.parts)}, one a part.")
 
 
-def check_effort(path: str, steps: int, restarts: int, random_start: bool, keep: str) -> None:
+def check_effort(
+    path: str, steps: int, restarts: int = 1, random_start: bool = True, keep: str = "best", early_stop: bool = False
+) -> None:
     """Raises ValueError, starting with ``path``, for settings that cannot be or make no sense together."""
     if keep not in KEEP:
         raise ValueError(f"{path}: keep={keep!r} is unknown: choose one of {list(KEEP)}.")
@@ -202,5 +198,7 @@ def check_effort(path: str, steps: int, restarts: int, random_start: bool, keep:
         raise ValueError(f"{path}: steps={steps}, restarts={restarts}, but both must be whole numbers from 1.")
     if restarts > 1 and not random_start:
         raise ValueError(f"{path}: restarts={restarts} repeat the same run without random_start: set restarts=1.")
+    if early_stop and keep != "best":
+        raise ValueError(f"{path}: early_stop ends with the first success, which keep={keep!r} may lose: use 'best'.")
     if restarts > 1 and keep == "last":
         raise ValueError(f"{path}: restarts={restarts} with keep='last' keep the last restart alone: use 'best'.")

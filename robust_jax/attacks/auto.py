@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from robust_jax import losses, norms
 from robust_jax.attacks.apgd import apgd, apgd_dlr, apgd_targeted
-from robust_jax.attacks.ascent import where
 from robust_jax.attacks.fab import fab, fab_targeted
 from robust_jax.attacks.pgd import AttackResult, LogitsFn
 from robust_jax.attacks.square import square
 from robust_jax.attacks.wrappers import expectation
 from robust_jax.checks import check_batch, choose
-from robust_jax.perturbations import Images, example_keys
+from robust_jax.perturbations import Images, example_keys, fold_keys
 from robust_jax.threat_models import ThreatModel
 
 VERSIONS = ("standard", "plus", "rand")
@@ -49,10 +46,8 @@ def auto_attack(
     where DLR has none, the margin takes its place. Other than in the authors' code the l1 ball is not entered from
     larger ones, FAB's ball is that of the threat, and Square's schedule is stretched over its queries.
 
-    Under ``jax.jit`` a part computes the unbroken examples alone, some at a time, but for the one run of APGD, which
-    takes all as long as one is unbroken; a full standard run is 1,900 gradients of each image, 5,900 forward passes
-    more, and one compilation. On concrete arrays each part gets the unbroken examples alone, and is compiled anew for
-    their number.
+    Only the unbroken examples are computed, some at a time: at most 1,900 gradients of an image in the standard
+    version, and 5,900 forward passes more.
 
     Args:
       logits_fn: any JAX function of images, of any number of them; with "rand" of ``(images, key)``.
@@ -83,18 +78,9 @@ def auto_attack(
     other = (logits.argmax(-1) + 1) % logits.shape[-1]
     best = AttackResult(images, threat.perturbation.zeros(images), losses.misclassified(logits, labels))
     for number, part in enumerate(parts(version, threat, logits.shape[-1], steps, queries)):
-        if isinstance(best.success, jax.core.Tracer):
-            todo = np.arange(len(images))
-        else:
-            todo = np.flatnonzero(~np.asarray(best.success))
-            if not len(todo):
-                break
-        old = jax.tree.map(lambda leaf, todo=todo: leaf[todo], best)
-        part_keys = jax.vmap(jax.random.fold_in, (0, None))(keys[todo], number)
-        left = jnp.where(old.success, other[todo], labels[todo])
-        found = part(model(keys[todo]), images[todo], left, threat, key=part_keys)
-        new = where(found.success & ~old.success, found, old)
-        best = jax.tree.map(lambda leaf, n, todo=todo: jnp.asarray(leaf).at[todo].set(n), best, new)
+        left = jnp.where(best.success, other, labels)
+        found = part(model(keys), images, left, threat, key=fold_keys(keys, number))
+        best = norms.where(found.success & ~best.success, found, best)
     return best
 
 
@@ -103,13 +89,15 @@ def parts(
 ) -> list[Callable[..., AttackResult]]:
     """The attacks of a version, in their order, with the options that it gives them."""
     sparse = not threat.perturbation.parts and norms.exponent(threat.norm) == 1
-    on_margin = partial(apgd, steps=steps, loss=losses.margin)
-    dlr = partial(apgd_dlr, steps=steps) if classes > 2 else on_margin
+    on_entropy, on_margin = (
+        partial(apgd, steps=steps, loss=f, early_stop=True) for f in (losses.cross_entropy, losses.margin)
+    )
+    dlr = partial(apgd_dlr, steps=steps, early_stop=True) if classes > 2 else on_margin
     towards = partial(apgd_targeted, steps=steps, candidates=5 if sparse else 9) if classes > 2 else on_margin
     towards_with_fab, last = partial(fab_targeted, steps=steps), partial(square, queries=queries)
     if version == "standard":
-        return [partial(apgd, steps=steps, restarts=5 if sparse else 1), towards, towards_with_fab, last]
+        return [partial(on_entropy, restarts=5 if sparse else 1), towards, towards_with_fab, last]
     if version == "plus":
-        five = [partial(f, restarts=5) for f in (partial(apgd, steps=steps), dlr, partial(fab, steps=steps))]
+        five = [partial(f, restarts=5) for f in (on_entropy, dlr, partial(fab, steps=steps))]
         return [*five, last, towards, towards_with_fab]
-    return [partial(apgd, steps=steps), dlr]
+    return [on_entropy, dlr]

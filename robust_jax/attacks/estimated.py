@@ -25,11 +25,11 @@ from robust_jax.threat_models import ThreatModel
 
 
 def estimate_gradient(
+    images: Images,
     value: Callable[[Delta], Float[Array, " b"]],
     delta: Delta,
     keys: Key[Array, " b"],
     *,
-    images: Images,
     threat: ThreatModel,
     samples: int,
     probe: float,
@@ -38,10 +38,10 @@ def estimate_gradient(
     """The estimate of the module's docstring at one δ, from ``samples`` pairs of values.
 
     Args:
+      images: which δ belongs to.
       value: ``δ -> [B]``; pairs of which one is not finite are left out.
       delta: where.
       keys: one an image.
-      images: which δ belongs to.
       threat: whose ball is the unit.
       samples: pairs of opposite directions, one after the other.
       probe: the fraction c.
@@ -49,7 +49,7 @@ def estimate_gradient(
     """
 
     def pair(i: Array, total: Delta) -> Delta:
-        drawn = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+        drawn = perturbations.fold_keys(keys, i)
         v = perturbations.gaussian_delta(threat.perturbation, drawn, images, 1.0)
         v = jax.tree.map(jnp.sign, v) if signs else v
         u = threat_models.on_sphere(threat, v)
@@ -79,6 +79,7 @@ def spsa(
     targeted: bool = False,
     random_start: bool = True,
     keep: str = "best",
+    early_stop: bool = False,
 ) -> AttackResult:
     """`pgd` with the gradient estimated along random signs (Uesato et al. 2018, algorithm 1).
 
@@ -100,13 +101,15 @@ def spsa(
       targeted: whether labels are targets.
       random_start: from a random point of the ball, else from δ = 0.
       keep: as in `pgd`; with "best" over the iterates, not the probes.
+      early_stop: as in `pgd`.
 
     Raises:
       ValueError: images outside [0, 1] or of the wrong rank, labels out of range (on concrete arrays), or an
         impossible combination of options.
     """
     return _run("spsa", True, logits_fn, images, labels, threat, samples, probe, loss, targeted, key=key, steps=steps,
-                step_size=step_size, momentum=momentum, random_start=random_start, keep=keep)  # fmt: skip
+                step_size=step_size, momentum=momentum, random_start=random_start, keep=keep,
+                early_stop=early_stop)  # fmt: skip
 
 
 def nes(
@@ -125,6 +128,7 @@ def nes(
     targeted: bool = False,
     random_start: bool = False,
     keep: str = "best",
+    early_stop: bool = False,
 ) -> AttackResult:
     """`pgd` with the gradient estimated along Gaussian directions (Ilyas et al. 2018, algorithm 1), from δ = 0.
 
@@ -132,7 +136,8 @@ def nes(
     linf its largest coordinate, three to four standard deviations. Costs, arguments and errors are those of `spsa`.
     """
     return _run("nes", False, logits_fn, images, labels, threat, samples, probe, loss, targeted, key=key, steps=steps,
-                step_size=step_size, momentum=momentum, random_start=random_start, keep=keep)  # fmt: skip
+                step_size=step_size, momentum=momentum, random_start=random_start, keep=keep,
+                early_stop=early_stop)  # fmt: skip
 
 
 def _run(
@@ -153,11 +158,11 @@ def _run(
     if samples < 1 or not probe > 0:
         raise ValueError(f"{path}: samples={samples} must be at least 1 and probe={probe} positive.")
 
-    def score(perturbed: Images, _: Delta) -> tuple[Array, Array]:
+    def score(perturbed: Images, _: Delta, labels: Array) -> tuple[Array, Array]:
         logits = logits_fn(perturbed)
         value = loss_fn(logits, labels) * (-1 if targeted else 1)
         return value, losses.misclassified(logits, labels) != targeted
 
-    estimate = partial(estimate_gradient, images=images, threat=threat, samples=samples, probe=probe, signs=signs)
-    found = ascend(score, images, threat, estimate=estimate, **options)
+    estimate = partial(estimate_gradient, threat=threat, samples=samples, probe=probe, signs=signs)
+    found = ascend(score, images, threat, labels, estimate=estimate, **options)
     return AttackResult(found.images, found.delta, found.success)

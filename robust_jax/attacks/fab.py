@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from robust_jax import losses, norms, perturbations, threat_models
-from robust_jax.attacks.ascent import clip_box, crossed, rounding, where
+from robust_jax.attacks.ascent import clip_box, crossed, rounding
 from robust_jax.attacks.minimal import found_or_clean
 from robust_jax.attacks.pgd import AttackResult, LogitsFn
 from robust_jax.attacks.survivors import while_active
@@ -175,7 +175,7 @@ def _search(
             followed = jax.tree.map(lambda d, m: d + eta * m, delta, moves)
             return confined(mixed(share, followed, jax.tree.map(lambda c: eta * c, central)))
 
-        run_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, run)
+        run_keys = perturbations.fold_keys(keys, run)
         reach = jnp.where(run % restarts > 0, jnp.minimum(best[1], 1) / 2, 0)
         start = confined(mixed(reach, zeros, threat_models.random_delta(threat, run_keys, images)))
 
@@ -185,8 +185,8 @@ def _search(
             success = crossed(logits_at(delta), labels, targeted)
             size = threat_models.size(threat, delta)
             smaller = success & (size < smallest)
-            found, smallest = where(smaller, (delta, size), (found, smallest))
-            return where(success, jax.tree.map(lambda d: beta * d, delta), delta), found, smallest
+            found, smallest = norms.where(smaller, (delta, size), (found, smallest))
+            return norms.where(success, jax.tree.map(lambda d: beta * d, delta), delta), found, smallest
 
         return jax.lax.fori_loop(0, steps, body, (start, *best))[1:], jnp.ones(len(images), bool)
 

@@ -11,7 +11,6 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from robust_jax import norms
-from robust_jax.attacks.ascent import where
 from robust_jax.gradients import value_and_gradient
 from robust_jax.perturbations import inner
 
@@ -80,10 +79,10 @@ def minimise(
         length = jnp.where(jnp.isinf(most), 2 * at.length, (least + most) / 2)
         on = at._replace(length=length, least=least, most=most, trials=at.trials + 1)
 
-        point, value, gradient = where(lower, (point, value, gradient), (at.point, at.value, at.gradient))
+        point, value, gradient = norms.where(lower, (point, value, gradient), (at.point, at.value, at.gradient))
         # A step that ends without both conditions tells no curvature.
-        memory = where(ended, at.memory, fresh)
-        return where(ended | (at.trials >= TRIALS), begin(point, value, gradient, memory), on), carry
+        memory = norms.where(ended, at.memory, fresh)
+        return norms.where(ended | (at.trials >= TRIALS), begin(point, value, gradient, memory), on), carry
 
     def evaluate(point: Array) -> tuple[Array, Array]:
         value, gradient, _ = value_and_gradient(objective, point)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from robust_jax import losses, norms, perturbations, threat_models
-from robust_jax.attacks.ascent import clip_box, where
+from robust_jax.attacks.ascent import clip_box
 from robust_jax.attacks.pgd import AttackResult, LogitsFn
 from robust_jax.perturbations import Delta, Images
 from robust_jax.threat_models import ThreatModel
@@ -47,7 +47,7 @@ class Smallest(NamedTuple):
 
     def or_smaller(self, delta: Delta, cost: Float[Array, " b"], crossed: Bool[Array, " b"]) -> Smallest:
         """Another δ, where it crossed the boundary at a smaller cost."""
-        return where(crossed & (cost < self.cost), Smallest(delta, cost), self)
+        return norms.where(crossed & (cost < self.cost), Smallest(delta, cost), self)
 
     def result(self, images: Images, threat: ThreatModel) -> AttackResult:
         """What was found in the ball; elsewhere δ = 0, the clean image and success False."""
@@ -106,9 +106,9 @@ def boundary(
 
 def found_or_clean(threat: ThreatModel, images: Images, delta: Delta, success: Bool[Array, " b"]) -> AttackResult:
     """What an attack for the smallest δ returns: δ and its images where they succeed, the clean image elsewhere."""
-    delta = where(success, delta, threat.perturbation.zeros(images))
+    delta = norms.where(success, delta, threat.perturbation.zeros(images))
     moved = clip_box(threat.perturbation.apply(images, delta))
-    return AttackResult(where(success, moved, images), delta, success)
+    return AttackResult(norms.where(success, moved, images), delta, success)
 
 
 def search_const(

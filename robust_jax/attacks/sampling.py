@@ -112,7 +112,7 @@ def random_search(
     keys = example_keys(key, len(images))
 
     def point(i: Array) -> Delta:
-        return threat_models.random_delta(threat, jax.vmap(jax.random.fold_in, (0, None))(keys, i), images)
+        return threat_models.random_delta(threat, perturbations.fold_keys(keys, i), images)
 
     return _try(logits_fn, images, labels, threat, point, samples, loss, targeted)
 

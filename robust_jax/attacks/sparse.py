@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from robust_jax import losses, norms, perturbations
-from robust_jax.attacks.ascent import clip_box, where
+from robust_jax.attacks.ascent import clip_box
 from robust_jax.attacks.minimal import found_or_clean
 from robust_jax.attacks.pgd import AttackResult, LogitsFn
 from robust_jax.attacks.survivors import while_active
@@ -86,8 +86,8 @@ def jsma(
         (rise, pair_up), (fall, pair_down) = choices
         up, salient = rise >= fall, jnp.maximum(rise, fall) > 0
         chosen = (jnp.where(up[:, None], pair_up, pair_down)[..., None] == jnp.arange(images[0].size)).any(1)
-        moved = jnp.where(chosen.reshape(images.shape), where(up, high, low), delta)
-        delta = where(salient, moved, delta)
+        moved = jnp.where(chosen.reshape(images.shape), norms.where(up, high, low), delta)
+        delta = norms.where(salient, moved, delta)
         success = succeeds(logits_at(images, delta), labels)
         return (delta, success), salient & ~success
 
@@ -163,9 +163,6 @@ def pointwise(
     b, n = len(images), math.prod(images.shape[1:])
     keys = example_keys(key, b)
 
-    def fold(data: Array) -> Key[Array, " b"]:
-        return jax.vmap(jax.random.fold_in, (0, None))(keys, data)
-
     def succeeds(delta: Array) -> Array:
         return losses.misclassified(logits_fn(clip_box(images + delta)), labels) != targeted
 
@@ -173,14 +170,16 @@ def pointwise(
         return (delta != 0).reshape(b, n).sum(-1)
 
     def start(i: Array, best: tuple[Array, Array]) -> tuple[Array, Array]:
-        noise = jax.vmap(lambda k: jax.random.uniform(k, (2, *images.shape[1:])))(fold(i // levels))
+        noise = jax.vmap(lambda k: jax.random.uniform(k, (2, *images.shape[1:])))(
+            perturbations.fold_keys(keys, i // levels)
+        )
         delta = jnp.where(noise[:, 0] < 0.5, low, high) * (noise[:, 1] * levels <= i % levels + 1)
         fewer = succeeds(delta) & (~best[1] | (count(delta) < count(best[0])))
-        return where(fewer, delta, best[0]), best[1] | fewer
+        return norms.where(fewer, delta, best[0]), best[1] | fewer
 
     def one_pass(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         i, delta, active = carry
-        ranks = jax.vmap(lambda k: jax.random.uniform(k, (n,)))(fold(draws + i))
+        ranks = jax.vmap(lambda k: jax.random.uniform(k, (n,)))(perturbations.fold_keys(keys, draws + i))
         # Changed pixels first: the others need no look.
         order = jnp.argsort(jnp.where(delta.reshape(b, n) != 0, ranks, 2), axis=-1)
 
@@ -189,7 +188,7 @@ def pointwise(
             here = (order[:, j, None] == jnp.arange(n)).reshape(images.shape)
             fewer = jnp.where(here, 0, delta)
             good = active & (count(fewer) < count(delta)) & succeeds(fewer)
-            return where(good, fewer, delta), changed | good
+            return norms.where(good, fewer, delta), changed | good
 
         most = jnp.where(active, count(delta), 0).max()
         delta, changed = jax.lax.fori_loop(0, most, put_back, (delta, jnp.zeros(b, bool)))

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from robust_jax import losses, norms, perturbations, threat_models
-from robust_jax.attacks.ascent import Point, best_of, clip_box, equal, where
+from robust_jax.attacks.ascent import Point, best_of, clip_box, equal
 from robust_jax.attacks.pgd import AttackResult, LogitsFn
 from robust_jax.attacks.survivors import while_active
 from robust_jax.checks import check_batch
@@ -128,12 +128,12 @@ def _search(
 
     def body(query: Array, fixed: tuple[Images, Array, Array, Delta], best: Point) -> tuple[Point, Array]:
         images, labels, keys, first = fixed
-        query_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, query)
+        query_keys = perturbations.fold_keys(keys, query)
         one, other = (
             perturbations.confined(space, images, threat_models.project(threat, delta))
             for delta in propose(query_keys, query, first, best.delta)
         )
-        delta = where(equal(one, best.delta), other, one)
+        delta = norms.where(equal(one, best.delta), other, one)
         best = best_of(scored(images, labels, delta), best)
         return best, ~best.success
 
@@ -161,7 +161,7 @@ def _by_part(threat: ThreatModel, f: Callable[..., Any], keys: Array, delta: Del
 
     if not threat.perturbation.parts:
         return one(threat.norm, threat.radius, delta, keys)
-    part_keys = [jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i in range(len(delta))]
+    part_keys = [perturbations.fold_keys(keys, i) for i in range(len(delta))]
     return tuple(one(*part) for part in zip(threat.norm, threat.radius, delta, part_keys, strict=True))
 
 

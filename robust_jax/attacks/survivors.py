@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from robust_jax import parallel
-from robust_jax.attacks.ascent import where
+from robust_jax import norms, parallel
 
 # At a time on a device. CPUs are at their fastest with few, more leave the cache; others want to be filled.
 ON_CPU, ELSEWHERE = 32, 128
@@ -44,7 +43,7 @@ def while_active(
 
     def advance(step: Array, fixed: Any, state: Any, active: Array) -> tuple[Any, Array]:
         new, goes_on = body(step, fixed, state)
-        return where(active, new, state), active & goes_on
+        return norms.where(active, new, state), active & goes_on
 
     def loop(one_step: Callable[[Array, tuple[Any, Array]], tuple[Any, Array]], carry: tuple[Any, Array]) -> Any:
         def going(carry: tuple[Array, tuple[Any, Array]]) -> Array:

@@ -27,7 +27,8 @@ from robust_jax.threat_models import ThreatModel
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 UNIVERSAL = {name: getattr(attacks, name) for name in ("universal", "universal_gradient", "universal_targeted")}
-FUNCTIONS = attacks.ATTACKS | UNIVERSAL
+STOPPING = {f"{name} early_stop": partial(attacks.ATTACKS[name], early_stop=True) for name in ("pgd", "apgd")}
+FUNCTIONS = attacks.ATTACKS | UNIVERSAL | STOPPING
 # Small, but every loop is entered, and most of them again.
 EFFORT = dict(
     steps=3, restarts=2, samples=3, queries=8, draws=2, levels=3, points=(3, 2, 1), binary_search_steps=2,

@@ -41,7 +41,7 @@ def test_the_estimate_points_along_the_gradient(signs, threat):
 
     exact = jax.grad(lambda d: value(d).sum())(delta)
     keys = example_keys(KEY, len(images))
-    run = partial(estimate_gradient, value, images=images, threat=threat, samples=300, probe=0.01, signs=signs)
+    run = partial(estimate_gradient, images, value, threat=threat, samples=300, probe=0.01, signs=signs)
     guess = jax.jit(run)(delta, keys)
     for e, g, r in zip(*map(jax.tree.leaves, (exact, guess)), _radii(threat), strict=True):
         e, g = (np.asarray(v * r).reshape(len(images), -1) for v in (e, g))

@@ -450,6 +450,7 @@ def test_fgsm_is_one_full_step():
         (dict(restarts=0), "restarts=0"),
         (dict(restarts=2, random_start=False), "random_start"),
         (dict(restarts=2, keep="last"), "last"),
+        (dict(early_stop=True, keep="last"), "early_stop.*keep='last'"),
         (dict(optimizer="adm"), "'adm' is unknown.*'adam'"),
         (dict(optimizer="adam", momentum=0.9), "momentum=0.9.*its own"),
         (dict(images=jnp.full(SHAPE, 1.5)), r"\[0, 1\].*1.5"),

@@ -13,7 +13,19 @@ import pytest
 from simple_models import Net
 
 from robust_jax import parallel
-from robust_jax.attacks import apgd, apgd_targeted, deepfool, expectation, fab_targeted, jsma, square, survivors
+from robust_jax.attacks import (
+    apgd,
+    apgd_targeted,
+    deepfool,
+    expectation,
+    fab_targeted,
+    jsma,
+    nes,
+    pgd,
+    spsa,
+    square,
+    survivors,
+)  # fmt: skip
 from robust_jax.attacks.survivors import while_active
 from robust_jax.models import bind
 from robust_jax.threat_models import ThreatModel
@@ -108,18 +120,27 @@ CASES = {
     "composed": (partial(square, queries=60), BOTH),
     "deepfool": (deepfool, ADDITIVE("l2", 0.7)),
     "jsma": (partial(jsma, max_pixels=20), ADDITIVE("linf", 0.5)),
+    "pgd": (partial(pgd, steps=4, restarts=2, early_stop=True), ADDITIVE("linf", 0.1)),
+    "adam": (partial(pgd, steps=4, optimizer="adam", early_stop=True), ADDITIVE("linf", 0.1)),
+    "nes": (partial(nes, steps=4, samples=9, early_stop=True), ADDITIVE("linf", 0.15)),
     "apgd": (partial(apgd, steps=4, restarts=3), ADDITIVE("linf", 0.1)),
+    "apgd l1": (partial(apgd, steps=4, early_stop=True), ADDITIVE("l1", 2.0)),
     "apgd_targeted": (partial(apgd_targeted, steps=4, candidates=2), ADDITIVE("linf", 0.1)),
     "fab_targeted": (partial(fab_targeted, steps=4, candidates=2), ADDITIVE("l2", 0.7)),
 }
 
 
+def examples():
+    """A model, 80 images, and the labels that it gives them."""
+    model = bind(Net(), Net().init(KEY, jnp.zeros((1, 4, 4, 2))))
+    images = jnp.asarray(np.random.default_rng(1).uniform(size=(80, 4, 4, 2)), jnp.float32)
+    return model, images, model(images).argmax(-1)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_attacks_find_the_same_in_chunks(case, monkeypatch):
     attack, threat = CASES[case]
-    model = bind(Net(), Net().init(KEY, jnp.zeros((1, 4, 4, 2))))
-    images = jnp.asarray(np.random.default_rng(1).uniform(size=(80, 4, 4, 2)), jnp.float32)
-    labels = model(images).argmax(-1)
+    model, images, labels = examples()
     monkeypatch.setattr(survivors, "ON_CPU", 16)
     chunks = jax.jit(attack)(model, images, labels, threat, key=KEY)
     monkeypatch.setattr(survivors, "ON_CPU", 80)
@@ -128,6 +149,40 @@ def test_attacks_find_the_same_in_chunks(case, monkeypatch):
     np.testing.assert_array_equal(chunks.success, whole.success)
     # Matrix products of other sizes round otherwise, a step adds up to 2e-7 of δ, and there are up to 60.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), chunks.delta, whole.delta)
+
+
+STOPS = {
+    "pgd": (partial(pgd, steps=8, restarts=3), ADDITIVE("l2", 0.6)),
+    "flow": (partial(pgd, steps=8, momentum=0.5), ThreatModel("flow", "linf", 0.7)),
+    "spsa": (partial(spsa, steps=8, samples=8), ADDITIVE("linf", 0.2)),
+    "apgd": (partial(apgd, steps=8), ADDITIVE("linf", 0.2)),
+}
+
+
+@pytest.mark.parametrize("case", STOPS)
+def test_stopping_early_breaks_the_same_images_in_less_time(case, monkeypatch):
+    attack, threat = STOPS[case]
+    model, images, labels = examples()
+    monkeypatch.setattr(survivors, "ON_CPU", 8)
+    seen = []
+
+    def counted(images):
+        jax.debug.callback(lambda: seen.append(len(images)))
+        return model(images)
+
+    def run(**options):
+        seen.clear()
+        found = jax.jit(lambda: attack(counted, images, labels, threat, key=KEY, **options))()
+        jax.effects_barrier()
+        return found, sum(seen)
+
+    (whole, all_passes), (stopped, passes) = run(), run(early_stop=True)
+    assert 20 < whole.success.sum() < 70 and passes < 0.9 * all_passes
+    np.testing.assert_array_equal(stopped.success, whole.success)
+    assert (stopped.success == (model(stopped.images).argmax(-1) != labels)).all()
+    # Where nothing succeeds, nothing has changed but the rounding of other matrix products.
+    left = ~np.asarray(whole.success)
+    np.testing.assert_allclose(stopped.delta[left], whole.delta[left], atol=1e-5)
 
 
 if __name__ == "__main__":
