@@ -282,9 +282,9 @@ def example_keys(key: Key[Array, "..."], count: int) -> Key[Array, " b"]:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
 
 
-def fold_keys(keys: Key[Array, " b"], data: int | Int[Array, ""]) -> Key[Array, " b"]:
-    """Every example's key, folded with the same number."""
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, data)
+def fold_keys(keys: Key[Array, " b"], data: int | Int[Array, "..."]) -> Key[Array, " b"]:
+    """Every example's key, folded with a number: the same one, or its own ``[B]``."""
+    return jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(data, keys.shape))
 
 
 def gaussian_delta(perturbation: Perturbation, keys: Key[Array, " b"], images: Images, sigma: Any) -> Delta:

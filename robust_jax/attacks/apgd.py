@@ -202,11 +202,12 @@ def _run(
         free = perturbations.room(space, images, delta, gradient)
         size = jax.tree.map(lambda r, d: norms.expand(state.step, d) * r, threat.radius, delta)
         target = confined(threat_models.move(threat, delta, gradient, size, free))
-        pull = jnp.where(i > 0, 0.75, 1.0)
-        ahead = jax.tree.map(
-            lambda d, t, before: d + pull * (t - d) + (1 - pull) * (d - before), delta, target, state.previous
-        )
-        return confined(threat_models.project(threat, ahead))
+
+        def ahead(d: Array, t: Array, before: Array) -> Array:
+            pull = norms.expand(jnp.where(i > 0, 0.75, 1.0), d)
+            return d + pull * (t - d) + (1 - pull) * (d - before)
+
+        return confined(threat_models.project(threat, jax.tree.map(ahead, delta, target, state.previous)))
 
     def halve(period: Array, state: _State) -> tuple[Array, _State]:
         highest = state.top[2]

@@ -19,8 +19,8 @@ from robust_jax.checks import check_batch
 from robust_jax.perturbations import Delta, Images, example_keys
 from robust_jax.threat_models import ThreatModel
 
-# (logits, labels, likeliest other classes [B, n], number of the run) -> the differences of logits that are to become
-# positive, as rows of signs [N, B, K].
+# (logits, labels, likeliest other classes [B, n], number of each one's run [B]) -> the differences of logits that are
+# to become positive, as rows of signs [N, B, K].
 Rows = Callable[[Array, Array, Array, Array], Array]
 
 
@@ -119,7 +119,8 @@ def fab_targeted(
 
     def rows(logits: Array, labels: Array, others: Array, run: Array) -> Array:
         one_hot = partial(jax.nn.one_hot, num_classes=logits.shape[-1], dtype=logits.dtype)
-        return (one_hot(others[:, run // restarts]) - one_hot(labels))[None]
+        target = jnp.take_along_axis(others, (run // restarts)[:, None], -1)[:, 0]
+        return (one_hot(target) - one_hot(labels))[None]
 
     return _search(
         rows, others, logits_fn, images, labels, threat, key, steps=steps, restarts=restarts,
@@ -193,7 +194,7 @@ def _search(
     clean = losses.misclassified(logits_fn(images), labels) != targeted
     start = space.zeros(images), jnp.where(clean, 0.0, jnp.inf)
     fixed = (images, labels, example_keys(key, len(images)), others)
-    delta, size = while_active(one_run, fixed, start, ~clean, runs, chunk=None if runs > 1 else len(images))
+    delta, size = while_active(one_run, fixed, start, ~clean, runs)
     return found_or_clean(threat, images, delta, size <= 1)
 
 

@@ -21,8 +21,8 @@ from robust_jax.losses import LossFn
 from robust_jax.perturbations import Delta, Images, example_keys
 from robust_jax.threat_models import ThreatModel
 
-# (keys [B], number of the query, where the search starts, δ) -> the δ to try next, or, where that is δ, the other one;
-# both before projection.
+# (keys [B], number of each one's query [B], where the search starts, δ) -> the δ to try next, or, where that is δ, the
+# other one; both before projection.
 Propose = Callable[[Array, Array, Delta, Delta], tuple[Delta, Delta]]
 
 
@@ -106,10 +106,9 @@ def square(
     first = _by_part(threat, start, example_keys(key, len(images)), threat.perturbation.zeros(images))
 
     def propose(keys: Array, query: Array, first: Delta, delta: Delta) -> tuple[Delta, Delta]:
-        found = _by_part(threat, partial(step, query=query), keys, delta)
+        found = _by_part(threat, step, keys, delta, query)
         one, other = zip(*found, strict=True) if threat.perturbation.parts else found
-        begin = partial(jax.tree.map, lambda a, b: jnp.where(query == 0, a, b), first)
-        return begin(one), begin(other)
+        return norms.where(query == 0, first, one), norms.where(query == 0, first, other)
 
     return _search(logits_fn, images, labels, threat, key, queries, loss_fn, targeted, first, propose)
 
@@ -151,12 +150,12 @@ def _shares(queries: int, p_init: float) -> np.ndarray:
     return p_init / 2.0**halvings
 
 
-def _by_part(threat: ThreatModel, f: Callable[..., Any], keys: Array, delta: Delta) -> Any:
-    """``radius * f(norm, key, δ / radius)`` of each example, part by part."""
+def _by_part(threat: ThreatModel, f: Callable[..., Any], keys: Array, delta: Delta, *more: Array) -> Any:
+    """``radius * f(norm, key, δ / radius, *more)`` of each example, part by part."""
 
     def one(norm: norms.Norm, radius: Array, d: Array, keys: Array) -> Any:
         radius = jnp.asarray(radius, d.dtype)
-        found = jax.vmap(partial(f, norm))(keys, d / jnp.where(radius > 0, radius, 1))
+        found = jax.vmap(partial(f, norm))(keys, d / jnp.where(radius > 0, radius, 1), *more)
         return jax.tree.map(lambda unit: radius * unit.astype(d.dtype), found)
 
     if not threat.perturbation.parts:

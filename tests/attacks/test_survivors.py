@@ -42,19 +42,26 @@ def test_each_example_stops_for_itself_and_those_left_are_computed_alone(steps, 
     monkeypatch.setattr(jax, "local_device_count", lambda: devices)
     computed = []
 
-    def body(step, life, count):
-        jax.debug.callback(lambda step: computed.append((int(step), len(count))), step, ordered=True)
-        return count + 1, count + 1 < life
+    def body(done, life, count):
+        jax.debug.callback(lambda: computed.append(len(count)))
+        return jnp.where(done == count, count + 1, -100), count + 1 < life
 
     life = jnp.asarray(LIFES, int)
     run = jax.jit(lambda: while_active(body, life, jnp.zeros(100, int), life > 0, steps, chunk))
     np.testing.assert_array_equal(run(), np.minimum(LIFES, steps))
     jax.effects_barrier()
-    # 90 go on at first, 60 after a step, 20 after four; of these one of five devices has 6.
-    left = {100: (1, 1, 1), 25: (4, 3, 1), 30: (4, 3, 1)}[chunk] if devices == 1 else (4, 3, 2)
-    expected = [left[0], *3 * left[1:2], *5 * left[2:]][:steps]
-    size = 25 if chunk == 30 else chunk  # all of a size
-    assert computed == [(step, size) for step, chunks in enumerate(expected) for _ in range(chunks)]
+    left = [sorted(np.minimum(piece, steps)) for piece in LIFES.reshape(devices, -1)]
+    assert computed == [chunk] * max(rounds([n for n in piece if n], chunk // devices) for piece in left)
+
+
+def rounds(left, places):
+    """Until all are done, if in each those that have done the fewest steps take the places."""
+    count, waiting = 0, [(0, n) for n in left]
+    while waiting:
+        waiting.sort(key=lambda one: one[0])
+        waiting = [(done + 1, n) for done, n in waiting[:places] if done + 1 < n] + waiting[places:]
+        count += 1
+    return count
 
 
 def test_each_device_goes_on_with_its_own():
@@ -71,6 +78,7 @@ def test_nothing_is_computed_where_none_is_active():
         return state + 1, state < 0
 
     assert (while_active(body, jnp.ones(8), jnp.ones(8), jnp.zeros(8, bool), 5, 4) == 1).all()
+    assert (while_active(body, jnp.ones(8), jnp.ones(8), jnp.ones(8, bool), 0, 4) == 1).all()
     jax.effects_barrier()
     assert not computed
 
@@ -88,8 +96,8 @@ def sizes(body, count):
     return seen
 
 
-@pytest.mark.parametrize("backend, count, expected", [("cpu", 100, 4 * [25]), ("cpu", 7, [7]), ("gpu", 300, 3 * [100])])
-def test_chunks_are_equal(backend, count, expected, monkeypatch):
+@pytest.mark.parametrize("backend, count, expected", [("cpu", 100, 4 * [32]), ("cpu", 7, [7]), ("gpu", 300, 2 * [256])])
+def test_so_many_at_a_time(backend, count, expected, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     assert sizes(lambda _, fixed, state: (state + fixed.sum(1), state > 0), count) == expected
 
