@@ -253,7 +253,7 @@ def _run(
         back, state = adapt(periods[i], state)
         delta, gradient, value = norms.where(back, top, (state.delta, gradient, point.value))
         state = state._replace(delta=go(i, images, state, delta, gradient), previous=delta, value=value)
-        return state, ~(early_stop & state.kept.success)
+        return state, ~state.kept.success if early_stop else jnp.ones_like(state.kept.success)
 
     start = perturbations.confined(space, images, threat_models.random_delta(threat, keys, images))
     lowest = jnp.full(len(images), -jnp.inf)

@@ -111,6 +111,8 @@ def ascend(
         return value.sum(), Point(delta, jnp.nan_to_num(value, nan=-jnp.inf), success)
 
     def better(new: Point, old: Point) -> Point:
+        if early_stop:
+            return norms.where(old.success, old, best_of(new, old))
         if keep == "best":
             return best_of(new, old)
         return norms.where((new.value > old.value) | (keep == "last"), new, old)

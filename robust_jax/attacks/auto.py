@@ -46,8 +46,8 @@ def auto_attack(
     where DLR has none, the margin takes its place. Other than in the authors' code the l1 ball is not entered from
     larger ones, FAB's ball is that of the threat, and Square's schedule is stretched over its queries.
 
-    Only the unbroken examples are computed, some at a time: at most 1,900 gradients of an image in the standard
-    version, and 5,900 forward passes more.
+    Parts go on with the unbroken examples alone, some at a time; with "rand" with all, as long as one is unbroken. The
+    standard version takes at most 1,900 gradients of an image, and 5,900 forward passes more.
 
     Args:
       logits_fn: any JAX function of images, of any number of them; with "rand" of ``(images, key)``.

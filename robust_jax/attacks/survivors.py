@@ -19,16 +19,14 @@ ON_CPU, ELSEWHERE = 32, 256
 Body = Callable[[Int[Array, " b"], Any, Any], tuple[Any, Bool[Array, " b"]]]
 
 
-def while_active(
-    body: Body, fixed: Any, state: Any, active: Bool[Array, " b"], steps: int, chunk: int | None = None
-) -> Any:
+def while_active(body: Body, fixed: Any, state: Any, active: Bool[Array, " b"], steps: int) -> Any:
     """``state, goes_on = body(steps done, fixed, state)``, each example as long as it goes on and at most so often.
 
-    Active examples are computed some at a time, those first that have done the fewest steps: examples need not be at
-    the same step, so that all places are taken as long as there are enough to take them, in one compiled program with
-    one body. Where a batch is laid out over devices each goes on with its own. Examples must not depend on each other.
-    A body that takes no other number of examples, as that of a model with draws of each image's own, gets them all,
-    in their places.
+    Active examples are computed some at a time (`ON_CPU` or `ELSEWHERE` a device), those first that have done the
+    fewest steps: examples need not be at the same step, so that all places are taken as long as there are enough to
+    take them, in one compiled program with one body. Where a batch is laid out over devices each goes on with its own.
+    Examples must not depend on each other. A body that takes no other number of examples, as that of a model with draws
+    of each image's own, gets them all, in their places.
 
     Args:
       body: one step of some examples.
@@ -36,12 +34,10 @@ def while_active(
       state: pytree of arrays ``[B, ...]``; an example's is that of the step after which it stopped.
       active: which examples begin.
       steps: at most so many.
-      chunk: so many examples at a time, at most, on all devices; by default 32 a device on CPUs and 256 elsewhere.
     """
     count, pieces = len(active), parallel.pieces(len(active))
     each = count // pieces
-    most = (ON_CPU if jax.default_backend() == "cpu" else ELSEWHERE) if chunk is None else chunk // pieces
-    size = min(each, most)
+    size = min(each, ON_CPU if jax.default_backend() == "cpu" else ELSEWHERE)
     carry = (jnp.zeros(count, jnp.int32), state, active & (steps > 0))
 
     def advance(fixed: Any, carry: tuple[Array, Any, Array]) -> tuple[Array, Any, Array]:
@@ -64,15 +60,23 @@ def while_active(
 
     fixed_rows = jax.tree.map(rows, fixed)
 
-    def one_chunk(carry_rows: Any) -> Any:
+    def full_chunks(carry_rows: Any) -> Any:
+        """As many as can be filled, at least one; who is left comes first in the next."""
         done, _, going = carry_rows
-        chosen = jnp.argsort(jnp.where(going, done, steps)[..., 0], axis=1)[:, :size]
-        take = jax.vmap(lambda piece, at: piece[at])
-        put = jax.vmap(lambda piece, at, new: piece.at[at].set(new, unique_indices=True))
-        taken = jax.tree.map(lambda x, like: shaped(take(x, chosen), like), (fixed_rows, carry_rows), (fixed, carry))
-        return jax.tree.map(lambda x, new: put(x, chosen, rows(new)), carry_rows, advance(*taken))
+        order = jnp.argsort(jnp.where(going, done, steps)[..., 0], axis=1)
 
-    return jax.tree.map(shaped, loop(one_chunk, jax.tree.map(rows, carry)), state)
+        def one_chunk(i: Array, carry_rows: Any) -> Any:
+            chosen = jax.lax.dynamic_slice_in_dim(order, i * size, size, axis=1)
+            take = jax.vmap(lambda piece, at: piece[at])
+            put = jax.vmap(lambda piece, at, new: piece.at[at].set(new, unique_indices=True))
+            taken = jax.tree.map(
+                lambda x, like: shaped(take(x, chosen), like), (fixed_rows, carry_rows), (fixed, carry)
+            )
+            return jax.tree.map(lambda x, new: put(x, chosen, rows(new)), carry_rows, advance(*taken))
+
+        return jax.lax.fori_loop(0, jnp.maximum(going.sum(1).min() // size, 1), one_chunk, carry_rows)
+
+    return jax.tree.map(shaped, loop(full_chunks, jax.tree.map(rows, carry)), state)
 
 
 def _takes(body: Body, fixed: Any, state: Any, count: int) -> bool:
