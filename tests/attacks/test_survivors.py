@@ -25,7 +25,7 @@ from robust_jax.attacks import (
     spsa,
     square,
     survivors,
-)  # fmt: skip
+)
 from robust_jax.attacks.survivors import while_active
 from robust_jax.models import bind
 from robust_jax.threat_models import ThreatModel
