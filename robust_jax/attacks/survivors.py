@@ -12,8 +12,9 @@ from jaxtyping import Array, Bool, Int
 
 from robust_jax import norms, parallel
 
-# At a time on a device. CPUs are at their fastest with few, more leave the cache; others want to be filled.
-ON_CPU, ELSEWHERE = 32, 256
+# At a time on a device. CPUs lose a twentieth with so few, and more where the last are fewer than the places; others
+# want to be filled.
+ON_CPU, ELSEWHERE = 16, 256
 
 # (how many steps each has done [B], what stays [B, ...], state [B, ...]) -> the next state, and which examples go on.
 Body = Callable[[Int[Array, " b"], Any, Any], tuple[Any, Bool[Array, " b"]]]

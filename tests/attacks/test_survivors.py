@@ -90,7 +90,7 @@ def sizes(body, count):
     return seen
 
 
-@pytest.mark.parametrize("backend, count, expected", [("cpu", 100, 4 * [32]), ("cpu", 7, [7]), ("gpu", 300, 2 * [256])])
+@pytest.mark.parametrize("backend, count, expected", [("cpu", 100, 7 * [16]), ("cpu", 7, [7]), ("gpu", 300, 2 * [256])])
 def test_so_many_at_a_time(backend, count, expected, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     assert sizes(lambda _, fixed, state: (state + fixed.sum(1), state > 0), count) == expected
