@@ -1,36 +1,57 @@
-# make demo: train standard and FGR on the bundled digits, attack both, draw the pictures. make test: all checks but
-# the slowest tests, which make test-all runs too.
+# make demo         train standard and FGR on the bundled digits, attack both, draw the pictures
+# make test         lint, types, and all tests but the slowest
+# make test-all     the slowest tests too
+# make test-quick   lint, types, and the tests in which this package meets JAX, Flax, Orbax and the file system most
+# make constraints  pin the newest version of everything that `make` installs
+# Another Python, in an environment of its own: make test PYTHON=python3.13
 PYTHON ?= python3
-BIN = .venv/bin
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+VENV = .venv$(if $(filter-out file default,$(origin PYTHON)),-$(VERSION))
+BIN = $(VENV)/bin
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
+# Lint what git knows: scratch files and the folders that runs leave are the user's own.
+SOURCES = $(or $(shell git ls-files '*.py' 2>/dev/null),.)
 
-.PHONY: demo test test-all clean
+.PHONY: demo lint test test-quick test-all constraints clean
 
-demo: .venv/installed
+demo: $(VENV)/installed
 	$(BIN)/python train.py --config=configs/digits_standard.py --workdir=runs/digits_standard
 	$(BIN)/python train.py --config=configs/digits_fgr.py --workdir=runs/digits_fgr
 	$(BIN)/python eval.py --workdir=runs/digits_standard,runs/digits_fgr
 
-test: .venv/installed-test
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
+
+test: lint
 	$(BIN)/pytest --numprocesses=2 --dist=worksteal --durations=15 -m "not slow"
 
-test-all: .venv/installed-test
+test-quick: lint
+	$(BIN)/pytest --numprocesses=2 --dist=worksteal -m "not slow" tests/attacks/test_pgd.py tests/models \
+	  tests/test_cli.py tests/test_checkpoints.py tests/test_gradients.py tests/test_parallel.py tests/test_programs.py \
+	  tests/test_tfds_source.py tests/test_training.py
+
+test-all: $(VENV)/installed-test
 	$(BIN)/pytest --numprocesses=2 --dist=worksteal
 
-.venv/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "robust_jax needs Python 3.11 or later, $(PYTHON) is older: make PYTHON=python3.12 ..."; exit 1; }
-	$(PYTHON) -m venv .venv
+constraints: $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --extra test setup.cfg \
+	  --no-emit-index-url --no-annotate --custom-compile-command "make constraints" --output-file constraints.txt
 
-.venv/installed: setup.cfg pyproject.toml .venv/bin/python
-	$(BIN)/pip install --quiet --editable .
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "robust_jax needs Python 3.11 or later, $(PYTHON) is older: make PYTHON=python3.13 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: setup.cfg pyproject.toml constraints.txt $(VENV)/bin/python
+	$(PIP_INSTALL) --editable .
 	touch $@
 
-.venv/installed-test: setup.cfg pyproject.toml .venv/bin/python
-	$(BIN)/pip install --quiet --editable '.[test]'
-	touch $@ .venv/installed
+$(VENV)/installed-test: setup.cfg pyproject.toml constraints.txt $(VENV)/bin/python
+	$(PIP_INSTALL) --editable '.[test]'
+	touch $@ $(VENV)/installed
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-* runs

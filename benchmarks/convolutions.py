@@ -12,10 +12,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
-from timing import timed
 
 from robust_jax import models
 from robust_jax.models import layers
+from timing import timed
 
 CASES = {"small_cnn": (128, 28, 28, 1), "vgg11": (8, 32, 32, 3)}
 FORMS = {"lax": lax.conv_general_dilated, "ours": layers.conv_general_dilated}

@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from runs import correctly_classified, selected
 
 from robust_jax import attacks, cli, pictures
 from robust_jax.threat_models import ThreatModel
+from runs import correctly_classified, selected
 
 flags.DEFINE_list("workdir", None, "Finished runs.", required=True)
 flags.DEFINE_integer("images", 200, "Of each.")

@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import flags
-from timing import flops
 
 from robust_jax import cli, gradients, losses, models
+from timing import flops
 
 flags.DEFINE_list("models", ["wrn_28_10", "preact_resnet18"], "Residual networks of robust_jax.models.")
 flags.DEFINE_integer("batch", 128, "Images a step.")

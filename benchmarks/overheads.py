@@ -17,11 +17,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from absl import flags
-from steps import built, image_shape, step_of
-from timing import timed
 
 from robust_jax import attacks, cli, data, experiment, models, parallel
 from robust_jax.threat_models import ThreatModel
+from steps import built, image_shape, step_of
+from timing import timed
 
 flags.DEFINE_integer("attacked", 64, "Images of the attacks.")
 flags.DEFINE_integer("small_batch", 32, "Of the small networks.")

@@ -27,12 +27,12 @@ import numpy as np
 import torch
 import torchattacks
 from absl import flags
-from runs import correctly_classified, selected
-from timing import timed
-from torch_models import converted, tensors
 
 from robust_jax import attacks, cli, models
 from robust_jax.threat_models import ThreatModel
+from runs import correctly_classified, selected
+from timing import timed
+from torch_models import converted, tensors
 
 LIBRARIES = ["robust_jax", "foolbox JAX", "foolbox PyTorch", "torchattacks"]
 

@@ -24,12 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from flax import linen as nn
-from timing import flops, timed
 
 import robust_jax as rj
 from robust_jax import cli, experiment, losses, models, optimizers, parallel, training
 from robust_jax.config import STATISTICS
 from robust_jax.objectives import make_objective
+from timing import flops, timed
 
 flags.DEFINE_list("models", ["vgg11"], "Names of robust_jax.models.")
 flags.DEFINE_integer("batch", 128, "Images a step, over all devices.")
@@ -135,6 +135,7 @@ def forward_flops(name: str, size: int) -> float:
 def peers(name: str, dtype: str, size: int, repeats: int) -> Iterator[tuple[str, float]]:
     """Seconds of PyTorch's steps by name, where it has the network."""
     import torch
+
     import torch_steps
     from torch_models import NETWORKS, converted, tensors
 

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jax import lax
-from steps import built, image_shape
-from timing import timed
 
 from robust_jax import cli, models
 from robust_jax.warping import warp
+from steps import built, image_shape
+from timing import timed
 
 COLUMNS = ("forward", "in the flow", "in the images", "five steps")
 Warp = Callable[[jax.Array, jax.Array], jax.Array]

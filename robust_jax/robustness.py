@@ -158,8 +158,11 @@ def _outcome(
     broken = {m: ~measured.correct | ~seen | (f["prediction"] != measured.label) for m, f in at.items()}
     broken[0.0] = ~measured.correct
     curve = {m: broken[m] for m in sorted({1.0, *map(float, attack.curve)}) if attack.curve}
-    largest = {k: np.max([f[k] for f in at.values()], 0) for k in ("size", "excess")}
-    return Outcome(attack, broken[1.0], **at[1.0] | largest, curve=curve, seconds=seconds, sample=sample, seen=seen)
+    largest, excess = (np.max([f[k] for f in at.values()], 0) for k in ("size", "excess"))
+    return Outcome(
+        attack, broken[1.0], at[1.0]["prediction"], at[1.0]["loss"], largest, excess,
+        curve=curve, seconds=seconds, sample=sample, seen=seen,
+    )  # fmt: skip
 
 
 def _clean_rows(model: Any, place: Callable[[Batch], Batch], batch: Batch) -> Rows:

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_readme import ROOT, run_python
 
 from robust_jax import attacks
+from test_readme import ROOT, run_python
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 PAGE = "docs/attacks.md"

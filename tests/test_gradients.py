@@ -17,7 +17,6 @@ from robust_jax.threat_models import ThreatModel
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 # These many small programs are compiled once and run a few times: compile the cheapest way.
-jit = partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": False})
 
 contrast = Perturbation(
     zeros=lambda images: jnp.zeros((len(images), 2), images.dtype),
@@ -77,7 +76,7 @@ def by_definition(theta, space, images, batch_norm=False):
     return np.concatenate([np.asarray(g).reshape(len(g), -1) for g in jax.tree.leaves(grad)], 1)
 
 
-@partial(jit, static_argnums=(1, 3))
+@partial(jax.jit, static_argnums=(1, 3))
 def slope_in_delta(theta, space, images, batch_norm):
     total = lambda d: losses_of(theta, space.apply(images, d), batch_norm=batch_norm).sum()  # noqa: E731
     return jax.grad(total)(space.zeros(images))
@@ -113,7 +112,7 @@ def test_value_and_parameter_gradient_of_the_exact_methods(space, norm, power, b
         theta = parameters()
         direction = direction_like(theta)
         f = partial(penalty, space=space, norm=norm, power=power, batch_norm=batch_norm)
-        evaluate = jit(lambda t: [jax.value_and_grad(partial(f, method=m))(t) for m in EXACT])
+        evaluate = jax.jit(lambda t: [jax.value_and_grad(partial(f, method=m))(t) for m in EXACT])
         results, h = evaluate(theta), 1e-5
         if space != "flow_symmetric":  # by definition not the derivative of its apply
             g = by_definition(theta, space, binary_images(), batch_norm)
@@ -130,7 +129,7 @@ def test_value_and_parameter_gradient_of_the_exact_methods(space, norm, power, b
             np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-11)
 
 
-@partial(jit, static_argnums=5)
+@partial(jax.jit, static_argnums=5)
 def finite_difference_bound(theta, direction, images, v, h, batch_norm):
     """Taylor's remainder of the surrogate, in the parameter direction, meaned over the batch.
 
@@ -148,7 +147,7 @@ def finite_difference_bound(theta, direction, images, v, h, batch_norm):
     return length * h / 2 * jnp.abs(second).max()
 
 
-@partial(jit, static_argnums=2)
+@partial(jax.jit, static_argnums=2)
 def image_gradient(theta, images, batch_norm):
     return gradients.value_and_gradient(bound(theta, batch_norm), images)[1]
 
@@ -165,7 +164,7 @@ def test_parameter_gradient_of_finite_differences_stays_in_its_bound(space, norm
         direction = direction_like(theta)
         f = partial(penalty, space=space, norm=norm, power=power, batch_norm=batch_norm)
         surrogate = partial(f, method="finite_difference")
-        gradients_ = jit(lambda t, h: (jax.grad(f)(t), jax.grad(partial(surrogate, step=h))(t)))
+        gradients_ = jax.jit(lambda t, h: (jax.grad(f)(t), jax.grad(partial(surrogate, step=h))(t)))
 
         # The direction J ∇φ(g), by definition: φ of the pullback of an image gradient, differentiated in it.
         g = image_gradient(theta, images, batch_norm)
@@ -175,7 +174,7 @@ def test_parameter_gradient_of_finite_differences_stays_in_its_bound(space, norm
             leaves = [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(pull(g))]
             return norms.norm(jnp.concatenate(leaves, 1), norm, power).sum()
 
-        v = jit(jax.grad(phi))(g)
+        v = jax.jit(jax.grad(phi))(g)
         errors = []
         for h in (1e-2, 1e-3):
             exact, gradient = gradients_(theta, h)
@@ -192,10 +191,10 @@ def test_finite_differences_in_float32_round_within_their_bound():
     with jax.enable_x64(True):
         theta = parameters()
         options = dict(space="flow", norm="l2", power=2, step=1e-2)
-        exact, truncated = (jit(jax.grad(partial(penalty, method=m, **options)))(theta) for m in
+        exact, truncated = (jax.jit(jax.grad(partial(penalty, method=m, **options)))(theta) for m in
                             ("double_backprop", "finite_difference"))  # fmt: skip
     theta32, images = parameters(dtype=np.float32), binary_images(np.float32)
-    rounded = jit(jax.grad(partial(penalty, method="finite_difference", images=images, **options)))(theta32)
+    rounded = jax.jit(jax.grad(partial(penalty, method="finite_difference", images=images, **options)))(theta32)
     loss_gradient = jax.grad(lambda t: losses_of(t, images).mean())(theta32)
     size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(loss_gradient))
     g = by_definition(theta32, "flow", images)
@@ -216,7 +215,7 @@ def test_value_and_parameter_gradient_do_not_depend_on_the_batch(method):
             f = bound(theta, signs=jnp.asarray(SIGNS)[index])
             return gradient_norm(f, images[index], "flow", "l2", 2, method=method, step=1e-6)
 
-        both = jit(lambda t, index: (value(t, index), jax.jacrev(value)(t, index)))
+        both = jax.jit(lambda t, index: (value(t, index), jax.jacrev(value)(t, index)))
         together, jacobian = both(theta, np.arange(4))
         # finite_difference moves an example by its share of the batch's longest direction: equal to O(h) only.
         tolerance = 1e-4 if method == "finite_difference" else 1e-9
@@ -233,7 +232,7 @@ def test_zero_gradient_has_norm_0_and_parameter_gradient_0(method, power):
     theta = parameters(dtype=np.float32)
     flat = jnp.full(SHAPE, 0.5)  # a constant image does not change under a flow
     for norm in ("l1", "linf", "l21") if method == "double_backprop" else ("l1", "l2"):
-        f = jit(jax.value_and_grad(lambda t, x, n=norm: penalty(t, "flow", n, power, method, images=x)))
+        f = jax.jit(jax.value_and_grad(lambda t, x, n=norm: penalty(t, "flow", n, power, method, images=x)))
         value, gradient = f(theta, flat)
         assert value == 0
         jax.tree.map(lambda g: np.testing.assert_array_equal(g, 0), gradient)
@@ -246,7 +245,7 @@ def test_zero_gradient_has_norm_0_and_parameter_gradient_0(method, power):
         return gradient_norm(lambda x: jnp.full(len(x), t) + 0 * x.sum((1, 2, 3)), flat, "additive",
                              "l2", power, method=method).sum()  # fmt: skip
 
-    value, gradient = jit(jax.value_and_grad(constant))(1.0)
+    value, gradient = jax.jit(jax.value_and_grad(constant))(1.0)
     assert value == 0 and gradient == 0
 
 
@@ -264,10 +263,10 @@ def test_has_aux_and_a_training_loss_under_jit(method):
         return jax.value_and_grad(objective, has_aux=True)(theta)
 
     (total, aux), gradient = step(theta)
-    loss, norm = jit(lambda t: value_and_gradient_norm(bound(t, True), images, "flow", method=method))(theta)
+    loss, norm = jax.jit(lambda t: value_and_gradient_norm(bound(t, True), images, "flow", method=method))(theta)
     assert total == pytest.approx(float(loss.mean() + 0.5 * norm.mean()), rel=1e-5)
     np.testing.assert_allclose(aux, images.mean((0, 1, 2)), rtol=1e-6)
-    separate = jit(jax.grad(
+    separate = jax.jit(jax.grad(
         lambda t: losses_of(t, images, batch_norm=True).mean() + 0.5 * penalty(
             t, "flow", "l2", 2, method, True, images)))(theta)  # fmt: skip
     for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(separate), strict=True):
@@ -279,7 +278,7 @@ def test_has_aux_and_a_training_loss_under_jit(method):
 def test_images_are_constants():
     theta, images = parameters(dtype=np.float32), binary_images(np.float32)
     for method in gradients.METHODS:
-        gradient = jit(jax.grad(lambda x, m=method: penalty(theta, "flow", "l2", 2, m, images=x)))(images)
+        gradient = jax.jit(jax.grad(lambda x, m=method: penalty(theta, "flow", "l2", 2, m, images=x)))(images)
         np.testing.assert_array_equal(gradient, 0)
 
 
@@ -295,7 +294,7 @@ THREATS = [
 ]
 
 
-@jit
+@jax.jit
 def evaluated(theta, images, threat):
     return [f(bound(theta), images, threat) for f in (first_order_gain, steepest)]
 
@@ -314,12 +313,14 @@ def test_first_order_gain_is_the_largest_inner_product_over_the_ball(threat):
     assert (threat_models.size(threat, best) <= 1 + 1e-5).all() and (gain > 1e-3).all()
     np.testing.assert_allclose(inner(best), gain, rtol=1e-4)
     many = 60
-    draw = jit(lambda key: threat_models.random_delta(threat, jax.random.split(key, 4), images))
+    draw = jax.jit(lambda key: threat_models.random_delta(threat, jax.random.split(key, 4), images))
     for seed in range(many):
         assert (inner(draw(jax.random.key(seed))) <= gain).all()
     if not threat.perturbation.parts:
         dual = norms.dual(threat.norm)
-        norm = jit(lambda r: gradient_norm(bound(theta), images, threat.perturbation, dual, 1, scale=r))(threat.radius)
+        norm = jax.jit(lambda r: gradient_norm(bound(theta), images, threat.perturbation, dual, 1, scale=r))(
+            threat.radius
+        )
         np.testing.assert_allclose(gain, norm, rtol=1e-5)
 
 

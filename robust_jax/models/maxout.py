@@ -23,6 +23,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from robust_jax.models import layers
@@ -48,7 +49,7 @@ class MaxoutMLP(nn.Module):
     num_classes: int
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     hidden: tuple[int, ...] = (240, 240)
     pieces: int = 5
     input_dropout: float = 0.2
@@ -85,7 +86,7 @@ class _Convolutions(nn.Module):
     """Dropout of the images, then the layers, each followed by dropout; the last map flattened."""
 
     layout: tuple[ConvMaxout, ...]
-    dtype: jnp.dtype
+    dtype: DTypeLike
     conv_general_dilated: Callable
     input_dropout: float
     dropout: float
@@ -118,7 +119,7 @@ class MaxoutCNN(nn.Module):
     num_classes: int
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     conv_general_dilated: Callable = layers.conv_general_dilated
     input_dropout: float = 0.2
     dropout: float = 0.5
@@ -146,7 +147,7 @@ class MaxoutCIFAR(nn.Module):
     num_classes: int
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     conv_general_dilated: Callable = layers.conv_general_dilated
     input_dropout: float = 0.2
     dropout: float = 0.5

@@ -6,6 +6,7 @@ from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from robust_jax.models import layers
@@ -23,7 +24,7 @@ class MLP(nn.Module):
     num_classes: int
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     hidden: tuple[int, ...] = (500, 500)
     activation: str = "sigmoid"
     dropout: float = 0.0

@@ -8,6 +8,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from robust_jax.models import layers
@@ -70,7 +71,7 @@ class _Residual(nn.Module):
     num_classes: int
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     conv_general_dilated: Callable = layers.conv_general_dilated
     batch_norm_axis: str | None = None
     activation: str = "relu"

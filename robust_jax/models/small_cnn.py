@@ -7,6 +7,7 @@ from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from robust_jax.models import layers
@@ -26,7 +27,7 @@ class SmallCNN(nn.Module):
     num_classes: int
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     conv_general_dilated: Callable = layers.conv_general_dilated
     dropout: float = 0.0
     activation: str = "relu"

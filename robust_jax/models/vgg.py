@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from robust_jax.models import layers
@@ -34,7 +35,7 @@ class VGG(nn.Module):
     depth: int = 11
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     conv_general_dilated: Callable = layers.conv_general_dilated
     batch_norm_axis: str | None = None
     activation: str = "relu"

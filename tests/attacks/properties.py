@@ -5,12 +5,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from simple_models import Net
 
 from robust_jax import threat_models
 from robust_jax.models import bind
 from robust_jax.perturbations import example_keys
 from robust_jax.threat_models import ThreatModel
+from simple_models import Net
 
 KEY = jax.random.key(0)
 SHAPE = (6, 4, 4, 2)

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from properties import KEY, check_result, measured
-from simple_models import Net
 
+from properties import KEY, check_result, measured
 from robust_jax import attacks
 from robust_jax.models import bind
 from robust_jax.threat_models import ThreatModel
+from simple_models import Net
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

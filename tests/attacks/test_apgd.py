@@ -1,13 +1,9 @@
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from simple_models import Linear, Net, times
-from test_pgd import BOX_RADII, THREATS, best_gain, check_result, margin_direction
 
 from robust_jax import losses
 from robust_jax.attacks import ATTACKS, apgd, apgd_dlr, apgd_targeted, pgd
@@ -15,6 +11,8 @@ from robust_jax.attacks.apgd import _checkpoints, _project_l1
 from robust_jax.models import bind
 from robust_jax.perturbations import example_keys
 from robust_jax.threat_models import ThreatModel
+from simple_models import Linear, Net, times
+from test_pgd import BOX_RADII, THREATS, best_gain, check_result, margin_direction
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -24,10 +22,9 @@ LABELS = jnp.array([0, 1, 2, 0, 1, 2])
 STATIC = ("steps", "restarts", "rho")
 
 # Small programs, run a few times: compile the cheapest way.
-cheap = partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": False})
-attack = cheap(apgd, static_argnames=(*STATIC, "loss", "targeted"))
-towards_rivals = cheap(apgd_targeted, static_argnames=(*STATIC, "candidates"))
-plain = cheap(pgd, static_argnames=("steps", "loss"))
+attack = jax.jit(apgd, static_argnames=(*STATIC, "loss", "targeted"))
+towards_rivals = jax.jit(apgd_targeted, static_argnames=(*STATIC, "candidates"))
+plain = jax.jit(pgd, static_argnames=("steps", "loss"))
 
 
 def linear(classes=2, seed=0):
@@ -162,7 +159,7 @@ def test_targeted():
 def test_dlr_is_not_saturated():
     images, threat = sample(), ThreatModel("additive", "linf", 0.15)
     labels = net()(images).argmax(-1)
-    run = cheap(apgd_dlr, static_argnames="steps")
+    run = jax.jit(apgd_dlr, static_argnames="steps")
     results = [run(net(factor=f), images, labels, threat, key=KEY, steps=12) for f in (1.0, 1e4)]
     check_result(net(factor=1e4), results[1], images, threat, labels)
     np.testing.assert_array_equal(results[0].success, results[1].success)

@@ -7,9 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from simple_models import Linear, Net
-from test_deepfool import exact_distances
-from test_pgd import check_result
 
 from robust_jax import threat_models
 from robust_jax.attacks import ATTACKS, apgd, auto_attack, square
@@ -17,6 +14,9 @@ from robust_jax.models import bind
 from robust_jax.perturbations import example_keys, fold_keys
 from robust_jax.robustness import Attack, robustness
 from robust_jax.threat_models import ThreatModel
+from simple_models import Linear, Net
+from test_deepfool import exact_distances
+from test_pgd import check_result
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -24,8 +24,7 @@ KEY = jax.random.key(0)
 SHAPE = (12, 4, 4, 2)
 FEW = {"steps": 12, "queries": 100}
 # Small programs, run a few times: compile the cheapest way.
-cheap = partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": False})
-attack = cheap(auto_attack, static_argnames=("version", "steps", "queries"))
+attack = jax.jit(auto_attack, static_argnames=("version", "steps", "queries"))
 
 
 def net(seed=0, factor=1.0):
@@ -71,13 +70,13 @@ def two_parts(monkeypatch):
 def test_what_one_has_broken_the_next_leave_alone(two_parts):
     model, images, threat = net(), sample(), ThreatModel("additive", "l2", 0.4)
     labels = model(images).argmax(-1).at[0].add(1) % 3
-    result = cheap(lambda *given: auto_attack(*given, key=KEY))(model, images, labels, threat)
+    result = jax.jit(lambda *given: auto_attack(*given, key=KEY))(model, images, labels, threat)
     check(model, result, images, threat, labels)
     assert result.success[0] and not jax.tree.leaves(result.delta)[0][0].any()
     assert 2 < result.success.sum() < len(images)
     # By the first attack that breaks them.
     keys = fold_keys(example_keys(KEY, 12), 0)
-    first = cheap(apgd, static_argnames="steps")(model, images, labels, threat, key=keys, steps=12)
+    first = jax.jit(apgd, static_argnames="steps")(model, images, labels, threat, key=keys, steps=12)
     assert (result.success | ~first.success).all()
     broken = np.asarray(first.success)
     np.testing.assert_allclose(result.images[broken], first.images[broken], atol=1e-3)
@@ -88,7 +87,7 @@ def test_random_models():
     base = net()
     noisy = lambda x, key: base(x + 0.1 * jax.random.normal(key, x.shape))  # noqa: E731
     labels = base(images).argmax(-1)
-    result = cheap(lambda x, y: auto_attack(noisy, x, y, threat, key=KEY, version="rand", **FEW))(images, labels)
+    result = jax.jit(lambda x, y: auto_attack(noisy, x, y, threat, key=KEY, version="rand", **FEW))(images, labels)
     assert (threat_models.size(threat, result.delta) <= 1.0001).all() and result.success.mean() > 0.5
     # What fools the mean of some draws fools most others too.
     draws = jax.vmap(lambda k: noisy(result.images, k).argmax(-1))(jax.random.split(jax.random.key(9), 50))

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from simple_models import Net
-from test_deepfool import linear, sample
 
 from robust_jax import threat_models
 from robust_jax.attacks import ddn
 from robust_jax.models import bind
 from robust_jax.threat_models import ThreatModel
+from simple_models import Net
+from test_deepfool import linear, sample
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from simple_models import Linear, Net, times
 
 import robust_jax as rj
 from robust_jax import threat_models
@@ -14,6 +13,7 @@ from robust_jax.attacks import ATTACKS, deepfool
 from robust_jax.models import bind
 from robust_jax.robustness import Attack, robustness
 from robust_jax.threat_models import ThreatModel
+from simple_models import Linear, Net, times
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from properties import KEY, THREATS, check_properties, check_result, sample, smooth
 from scipy.ndimage import gaussian_filter
-from simple_models import Linear, Net
 
+from properties import KEY, THREATS, check_properties, check_result, sample, smooth
 from robust_jax import losses, threat_models
 from robust_jax.attacks import ATTACKS, adef, deepfool, pgd, stadv
 from robust_jax.attacks.deformations import SMOOTHING, smoothed, total_variation
@@ -18,6 +17,7 @@ from robust_jax.models import bind
 from robust_jax.perturbations import flow
 from robust_jax.threat_models import ThreatModel
 from robust_jax.warping import differences
+from simple_models import Linear, Net
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

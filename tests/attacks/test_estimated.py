@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from properties import ADDITIVE, KEY, THREATS, check_properties, check_result, net, sample
-from simple_models import Linear
 
+from properties import ADDITIVE, KEY, THREATS, check_properties, check_result, net, sample
 from robust_jax import losses
 from robust_jax.attacks import ATTACKS, nes, pgd, spsa
 from robust_jax.attacks.ascent import clip_box
 from robust_jax.attacks.estimated import estimate_gradient
 from robust_jax.perturbations import example_keys
 from robust_jax.threat_models import ThreatModel
+from simple_models import Linear
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

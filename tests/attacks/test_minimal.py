@@ -8,8 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from simple_models import Linear, Net, times
-from test_deepfool import exact_distances, linear, sample
 
 from robust_jax import losses, threat_models
 from robust_jax.attacks import ATTACKS
@@ -17,6 +15,8 @@ from robust_jax.models import bind
 from robust_jax.perturbations import Perturbation
 from robust_jax.robustness import Attack, robustness
 from robust_jax.threat_models import ThreatModel
+from simple_models import Linear, Net, times
+from test_deepfool import exact_distances, linear, sample
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -9,7 +9,6 @@ import numpy as np
 import optax
 import pytest
 from scipy.optimize import linprog
-from simple_models import Linear, times
 
 from robust_jax import losses, threat_models
 from robust_jax.attacks import fgsm, pgd
@@ -17,6 +16,7 @@ from robust_jax.models import bind, create
 from robust_jax.perturbations import Perturbation, example_keys
 from robust_jax.threat_models import ThreatModel
 from robust_jax.warping import warp
+from simple_models import Linear, times
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -25,7 +25,7 @@ SHAPE = (6, 4, 4, 2)
 STATIC = ("steps", "restarts", "loss", "momentum", "optimizer", "targeted", "random_start", "keep")
 HEAVY_BALL = partial(optax.sgd, momentum=0.5)
 # Small programs, run a few times: compile the cheapest way.
-attack = jax.jit(pgd, static_argnames=STATIC, compiler_options={"xla_cpu_use_fusion_emitters": False})
+attack = jax.jit(pgd, static_argnames=STATIC)
 margin, cross_entropy = jax.jit(losses.margin), jax.jit(losses.cross_entropy)
 
 

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from properties import ADDITIVE, KEY, SHAPE, THREATS, check_properties, check_result, net, sample, smooth
-from simple_models import Linear
 
+from properties import ADDITIVE, KEY, SHAPE, THREATS, check_properties, check_result, net, sample, smooth
 from robust_jax import losses, threat_models
 from robust_jax.attacks import ATTACKS, gaussian_noise, grid, random_search, uniform_noise
 from robust_jax.perturbations import Perturbation, affine
 from robust_jax.robustness import Attack, robustness
 from robust_jax.threat_models import ThreatModel
+from simple_models import Linear
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from properties import KEY, THREATS, check_properties, check_result, net, sample
-from simple_models import Linear
 
+from properties import KEY, THREATS, check_properties, check_result, net, sample
 from robust_jax.attacks import ATTACKS, jsma, pointwise
 from robust_jax.threat_models import ThreatModel
+from simple_models import Linear
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -1,13 +1,9 @@
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from simple_models import Linear, Net, times
-from test_pgd import BOX_RADII, best_gain, check_result, ramp
 
 from robust_jax import losses
 from robust_jax.attacks import ATTACKS, black_box, square
@@ -15,14 +11,15 @@ from robust_jax.attacks.square import _bump, _shares
 from robust_jax.models import bind
 from robust_jax.perturbations import example_keys
 from robust_jax.threat_models import ThreatModel
+from simple_models import Linear, Net, times
+from test_pgd import BOX_RADII, best_gain, check_result, ramp
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 KEY = jax.random.key(0)
 SHAPE = (6, 4, 4, 2)
 # Small programs, run a few times: compile the cheapest way.
-cheap = partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": False})
-attack = cheap(square, static_argnames=("queries", "p_init", "loss", "targeted"))
+attack = jax.jit(square, static_argnames=("queries", "p_init", "loss", "targeted"))
 
 
 def net(factor=1.0):

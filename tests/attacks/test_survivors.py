@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from simple_models import Net
 
 from robust_jax import parallel
 from robust_jax.attacks import (
@@ -29,6 +28,7 @@ from robust_jax.attacks import (
 from robust_jax.attacks.survivors import while_active
 from robust_jax.models import bind
 from robust_jax.threat_models import ThreatModel
+from simple_models import Net
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

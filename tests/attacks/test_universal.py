@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from simple_models import Linear, Net
 
 import robust_jax as rj
 from robust_jax import losses, threat_models
@@ -15,6 +14,7 @@ from robust_jax.attacks import ATTACKS, apply_universal, universal, universal_gr
 from robust_jax.checks import options_of
 from robust_jax.models import bind
 from robust_jax.threat_models import ThreatModel
+from simple_models import Linear, Net
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from simple_models import Linear
 
 from robust_jax import losses
 from robust_jax.attacks import (
@@ -26,6 +25,7 @@ from robust_jax.attacks import (
 from robust_jax.robustness import Attack, robustness
 from robust_jax.summary import summarise
 from robust_jax.threat_models import ThreatModel
+from simple_models import Linear
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
