@@ -2,13 +2,16 @@
 
 python eval.py --workdir=runs/digits_standard,runs/digits_fgr [--config=FILE] [--config.KEY=VALUE ...]
 
-Without --config each workdir is measured by the attacks and settings it was configured with. Overrides of attacks start
-from --config's, or the first workdir's, and then serve all; data.data_dir, evaluation and attacks can be overridden.
+Without --config each workdir is measured by the attacks and settings of its own config. Overrides of attacks apply to
+the attacks of --config, or of the first workdir, which then serve all workdirs; data.data_dir, evaluation and attacks
+can be overridden.
 """
 
 from absl import flags, logging
 
-from robust_jax import cli, evaluation, experiment
+from robust_jax import cli
+from robust_jax.evaluation import evaluate
+from robust_jax.workdir import runs
 
 flags.DEFINE_string("workdir", "runs/digits_fgr", "What train.py wrote; several, with commas, share pictures.")
 flags.DEFINE_string("config", "", "A config whose attacks and evaluation settings are used for all workdirs.")
@@ -24,13 +27,13 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
         raise ValueError("--workdir is empty: give one or more folders that train.py wrote.")
     paths = [cli.OVERRIDE.fullmatch(o)[1] for o in overrides]  # type: ignore[index]
     if trained := [path for path in paths if not path.startswith(OVERRIDABLE)]:
-        raise ValueError(f"{trained} are of training: eval.py overrides {list(OVERRIDABLE)} only.")
-    config = cli.load_config(options.config) if options.config else experiment.read_config(workdirs[0])
+        raise ValueError(f"{trained} belong to training: eval.py overrides {list(OVERRIDABLE)} only.")
+    config = cli.load_config(options.config) if options.config else runs.read_config(workdirs[0])
     if overrides:
         config = cli.overridden(config, overrides)
     overridden = {p.split(".")[1]: config.evaluation[p.split(".")[1]] for p in paths if p.startswith("evaluation.")}
     own_attacks = not options.config and not any(path.startswith("attacks.") for path in paths)
-    evaluation.evaluate(
+    evaluate(
         workdirs,
         None if own_attacks else config.attacks,
         **(config.evaluation if options.config else overridden),

@@ -6,6 +6,7 @@ python train.py --config=configs/digits_fgr.py --workdir=runs/digits_fgr [--conf
 from absl import flags, logging
 
 from robust_jax import cli, parallel
+from robust_jax.training import loop
 
 flags.DEFINE_string("config", "configs/digits_fgr.py", "The experiment: a file with get_config().")
 flags.DEFINE_string("workdir", "", "Where checkpoints and metrics go; default: runs/ and the config's name.")
@@ -16,13 +17,12 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
     """Loads the config, applies overrides, trains."""
     if options.distributed:
         parallel.initialize(options.distributed)
-    from robust_jax import training
 
     logging.set_verbosity(logging.WARNING)
     config = cli.overridden(cli.load_config(options.config), overrides)
     workdir = options.workdir or cli.default_workdir(options.config)
-    training.train(config, workdir)
-    if parallel.host()[0] == 0:
+    loop.train(config, workdir)
+    if parallel.is_main():
         print(f"Trained. Now: python eval.py --workdir={workdir}")
 
 

@@ -2,9 +2,9 @@
 
 python benchmarks/batch_statistics.py --workdir=runs/lfr --point=roughest
 
-Training here takes running statistics from one pass a step. An implementation that also updates them at the point's
-images, as the reference of local flatness regularisation does, evaluates with a mixture. Statistics are made anew
-from training images, with the momentum of the model, "both" in turns.
+Training takes running statistics from one pass per step. An implementation that also updates them at the point's
+images, as the reference of local flatness regularisation does, evaluates with a mixture. Statistics are recomputed from
+training images, with the model's momentum; for "both" the two kinds of images alternate.
 """
 
 from __future__ import annotations
@@ -13,20 +13,22 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from robust_jax import cli, data, experiment, objectives
-from robust_jax.points import Model
+from robust_jax import cli, data
+from robust_jax.objectives import make_objective
+from robust_jax.objectives.points import Model
+from robust_jax.workdir import runs
 
 flags.DEFINE_string("workdir", "", "Of train.py.")
-flags.DEFINE_string("point", "roughest", "Of its config.")
-flags.DEFINE_integer("batches", 40, "Of training images, for the statistics.")
+flags.DEFINE_string("point", "roughest", "A point of its config.")
+flags.DEFINE_integer("batches", 40, "Batches of training images for the statistics.")
 flags.DEFINE_integer("limit", 500, "Validation images.")
 
 
 def main(options: flags.FlagValues, overrides: list[str]) -> None:
-    config, model, variables, dataset, step = experiment.restore(options.workdir, "latest")
+    config, model, variables, dataset, step = runs.restore(options.workdir, "latest")
     params = variables["params"]
     points = {options.point: config.points[options.point].to_dict()}
-    objective = objectives.make_objective(points, {"ce": dict(kind="cross_entropy", at=options.point)})
+    objective = make_objective(points, {"ce": dict(kind="cross_entropy", at=options.point)})
 
     @jax.jit
     def moved_to(images, labels, key):

@@ -2,9 +2,9 @@
 
 python benchmarks/compare.py --configs=digits_standard,digits_fgr --seeds=0,1,2 [--config.KEY=VALUE ...]
 
-A column `NAME[:ARGUMENT][:KEY=VALUE...]` is a config, with its argument and overrides of its own:
-digits_fgr:terms.fgr.weight=0, digits_methods:trades. `digits_methods:all` is all of its methods.
-Runs that are there already are not trained again; every workdir keeps its evaluation.json.
+A column `NAME[:ARGUMENT][:KEY=VALUE...]` is a config, with its argument and its own overrides:
+digits_fgr:terms.fgr.weight=0, digits_methods:trades. `digits_methods:all` stands for all of its methods.
+Finished runs are not trained again; every workdir keeps its evaluation.json.
 """
 
 from __future__ import annotations
@@ -23,26 +23,27 @@ import jax
 import numpy as np
 from absl import flags
 
-from robust_jax import attacks, cli, data, evaluation, experiment, models, training
-from robust_jax.threat_models import ThreatModel
+from robust_jax import attacks, cli, data, models
+from robust_jax.config.methods import METHODS
+from robust_jax.evaluation import evaluate
+from robust_jax.spaces.threat_models import ThreatModel
+from robust_jax.training import loop
+from robust_jax.workdir import runs
 
 ROOT = Path(__file__).resolve().parents[1]
 
-flags.DEFINE_list("configs", ["digits_standard", "digits_fgr"], "Names in configs/, each with overrides of its own.")
+flags.DEFINE_list("configs", ["digits_standard", "digits_fgr"], "Names in configs/, each with its own overrides.")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Of training and attacks.")
 flags.DEFINE_string("workdir", "runs/compare", "Every run gets a folder in it.")
 flags.DEFINE_string("split", "test", "test, or validation to choose hyper-parameters on.")
-flags.DEFINE_integer("universal", 0, "Also targeted universal success, δ made from so many training images; 0: not.")
-flags.DEFINE_list("universal_radii", ["0.25", "0.75"], "Of additive and flow linf, for that.")
-flags.DEFINE_integer("jobs", 1, "So many configs at once, each in a process with one thread.")
-flags.DEFINE_integer("limit", 0, "The first so many images; 0: each config's.")
+flags.DEFINE_integer("universal", 0, "Training images that one universal δ is made from, to measure that too; 0: none.")
+flags.DEFINE_list("universal_radii", ["0.25", "0.75"], "Of additive and flow linf, for the universal δ.")
+flags.DEFINE_integer("jobs", 1, "Configs to run at once, each in a process with one thread.")
+flags.DEFINE_integer("limit", 0, "Images to measure on; 0: as each config says.")
 
 
 def main(options: flags.FlagValues, overrides: list[str]) -> None:
     """Trains, evaluates, prints."""
-    sys.path.insert(0, str(ROOT))
-    from configs.methods import METHODS
-
     columns = [c.replace(":all", f":{m}") for c in options.configs for m in (METHODS if c.endswith(":all") else [""])]
     path = Path(options.workdir) / f"table_{options.split}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +58,7 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
 
 
 def collected(columns: list[str], found: Iterable[list[dict]], path: Path) -> dict[str, list[dict]]:
-    """The reports by column, written to a file as each comes."""
+    """The reports by column, written to a file whenever one is finished."""
     measured = {}
     for column, reports in zip(columns, found, strict=True):
         measured[column] = reports
@@ -76,20 +77,20 @@ def measure(column: str, given: dict[str, Any], overrides: list[str]) -> list[di
         workdir = Path(given["workdir"]) / f"{column.replace(':', '_').replace('=', '_')}_seed{seed}"
         print(f"== {workdir}", flush=True)
         try:
-            training.train(config, workdir)
-        except training.NonFiniteLossError as error:
+            loop.train(config, workdir)
+        except loop.NonFiniteLossError as error:
             print(f"{workdir}: {error}", file=sys.stderr)
             continue
         chosen = config.evaluation.to_dict() | {"split": given["split"]}
         chosen |= {"limit": given["limit"]} if given["limit"] else {}
-        report = evaluation.evaluate(workdir, config.attacks, **chosen)[str(workdir)]
+        report = evaluate(workdir, config.attacks, **chosen)[str(workdir)]
         if given["universal"]:
-            trained = experiment.restore(workdir)
+            trained = runs.restore(workdir)
             for space, radius in zip(("additive", "flow"), given["universal_radii"], strict=True):
                 found = universal_rates(trained, ThreatModel(space, "linf", float(radius)), given["universal"])
                 report["attacks"] |= {f"{name} {space} {radius}": {"accuracy": rate} for name, rate in found.items()}
         reports.append(report)
-    jax.clear_caches()  # its programs are no other config's, and a process can map only so many
+    jax.clear_caches()  # no other config uses its programs, and a process can map only a limited number
     return reports
 
 
@@ -109,11 +110,11 @@ def _predicted(logits_fn, threat, images, delta):
     return logits_fn(attacks.apply_universal(threat, images, delta)).argmax(-1)
 
 
-def universal_rates(trained: experiment.Restored, threat: ThreatModel, count: int) -> dict[str, float]:
-    """What one δ, made from the first ``count`` training images, does to at most 1,000 held-out ones.
+def universal_rates(trained: runs.Restored, threat: ThreatModel, count: int) -> dict[str, float]:
+    """How one δ, made from the first ``count`` training images, changes predictions on at most 1,000 test images.
 
-    Towards a class: the fraction of images of other classes that become it, the mean over all classes. Untargeted:
-    the accuracy that is left.
+    Targeted: the fraction of images of other classes that are then classified as the target, averaged over all
+    classes. Untargeted: the accuracy that is left.
     """
     _, model, variables, dataset, _ = trained
     logits_fn = models.bind(model, variables)

@@ -1,7 +1,7 @@
 """Times the models' convolution against `jax.lax`'s: `python benchmarks/convolutions.py [MODEL]`.
 
-For each of four uses a training run or an attack makes of a network, the median of three repeats:
-a plain training step, an FGR-like step (double backprop), PGD and gradient-norm ascent in a loop.
+For each of four ways in which training or an attack uses a network, the median of three repeats: a plain training
+step, an FGR-like step (double backprop), and PGD and gradient-norm ascent in a loop.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from robust_jax import models
-from robust_jax.models import layers
+from robust_jax.models import cpu_convolution
 from timing import timed
 
 CASES = {"small_cnn": (128, 28, 28, 1), "vgg11": (8, 32, 32, 3)}
-FORMS = {"lax": lax.conv_general_dilated, "ours": layers.conv_general_dilated}
+FORMS = {"lax": lax.conv_general_dilated, "ours": cpu_convolution.conv_general_dilated}
 
 
 def uses(model, images, labels):
@@ -49,7 +49,7 @@ def uses(model, images, labels):
 
 
 def main(names):
-    """Prints one row a model and use."""
+    """Prints one row per model and use."""
     print(f"{'model':<10} {'use':<21} {'lax':>9} {'ours':>9}  lax / ours")
     for name in names:
         images = jax.random.uniform(jax.random.key(0), CASES[name])

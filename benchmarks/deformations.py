@@ -2,10 +2,10 @@
 
 python benchmarks/deformations.py --workdir=runs/standard,runs/fgr [--images=200] [--attacks=stadv,adef]
 
-On the first correctly classified test images: the per cent that each attack fools, and of these the median length of
-the longest displacement and of the root mean square of all displacements, in pixels. `stadv` and `adef` seek a small
-flow and have the whole image as ball; the others search the ball that the row names. Ten images of each attack are
-drawn into the workdir, as deformation_NAME.png.
+On the first correctly classified test images: the percentage that each attack fools, and for these images the median of
+the longest displacement and of the root mean square displacement, in pixels. `stadv` and `adef` seek a small flow and
+have the whole image as their ball; the others search the ball named in the row. Ten images per attack are drawn into
+the workdir, as deformation_NAME.png.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from robust_jax import attacks, cli, pictures
-from robust_jax.threat_models import ThreatModel
+from robust_jax import attacks, cli
+from robust_jax.evaluation import pictures
+from robust_jax.spaces.threat_models import ThreatModel
 from runs import correctly_classified, selected
 
 flags.DEFINE_list("workdir", None, "Finished runs.", required=True)
-flags.DEFINE_integer("images", 200, "Of each.")
+flags.DEFINE_integer("images", 200, "Per run.")
 flags.DEFINE_list("attacks", None, "Some of the table's rows; all unless given.")
 flags.DEFINE_float("radius", 0.5, "Of the flow balls, in pixels.")
 
@@ -44,7 +45,7 @@ def rows(size: int, radius: float) -> dict[str, tuple[Callable[..., attacks.Atta
 
 
 def main(options: flags.FlagValues, _: list[str]) -> None:
-    """Prints a table a workdir."""
+    """Prints one table per workdir."""
     for workdir in map(Path, options.workdir):
         _, bound, images, labels = correctly_classified(workdir, options.images)
         print(

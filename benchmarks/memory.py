@@ -1,8 +1,8 @@
 """What `model.options.remat` saves and costs: `python benchmarks/memory.py [--models=wrn_28_10] [--batch=128]`.
 
 For a plain and an FGR step: the GiB that the forward pass keeps for the backward pass of the weights, and the
-arithmetic in forward passes, both of the program before XLA rewrites it. Nothing runs, and no device is needed. XLA on
-CPU merges what is computed again with what was computed before: there it saves nothing and costs nothing.
+arithmetic in forward passes, both of the program before XLA rewrites it. Nothing is run, so no device is needed. On CPU
+XLA merges the recomputation with the first computation: there `remat` saves nothing and costs nothing.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from robust_jax import cli, gradients, losses, models
+from robust_jax import cli, losses, models
+from robust_jax.penalties import gradient_norms
 from timing import flops
 
 flags.DEFINE_list("models", ["wrn_28_10", "preact_resnet18"], "Residual networks of robust_jax.models.")
-flags.DEFINE_integer("batch", 128, "Images a step.")
+flags.DEFINE_integer("batch", 128, "Images per step.")
 
 
 def losses_of(name: str, size: int, remat: bool) -> tuple[dict[str, Callable[[Any, Any], jax.Array]], Any]:
@@ -32,14 +33,14 @@ def losses_of(name: str, size: int, remat: bool) -> tuple[dict[str, Callable[[An
         return lambda x: losses.cross_entropy(model.apply(variables, x, train=True, mutable=["batch_stats"])[0], labels)
 
     def fgr(params: Any, statistics: Any) -> jax.Array:
-        loss, penalty = gradients.value_and_gradient_norm(of_images(params, statistics), images, "flow")
+        loss, penalty = gradient_norms.value_and_gradient_norm(of_images(params, statistics), images, "flow")
         return loss.mean() + penalty.mean()
 
     return {"plain": lambda p, s: of_images(p, s)(images).mean(), "FGR": fgr}, (shapes["params"], shapes["batch_stats"])
 
 
 def kept(loss: Callable[[Any, Any], jax.Array], shapes: Any) -> float:
-    """GiB of what the backward pass closes over."""
+    """The size, in GiB, of what the backward pass closes over."""
     backward = jax.eval_shape(lambda params, statistics: jax.vjp(lambda p: loss(p, statistics), params)[1], *shapes)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward)) / 2**30
 

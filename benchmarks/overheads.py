@@ -1,10 +1,11 @@
-"""What a loop costs beside its arithmetic: `python benchmarks/overheads.py [--repeats=5]`.
+"""What a loop costs beyond its arithmetic: `python benchmarks/overheads.py [--repeats=5]`.
 
-1. PGD-20 as one program beside 20 calls of a program of one step, on small_cnn and vgg11; seconds of compilation.
-2. Training a small network on the digits: steps a second as `train.py` runs them, many a dispatch; of a loop that
+1. PGD-20 as one program, compared with 20 calls of a program of one step, on small_cnn and vgg11; seconds of
+   compilation.
+2. Training a small network on the digits: steps per second as `train.py` runs them, many per dispatch; of a loop that
    dispatches each step and reads nothing; of one that reads each loss; and of one as it is usually written, which also
-   splits a key and puts the batch on the device before each step. In brackets: the ratio to these.
-3. Batches a second of the data pipeline alone; in brackets, the ratio to the steps that `train.py` does.
+   splits a key and puts the batch on the device before each step. In brackets: how much faster `train.py` is.
+3. Batches per second of the data pipeline alone; in brackets, the ratio to the steps per second of `train.py`.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from robust_jax import attacks, cli, data, experiment, models, parallel
-from robust_jax.threat_models import ThreatModel
+from robust_jax import attacks, cli, data, models, parallel
+from robust_jax.config import build
+from robust_jax.spaces.threat_models import ThreatModel
 from steps import built, image_shape, step_of
 from timing import timed
 
-flags.DEFINE_integer("attacked", 64, "Images of the attacks.")
-flags.DEFINE_integer("small_batch", 32, "Of the small networks.")
+flags.DEFINE_integer("attacked", 64, "Images attacked.")
+flags.DEFINE_integer("small_batch", 32, "Batch size of the small networks.")
 
 SMALL = {"mlp": {"hidden": (64,)}, "digits_cnn": {}}
 
@@ -51,14 +53,14 @@ def attack(name: str, size: int, repeats: int) -> str:
     def at_once() -> jax.Array:
         return whole(bound, images, labels, threat).images.block_until_ready()
 
-    # In turns: a machine's speed drifts.
+    # Alternating, because a machine's speed drifts.
     pairs = [(timed(at_once, 0).median, timed(one_by_one, 0).median) for _ in range(repeats + 1)]
     together, apart = map(statistics.median, zip(*pairs[1:], strict=True))
     return f"| {name} | {1e3 * together:.0f} | {1e3 * apart:.0f} | {together / apart:.2f} | {compiling:.1f} |"
 
 
 def steps_per_second(run: Callable[[int], None], together: int, repeats: int) -> float:
-    """Of a loop of half a second, of a multiple of so many steps."""
+    """Steps per second of a loop of about half a second, whose number of steps is a multiple of ``together``."""
     few = 10 * together
     count = max(round(0.5 * few / timed(lambda: run(few), 1).median / together), 1) * together
     return count / timed(lambda: run(count), repeats).median
@@ -68,7 +70,7 @@ def training(name: str, size: int, repeats: int) -> str:
     """A row of the second table."""
     dataset = data.load("digits")
     model = models.create(name, num_classes=10, **SMALL[name])
-    variables = experiment.init_variables(model, dataset.image_shape, 0)
+    variables = build.init_variables(model, dataset.image_shape, 0)
     batches, blocks = (f(dataset.train, size, 0) for f in (data.train_batches, data.train_blocks))
     loop, state, step = step_of("plain", model, variables, "digits_methods")
     single, together, key = parallel.pmap(step), len(next(blocks)["label"]), jax.random.key(0)
@@ -108,7 +110,7 @@ def training(name: str, size: int, repeats: int) -> str:
 
 def main(options: flags.FlagValues, _: list[str]) -> None:
     """Prints two tables."""
-    print(f"jax {jax.__version__}, {jax.device_count()} × {jax.devices()[0].device_kind}", flush=True)
+    print(f"jax {jax.__version__}, {parallel.device_count()} × {parallel.device_kind()}", flush=True)
     print("\n| PGD-20 | one program, ms | 20 calls, ms | ratio | compile s |\n" + "|---" * 5 + "|", flush=True)
     for name in ("small_cnn", "vgg11"):
         print(attack(name, options.attacked, options.repeats), flush=True)

@@ -1,13 +1,13 @@
-"""Attacks beside those of foolbox (on JAX and on PyTorch) and torchattacks, on one network with the same weights.
+"""Attacks compared with those of foolbox (on JAX and on PyTorch) and torchattacks, on one network with equal weights.
 
 python benchmarks/peers.py --workdir=WORKDIR [--images=1000] [--attacks=pgd,ddn] [--radius=0.1] [--repeats=0]
 
-WORKDIR is a finished run of one of the networks of torch_models.py, whose weights `models.to_torch` hands on. The
+WORKDIR is a finished run of one of the networks of torch_models.py, whose weights `models.to_torch` converts. The
 images are the first correctly classified ones of the test split. Cells are `value (seconds)`: for attacks in a ball the
 robust accuracy in per cent, for minimal-norm attacks the median norm and the per cent of images that are misclassified,
-all judged by the model in JAX, an image outside the ball counting as unbroken. With --repeats=N seconds are the median
-of N runs after a first one, with 0 those of that one run, compilation included. Rows with early_stop are those
-of that name with ours ending an image's search once it is misclassified, which the other libraries cannot.
+all judged by the model in JAX; an image outside the ball counts as robust. With --repeats=N seconds are the median of N
+runs after a first one, with 0 those of a single run, compilation included. In rows with early_stop ours ends an image's
+search once it is misclassified, which the other libraries cannot do.
 Needs torch, torchattacks and foolbox: pip install -e '.[bench]'.
 """
 
@@ -28,8 +28,8 @@ import torch
 import torchattacks
 from absl import flags
 
-from robust_jax import attacks, cli, models
-from robust_jax.threat_models import ThreatModel
+from robust_jax import attacks, cli, models, parallel
+from robust_jax.spaces.threat_models import ThreatModel
 from runs import correctly_classified, selected
 from timing import timed
 from torch_models import converted, tensors
@@ -37,14 +37,14 @@ from torch_models import converted, tensors
 LIBRARIES = ["robust_jax", "foolbox JAX", "foolbox PyTorch", "torchattacks"]
 
 flags.DEFINE_string("workdir", None, "A finished run.", required=True)
-flags.DEFINE_integer("images", 256, "So many correctly classified test images.")
-flags.DEFINE_integer("batch", 256, "At once.")
+flags.DEFINE_integer("images", 256, "Correctly classified test images.")
+flags.DEFINE_integer("batch", 256, "Images at once.")
 flags.DEFINE_list("attacks", None, "Some of the table's rows; all unless given.")
 flags.DEFINE_list("libraries", LIBRARIES, "Some of the table's columns.")
 flags.DEFINE_float("radius", 0.1, "Of the linf ball.")
 flags.DEFINE_float("l2_radius", 1.5, "Of the l2 ball.")
 flags.DEFINE_integer("queries", 5000, "Of Square.")
-flags.DEFINE_list("search", ["100", "9"], "Of C&W and EAD: steps, and so many constants.")
+flags.DEFINE_list("search", ["100", "9"], "Of C&W and EAD: the number of steps, and of constants.")
 flags.DEFINE_integer("repeats", 0, "Timed runs after the first; 0: the first is timed.")
 flags.DEFINE_string("out", "", "A JSON file for the figures.")
 
@@ -52,7 +52,7 @@ Run = Callable[[np.ndarray, np.ndarray], np.ndarray]  # images [B, H, W, C] and 
 
 
 class Row(NamedTuple):
-    """One attack of ours and the same of the peers; `radius` None for those that seek the least norm."""
+    """One of our attacks and the peers' same attack; `radius` is None for those that seek the least norm."""
 
     norm: str
     radius: float | None
@@ -62,7 +62,7 @@ class Row(NamedTuple):
 
 
 def rows(linf: float, l2: float, queries: int, steps: int, constants: int) -> dict[str, Row]:
-    """The table's rows, options as equal as the libraries' interfaces allow."""
+    """The table's rows, with options as equal as the libraries' interfaces allow."""
     fb, ta = foolbox.attacks, torchattacks
     pgd = functools.partial(attacks.pgd, steps=40, step_size=linf / 10)
     search = dict(steps=steps, binary_search_steps=constants)
@@ -134,12 +134,12 @@ def runs(row: Row, model: models.BoundModel, network: torch.nn.Module) -> Iterat
 
 
 def turned(images: torch.Tensor) -> np.ndarray:
-    """From PyTorch."""
+    """PyTorch's images as NumPy arrays [B, H, W, C]."""
     return images.detach().numpy().transpose(0, 2, 3, 1)
 
 
 def measure(run: Run, row: Row, logits_fn: Run, images: np.ndarray, labels: np.ndarray, batch: int, repeats: int):
-    """Robust accuracy, or median norm and share of successes; with the seconds."""
+    """Robust accuracy, or median norm and success rate; with the seconds."""
     parts = [slice(i, i + batch) for i in range(0, len(images), batch)]
     adversarial, first, seconds = timed(
         lambda: np.concatenate([np.asarray(run(images[part], labels[part])) for part in parts]), repeats
@@ -157,7 +157,7 @@ def measure(run: Run, row: Row, logits_fn: Run, images: np.ndarray, labels: np.n
 
 
 def cell(found: dict[str, float] | None) -> str:
-    """Of the table."""
+    """One cell of the table."""
     if found is None:
         return ""
     seconds = f"({found['seconds']:.1f} s)"
@@ -175,7 +175,7 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
     network = converted(run.config.model.name, run.model, run.variables, run.dataset.image_shape).eval()
     gap = np.abs(np.asarray(logits_fn(images)) - network(tensors(images, labels)[0]).detach().numpy()).max()
     print(f"{run.config.model.name}, {len(images)} images, linf {options.radius}, l2 {options.l2_radius}; largest "
-          f"difference of logits {gap:.1e}; jax {jax.__version__} on {jax.devices()[0].device_kind}, torch "
+          f"difference of logits {gap:.1e}; jax {jax.__version__} on {parallel.device_kind()}, torch "
           f"{torch.__version__}, {platform.machine()}", flush=True)  # fmt: skip
     print("| attack | " + " | ".join(LIBRARIES) + " | fastest peer / robust_jax |\n" + "|---" * 6 + "|", flush=True)
     table = {}

@@ -2,7 +2,7 @@
 
 python benchmarks/perturbations.py --workdir=runs/maxout_l2 --norms=1,1.5,2,3,inf
 
-r is the same for every radius but for its length; each is drawn on a scale of its own.
+r is the same for every radius except for its length; each is drawn on its own scale.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ import jax
 from absl import flags
 
 import robust_jax as rj
-from robust_jax import cli, data, experiment, pictures
-from robust_jax.config import number
+from robust_jax import cli, data
+from robust_jax.config.validation import number
+from robust_jax.evaluation import pictures
+from robust_jax.workdir import runs
 
 flags.DEFINE_string("workdir", "", "Of train.py; the picture goes there, as perturbations.png.")
 flags.DEFINE_list("norms", ["1", "1.5", "2", "3", "inf"], "Of r.")
-flags.DEFINE_integer("count", 10, "So many test images.")
+flags.DEFINE_integer("count", 10, "Test images.")
 
 
 def main(options: flags.FlagValues, overrides: list[str]) -> None:
-    _, model, variables, dataset, _ = experiment.restore(options.workdir)
+    _, model, variables, dataset, _ = runs.restore(options.workdir)
     logits_fn = rj.bind(model, variables)
     images, labels = data.first_examples(dataset.test, options.count)
 

@@ -1,9 +1,9 @@
 """What a lower precision does to a trained network's numbers: `python benchmarks/precision.py --workdir=runs/fgr`.
 
-For bfloat16 computations, relative to the same in float32: the largest error of a logit, over their largest size; the
-flow penalty ‖∂ loss / ∂ flow‖² (its mean over images, and the median error of a single image's); the gradient of the
-mean loss and of the mean penalty in the weights, as the length of the difference over the length. Training images, the
-network in eval mode.
+Errors of bfloat16 computations relative to float32: the largest error of a logit over the largest logit; the flow
+penalty ‖∂ loss / ∂ flow‖² (of its mean over images, and the median over images of each one's); the gradients of the
+mean loss and of the mean penalty with respect to the weights, as the norm of the difference over the norm. On training
+images, with the network in eval mode.
 """
 
 from __future__ import annotations
@@ -16,20 +16,22 @@ import jax.numpy as jnp
 import optax
 from absl import flags
 
-from robust_jax import cli, data, experiment, gradients, losses
+from robust_jax import cli, data, losses
+from robust_jax.penalties import gradient_norms
+from robust_jax.workdir import runs
 
 flags.DEFINE_string("workdir", None, "A finished run.", required=True)
-flags.DEFINE_integer("images", 256, "So many.")
+flags.DEFINE_integer("images", 256, "Training images.")
 
 
-def found(model: Any, variables: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, ...]:
-    """Logits, penalties, and the gradients of the mean loss and of the mean penalty in the weights."""
+def found(model: Any, variables: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, "..."]:
+    """Logits, penalties, and the gradients of the mean loss and of the mean penalty with respect to the weights."""
 
     def loss_fn(params: Any, x: jax.Array) -> jax.Array:
         return losses.cross_entropy(model.apply({**variables, "params": params}, x), labels)
 
     def penalties(params: Any) -> jax.Array:
-        return gradients.gradient_norm(lambda x: loss_fn(params, x), images, "flow")
+        return gradient_norms.gradient_norm(lambda x: loss_fn(params, x), images, "flow")
 
     params = variables["params"]
     of_loss = jax.grad(lambda p: loss_fn(p, images).mean())(params)
@@ -39,7 +41,7 @@ def found(model: Any, variables: Any, images: jax.Array, labels: jax.Array) -> t
 
 def main(options: flags.FlagValues, _: list[str]) -> None:
     """Prints the errors."""
-    _, model, variables, dataset, _ = experiment.restore(Path(options.workdir))
+    _, model, variables, dataset, _ = runs.restore(Path(options.workdir))
     images, labels = data.first_examples(dataset.train, options.images)
     full, half = (
         jax.jit(found, static_argnums=0)(model.clone(dtype=jnp.dtype(dtype)), variables, images, labels)

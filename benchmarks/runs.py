@@ -1,4 +1,4 @@
-"""What benchmarks share: images of a finished run, the rows that a flag names."""
+"""Shared by benchmarks: the images of a finished run, and the rows that a flag names."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from robust_jax import data, experiment, models
-from robust_jax.checks import choose
+from robust_jax import data, models
+from robust_jax.extensions import choose
+from robust_jax.workdir import runs
 
 
-def correctly_classified(
-    workdir: Path, count: int
-) -> tuple[experiment.Restored, models.BoundModel, np.ndarray, np.ndarray]:
-    """The run, its model, and the first so many test images that it classifies right, with their labels.
+def correctly_classified(workdir: Path, count: int) -> tuple[runs.Restored, models.BoundModel, np.ndarray, np.ndarray]:
+    """The run, its model, and the first ``count`` test images that it classifies correctly, with their labels.
 
-    They are looked for among the first ``4 * count``, and may be fewer.
+    They are sought among the first ``4 * count`` and may be fewer.
     """
-    run = experiment.restore(workdir)
+    run = runs.restore(workdir)
     bound = models.bind(run.model, run.variables)
     images, labels = (
         np.asarray(v) for v in data.first_examples(run.dataset.test, min(4 * count, len(run.dataset.test)))
@@ -30,7 +29,7 @@ def correctly_classified(
 
 
 def selected(rows: Mapping[str, Any], names: Sequence[str] | None) -> dict[str, Any]:
-    """The named rows of a table; all without names."""
+    """The named rows of a table, or all if no names are given."""
     for name in names or ():
         choose("attacks", name, rows)
     return {name: row for name, row in rows.items() if not names or name in names}

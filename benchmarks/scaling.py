@@ -1,9 +1,11 @@
-"""What data parallelism on a pod costs, by a model: `python benchmarks/scaling.py [--rate=2e14] [--bandwidth=5e10]`.
+"""Estimates what data parallelism on a pod costs.
 
-A step reduces once: gradients, metrics and BatchNorm statistics together, 4 bytes a parameter (tests/test_parallel.py
+python benchmarks/scaling.py [--rate=2e14] [--bandwidth=5e10]
+
+A step reduces once: gradients, metrics and BatchNorm statistics together, 4 bytes per parameter (tests/test_parallel.py
 counts the all-reduces of the compiled step). On n devices each sends and receives ``2 (n - 1) / n`` times these bytes,
-and waits ``2 log2(n)`` times for a message. With nothing overlapped the efficiency is compute / (compute + reduction);
-where XLA overlaps the reduction with the backward pass it is better. Compute is the forward-equivalents of the step
+and waits ``2 log2(n)`` times for a message. Without overlap the efficiency is compute / (compute + reduction); it is
+better if XLA overlaps the reduction with the backward pass. Compute is the forward-equivalents of the step
 (3 plain, 6 FGR) at the rate that the flag gives: measure yours with steps.py.
 """
 
@@ -19,11 +21,11 @@ from robust_jax import cli
 flags.DEFINE_float("rate", 2e14, "FLOP/s that a device achieves in a step.")
 flags.DEFINE_float("bandwidth", 5e10, "Bytes/s that a device sends over its slowest link: a 400 Gbit/s port.")
 flags.DEFINE_float("latency", 5e-6, "Seconds of one message.")
-flags.DEFINE_integer("batch", 128, "Images a device.")
+flags.DEFINE_integer("batch", 128, "Images per device.")
 
 
 class Network(NamedTuple):
-    """A forward pass of one image, and what is reduced."""
+    """The FLOPs of a forward pass of one image, and the number of parameters, which are reduced."""
 
     flops: float
     parameters: float
@@ -38,7 +40,7 @@ DEVICES = (8, 64, 512)
 
 
 def reduction_seconds(parameters: float, devices: int, bandwidth: float, latency: float) -> float:
-    """One all-reduce of float32 numbers."""
+    """Seconds of one all-reduce of float32 numbers."""
     return 2 * (devices - 1) / devices * 4 * parameters / bandwidth + 2 * math.log2(devices) * latency
 
 

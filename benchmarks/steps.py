@@ -1,4 +1,4 @@
-"""Times training steps, as `train.py` runs them, on any device; beside PyTorch's where there is one of the network.
+"""Times training steps, as `train.py` runs them, on any device; and PyTorch's, for networks that it has here too.
 
 python benchmarks/steps.py [--models=vgg11] [--batch=128] [--methods=plain,fgr] [--dtype=float32] [--repeats=5]
 
@@ -8,7 +8,7 @@ arithmetic's ratio (forward-equivalents over 3), achieved GFLOP/s (forward-equiv
 pass) and their share of the rate of a large matrix product measured in the same run, peak temporary memory, seconds of
 compilation.
 Images are random. With --peers also PyTorch's plain step and FGR by double backprop, eager and by torch.compile, after
-the two libraries' penalties of the same weights were compared: pip install -e '.[bench]'.
+both libraries' penalties with the same weights are compared: pip install -e '.[bench]'.
 """
 
 from __future__ import annotations
@@ -26,24 +26,26 @@ from absl import flags
 from flax import linen as nn
 
 import robust_jax as rj
-from robust_jax import cli, experiment, losses, models, optimizers, parallel, training
-from robust_jax.config import STATISTICS
-from robust_jax.objectives import make_objective
+from robust_jax import cli, losses, models, parallel
+from robust_jax.config import build, optimizers
+from robust_jax.data.known import STATISTICS
+from robust_jax.objectives.objective import make_objective
+from robust_jax.training import init_state, make_train_step
 from timing import flops, timed
 
 flags.DEFINE_list("models", ["vgg11"], "Names of robust_jax.models.")
-flags.DEFINE_integer("batch", 128, "Images a step, over all devices.")
+flags.DEFINE_integer("batch", 128, "Images per step, over all devices.")
 flags.DEFINE_list("methods", None, "Some of the rows; all unless given.")
 flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the network's computations.")
 flags.DEFINE_integer("repeats", 5, "Timed steps.")
-flags.DEFINE_bool("peers", False, "Also PyTorch.")
+flags.DEFINE_bool("peers", False, "Time PyTorch too.")
 flags.DEFINE_string("out", "", "A JSON file for the figures.")
 
 COLUMNS = ("ms", "images/s", "ratio to plain", "arithmetic", "GFLOP/s", "of the matrix rate", "MiB", "compile s")
 ROOT = Path(__file__).resolve().parents[1]
 INNER = 3  # steps of inner searches
-# Name: (method, its way to differentiate, forward-equivalents: 1 forward, 1 a backward pass for images or for weights,
-# the double for what is differentiated twice).
+# Name: (method, its way to differentiate, forward-equivalents: 1 for a forward pass, 1 for a backward pass to images or
+# to weights, twice that for what is differentiated twice).
 ROWS: dict[str, tuple[str, str | None, int]] = {
     "plain": ("standard", None, 3),
     "igr": ("igr", "double_backprop", 6),
@@ -56,15 +58,15 @@ ROWS: dict[str, tuple[str, str | None, int]] = {
 
 
 def image_shape(name: str) -> tuple[int, int, int]:
-    """What the network is usually trained on."""
+    """The image shape that the network is usually trained on."""
     return {"digits_cnn": (8, 8, 1), "mlp": (8, 8, 1), "small_cnn": (28, 28, 1)}.get(name, (32, 32, 3))
 
 
 def built(name: str, dtype: str) -> tuple[nn.Module, dict[str, Any]]:
-    """A network with random weights, none of them 0: some start with a last layer of zeros, and no penalty."""
+    """A network with random weights, none of them 0: some start with a last layer of zeros, and penalties of 0."""
     mean, std = STATISTICS["cifar10"] if image_shape(name)[-1] == 3 else ((0.0,), (1.0,))
     model = models.create(name, num_classes=10, mean=mean, std=std, dtype=jnp.dtype(dtype))
-    variables = experiment.init_variables(model, image_shape(name), 0)
+    variables = build.init_variables(model, image_shape(name), 0)
     noise = np.random.default_rng(0)
     moved = jax.tree.map(lambda p: p + 0.02 * noise.normal(size=p.shape).astype(p.dtype), variables["params"])
     return model, {**variables, "params": moved}
@@ -92,16 +94,16 @@ def step_of(
     settings = {k: v for k, v in c.optimizer.items() if k not in optimizers.OF_STEP} | {"weight_decay": 5e-4}
     optimizer = optimizers.make_optimizer(lambda step: 1e-4, **settings)
     objective = make_objective(c.points.to_dict(), c.terms.to_dict())
-    step = training.make_train_step(model, objective, optimizer, augmentation=dict(c.data.augment))
-    state = jax.device_get(training.init_state(variables, optimizer, 0.0))
+    step = make_train_step(model, objective, optimizer, augmentation=dict(c.data.augment))
+    state = jax.device_get(init_state(variables, optimizer, 0.0))
     return parallel.loop(step), parallel.replicate(state), step
 
 
 def matrix_rate(dtype: str) -> float:
     """FLOP/s of a large matrix product on all devices together."""
-    size = 2048 if jax.default_backend() == "cpu" else 8192
-    a = jnp.ones((jax.local_device_count(), size, size), dtype)
-    product = jax.pmap(lambda a: a @ a)
+    size = 2048 if parallel.on_cpu() else 8192
+    a = parallel.replicate(jnp.ones((size, size), dtype))
+    product = parallel.each(lambda a: a @ a)
     return len(a) * 2 * size**3 / timed(lambda: product(a).block_until_ready(), 5).median
 
 
@@ -164,24 +166,24 @@ def peers(name: str, dtype: str, size: int, repeats: int) -> Iterator[tuple[str,
             compiled = torch.compile(loss(net := network().train()))
             step = torch_steps.stepper(net, compiled, kind)
             yield f"PyTorch {row}, compiled", timed(lambda step=step: step(images, labels), repeats).median
-        except Exception as error:  # whatever its compiler raises is the finding
+        except Exception as error:  # whatever its compiler raises is a result too
             print(f"PyTorch {row}, compiled: {type(error).__name__}: {str(error).strip()}", flush=True)
 
 
 def line(name: str, seconds: float, size: int, plain: float | None, *rest: str) -> str:
-    """Of the table."""
+    """One row of the table."""
     ratio = f"{seconds / plain:.2f}" if plain else ""
     cells = [f"{1e3 * seconds:.1f}", f"{size / seconds:.0f}", ratio, *rest]
     return f"| {name} | " + " | ".join(cells + [""] * (len(COLUMNS) - len(cells))) + " |"
 
 
 def main(options: flags.FlagValues, _: list[str]) -> None:
-    """Prints a table a network."""
+    """Prints one table per network."""
     rows, found = options.methods or list(ROWS), {}
     if unknown := sorted({*rows} - {*ROWS}):
         raise ValueError(f"--methods: {', '.join(unknown)} unknown; there are {', '.join(ROWS)}.")
     rate = matrix_rate(options.dtype)
-    print(f"jax {jax.__version__}, {jax.device_count()} × {jax.devices()[0].device_kind}, batch {options.batch}, "
+    print(f"jax {jax.__version__}, {parallel.device_count()} × {parallel.device_kind()}, batch {options.batch}, "
           f"{options.dtype}, matrix product {rate / 1e9:.0f} GFLOP/s", flush=True)  # fmt: skip
     for name in options.models:
         forward = forward_flops(name, options.batch)

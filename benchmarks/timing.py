@@ -1,4 +1,4 @@
-"""How the benchmarks measure: a first call apart, then the median of some more; and the FLOPs of a program."""
+"""How the benchmarks measure: the first call, then the median of further ones; and the FLOPs of a program."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax
 
 
 class Timed(NamedTuple):
-    """What the last call returned, the seconds of the first, and the median of the others (the first's without)."""
+    """The result of the last call, the seconds of the first, and the median of the others, or the first if alone."""
 
     result: Any
     first: float
@@ -19,7 +19,7 @@ class Timed(NamedTuple):
 
 
 def timed(run: Callable[[], Any], repeats: int) -> Timed:
-    """Calls ``run``, which returns when all is done, once and then so many times."""
+    """Calls ``run``, which returns when its work is done, once and then ``repeats`` times."""
     seconds = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -29,6 +29,6 @@ def timed(run: Callable[[], Any], repeats: int) -> Timed:
 
 
 def flops(function: Callable[..., Any], *args: Any) -> float:
-    """Of the program as traced, before XLA rewrites it; arguments may be shapes."""
+    """FLOPs of the program as traced, before XLA rewrites it; arguments may be shapes."""
     cost = jax.jit(function).lower(*args).cost_analysis()
     return float((cost[0] if isinstance(cost, list) else cost)["flops"])

@@ -1,4 +1,4 @@
-"""The networks of `robust_jax.models` in PyTorch, for comparisons: images [B, C, H, W] in [0, 1], normalised inside."""
+"""The networks of `robust_jax.models` in PyTorch, to compare with: images [B, C, H, W] in [0, 1], normalised inside."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def preact_resnet18() -> nn.Module:
     return nn.Sequential(_conv3x3(3, 64), _residual(PreActBlock, 64, (64, 128, 256, 512), 2))
 
 
-# By their names in `robust_jax.models.MODELS`.
+# Keys are names in `robust_jax.models.MODELS`.
 NETWORKS = {
     "small_cnn": small_cnn,
     "vgg11": vgg,
@@ -126,7 +126,7 @@ NETWORKS = {
 def converted(
     name: str, model: flax.linen.Module, variables: Mapping[str, Any], image_shape: tuple[int, ...]
 ) -> Normalized:
-    """The network with the weights and the normalisation of a model of ours."""
+    """The network with the weights and the normalisation of a flax model."""
     network = NETWORKS[name]()
     network.load_state_dict(models.to_torch(model, variables, network.state_dict(), image_shape))
     return Normalized(network, model.mean, model.std)

@@ -1,9 +1,9 @@
-"""Ways to write `robust_jax.warp`, and what it costs beside a network: `python benchmarks/warps.py`.
+"""Ways to write `robust_jax.warp`, and its cost compared with a network: `python benchmarks/warps.py`.
 
-gather: the library's, four gathers. fused: one gather of the four taps, made neighbours beforehand. stencil: no gather
-but nine shifted images, for displacements below a pixel only. The same numbers to rounding, which is checked. Columns:
-milliseconds of a warp, of its derivatives in the flow and in the images, and of five steps of sign ascent on the flow;
-last the image gradient of a network that takes such images.
+gather: the library's, four gathers. fused: one gather of the four taps, placed side by side beforehand. stencil: nine
+shifted images instead of a gather, for displacements below a pixel only. All give the same numbers up to rounding,
+which is checked. Columns: milliseconds of a warp, of its derivatives with respect to the flow and to the images, and of
+five steps of sign ascent on the flow; then the image gradient of a network that takes such images.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from absl import flags
 from jax import lax
 
 from robust_jax import cli, models
-from robust_jax.warping import warp
+from robust_jax.spaces.warping import warp
 from steps import built, image_shape
 from timing import timed
 
@@ -46,7 +46,7 @@ def stencil(images: jax.Array, flow: jax.Array) -> jax.Array:
     """Weights of the pixel and its eight neighbours."""
     h, w = images.shape[1:3]
 
-    def weights(offset: jax.Array, position: jax.Array, size: int) -> tuple[jax.Array, ...]:
+    def weights(offset: jax.Array, position: jax.Array, size: int) -> tuple[jax.Array, "..."]:
         offset = (jnp.clip(position + offset, 0, size - 1) - position)[..., None]
         after, before = jnp.where(offset >= 0, offset, 0), jnp.where(offset < 0, -offset, 0)
         return before, 1 - before - after, after
@@ -59,7 +59,7 @@ def stencil(images: jax.Array, flow: jax.Array) -> jax.Array:
 
 
 def uses(form: Warp, towards: jax.Array) -> list[Callable[[jax.Array, jax.Array], jax.Array]]:
-    """What the columns time, as functions of images and flow."""
+    """The functions of images and flow that the columns time."""
 
     def score(x: jax.Array, flow: jax.Array) -> jax.Array:
         return (form(x, flow) * towards).sum()
@@ -79,7 +79,7 @@ def milliseconds(function: Callable[..., jax.Array], *args: jax.Array, repeats: 
 
 
 def main(options: flags.FlagValues, _: list[str]) -> None:
-    """Prints a table a network."""
+    """Prints one table per network."""
     for name in ("small_cnn", "vgg11"):
         images, towards = jax.random.uniform(jax.random.key(0), (2, options.batch, *image_shape(name)))
         flow = jnp.clip(0.155 * jax.random.normal(jax.random.key(1), (*images.shape[:3], 2)), -0.9, 0.9)

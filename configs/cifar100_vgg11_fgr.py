@@ -1,4 +1,4 @@
-"""FGR of VGG-11 on CIFAR-100, otherwise as configs/cifar10_vgg11_fgr.py. Not run here yet.
+"""FGR of VGG-11 on CIFAR-100, otherwise as configs/cifar10_vgg11_fgr.py. Not run yet.
 
 python train.py --config=configs/cifar100_vgg11_fgr.py --workdir=runs/cifar100_fgr
 """

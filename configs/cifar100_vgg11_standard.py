@@ -1,4 +1,4 @@
-"""Standard training of VGG-11 on CIFAR-100, otherwise as configs/cifar10_vgg11_standard.py. Not run here yet.
+"""Standard training of VGG-11 on CIFAR-100, otherwise as configs/cifar10_vgg11_standard.py. Not run yet.
 
 python train.py --config=configs/cifar100_vgg11_standard.py --workdir=runs/cifar100_standard
 """

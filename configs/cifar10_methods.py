@@ -1,32 +1,29 @@
-"""Every training method on CIFAR-10, those of `PAPERS` with their papers' model, schedule and inner steps.
+"""Every training method on CIFAR-10; those of `PAPERS` have their papers' model, schedule and inner steps.
 
 python train.py --config=configs/cifar10_methods.py:trades --workdir=runs/cifar10_trades --config.data.data_dir=DIR
 
-The methods are the functions of configs/methods.py. Where `PAPERS` says nothing else: PreActResNet-18, linf 8/255,
-10 steps of 2/255, 200 epochs of SGD at 0.1, a tenth of it after 100 and 150 epochs (Rice et al. 2020). lfr_wrn is lfr
-with WRN-28-10; MART's paper has a ResNet-18; FGR as in its paper is cifar10_vgg11_fgr.py. Work for a GPU; none was run
-to the end here yet. Images are normalised within the model, which some of the papers do not do. A tenth of the training
-images is set aside to choose the checkpoint on, for `PAPERS` under a short PGD: late in such long runs robust accuracy
-falls while clean accuracy rises (Rice et al. 2020).
+The methods are the functions of robust_jax/config/methods.py. The defaults are PreActResNet-18, linf 8/255, 10 steps of
+2/255, and 200 epochs of SGD at 0.1, a tenth of it after 100 and 150 epochs (Rice et al. 2020). lfr_wrn is lfr with
+WRN-28-10; MART's paper has a ResNet-18; FGR as in its paper is cifar10_vgg11_fgr.py. These runs need a GPU, and none
+has been run to the end yet. Images are normalised within the model, which some of the papers do not do. A tenth of the
+training images is set aside to choose the checkpoint on, for `PAPERS` under a short PGD: late in such long runs robust
+accuracy falls while clean accuracy rises (Rice et al. 2020).
 """
 
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.methods import METHODS, Sizes, choose
-from robust_jax.config import base, complete
+from robust_jax.config import base, complete, methods
 
-SIZES = Sizes(
-    intensity=8 / 255, pixels=0.155, universal=(8 / 255, 1.5), rotation=(30.0, 3.0, 3.0), steps=10, numbers=3072
-)
+SIZES = methods.SIZES["cifar10"]
 LFR = {"points.roughest.step_size": 0.007, "terms.lfr.weight": 0.03, "schedule.boundaries": (150.0, 250.0),
        "epochs": 300.0, "optimizer.weight_decay": 2e-4}  # fmt: skip
 ZHANG = {"epochs": 100.0, "schedule.boundaries": (75.0, 90.0), "optimizer.weight_decay": 2e-4}
-TRAIN_MODE = {"points.attacked.batch_norm": "train"}  # of BatchNorm, in the inner maximisation
+TRAIN_MODE = {"points.attacked.batch_norm": "train"}  # in the inner maximisation
 WONG = TRAIN_MODE | {"schedule.name": "one_cycle", "epochs": 30.0}
 
-# What the papers have, beside SIZES and what all share: method -> (model, radius of additive linf, keys).
+# The settings of the papers: method -> (model, radius of additive linf, keys that differ from the defaults).
 PAPERS: dict[str, tuple[str, float, dict[str, Any]]] = {
     "linearised": ("maxout_cifar", 0.05, {"optimizer.max_norm": 1.9365, "optimizer.weight_decay": 0.0}),
     "fgsm_rs": ("preact_resnet18", 8 / 255, WONG | {"schedule.learning_rate": 0.2}),
@@ -63,7 +60,7 @@ def get_config(method: str = "standard") -> ConfigDict:
     if method in PAPERS:
         c.attacks.short = dict(kind="pgd", norm="linf", steps=10, perturbation="additive", radius=radius)
         c.select_by, c.select_limit = "short", 1000
-    name = method if method in METHODS else method.removesuffix("_wrn")
-    choose(c, name, SIZES._replace(intensity=radius, universal=(radius, SIZES.universal[1])))
+    name = method if method in methods.METHODS else method.removesuffix("_wrn")
+    methods.choose(c, name, SIZES._replace(intensity=radius, universal=(radius, SIZES.universal[1])))
     c.update_from_flattened_dict(keys)
     return complete(c)

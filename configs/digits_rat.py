@@ -1,8 +1,8 @@
-"""Region adversarial training on the digits (Wang et al. 2021), from so many examples, under attacks it never saw.
+"""Region adversarial training on the digits (Wang et al. 2021), under attacks that it was not trained on.
 
 python train.py --config=configs/digits_rat.py:100 --workdir=runs/digits_rat_100
 
-The argument is the number of training images that the universal perturbations are made from; 0 is standard training.
+The argument is the number of training images from which the universal perturbations are made; 0 is standard training.
 """
 
 from ml_collections import ConfigDict

@@ -12,7 +12,7 @@ from robust_jax.config import base, complete
 
 
 def digits() -> ConfigDict:
-    """What the digits experiments share."""
+    """The settings of all experiments on the digits."""
     c = base("digits", "digits_cnn")
     c.epochs = 30.0
     c.batch_size = 64

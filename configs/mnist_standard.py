@@ -15,7 +15,7 @@ ADDITIVE_RADII = (0.1, 0.2)
 
 
 def mnist() -> ConfigDict:
-    """What the MNIST experiments share: SmallCNN, 5 epochs, one-cycle SGD, and the attacks."""
+    """The settings of all MNIST experiments: SmallCNN, 5 epochs, Adam with a one-cycle schedule, and the attacks."""
     c = base("mnist", "small_cnn")
     c.epochs = 5.0
     c.schedule.name = "one_cycle"

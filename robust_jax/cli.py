@@ -1,7 +1,8 @@
-"""Command lines of train.py and eval.py: a config file, overrides, and one message where something is wrong."""
+"""Command lines of train.py and eval.py: config files, overrides, and one message for each mistake."""
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import re
@@ -16,15 +17,15 @@ from absl import flags
 from ml_collections import ConfigDict, config_dict
 from ml_collections.config_flags import config_flags
 
-from robust_jax.config import NUMERIC, complete, number
-from robust_jax.objectives import SCHEDULE
+from robust_jax.config.validation import complete
+from robust_jax.config.values import number
+from robust_jax.options import SCHEDULE
 
-FRACTION = re.compile(r"[\d.]+\s*/\s*[\d.]+")
 OVERRIDE = re.compile(r"--?config\.([^=]+)(?:=(.*))?", re.DOTALL)
 
 
 def load_config(path: str) -> ConfigDict:
-    """The result of ``get_config()`` in a Python file, for ``FILE:ARGUMENT`` of ``get_config(ARGUMENT)``.
+    """The result of ``get_config()`` in a Python file; ``FILE:ARGUMENT`` calls ``get_config(ARGUMENT)``.
 
     Raises:
       ValueError: no such file, no such function in it, or what it raises.
@@ -55,43 +56,87 @@ def load_config(path: str) -> ConfigDict:
         raise ValueError(f"{where}: {error}") from error
 
 
+class _NumberParser(flags.ArgumentParser):
+    """A number, or a fraction such as 8/255."""
+
+    def parse(self, argument: str | float) -> float:
+        value = number(argument)
+        if isinstance(value, str):
+            raise ValueError(f"{argument!r} is not a number, nor a fraction such as 8/255")
+        return float(value)
+
+
+class _LiteralParser(flags.ArgumentParser):
+    """A Python literal whose numbers may be fractions, "(8/255, 0.1)"; any other text is a string."""
+
+    def parse(self, argument: Any) -> Any:
+        if not isinstance(argument, str):
+            return argument
+        try:
+            return _literal(ast.parse(argument.strip(), mode="eval").body)
+        except (SyntaxError, ValueError, ZeroDivisionError):
+            return {"true": True, "false": False}.get(argument, argument)
+
+
+def _literal(node: ast.expr) -> Any:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+        return _literal(node.left) / _literal(node.right)
+    if isinstance(node, ast.Tuple | ast.List):
+        return tuple(map(_literal, node.elts))
+    return ast.literal_eval(node)
+
+
+# Keys of type float take fractions, keys without a type (None, or a number that may be a tuple) any literal.
+config_flags.register_flag_parser_for_type(float, _NumberParser())
+config_flags.register_flag_parser_for_type(object, _LiteralParser())
+config_flags.register_flag_parser_for_type(tuple, _LiteralParser())
+
+
 def overridden(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
     """The config with every ``--config.a.b=value`` of the arguments applied, completed and checked.
 
-    A value has the type that the key has; a number may be a fraction such as 8/255.
+    A value has the type of the key; a number may be written as a fraction such as 8/255.
 
     Raises:
-      ValueError: an unknown key, with all valid ones; a value of the wrong type; what `complete` raises.
+      ValueError: an unknown key, listing the valid ones; a value of the wrong type; what `complete` raises.
     """
-    config, accepted = complete(config), []  # first too: a workdir of an earlier version lacks the newest options
+    config = complete(config)  # before as well as after: a workdir of an earlier version lacks the newest options
     for argument in arguments:
-        match = OVERRIDE.fullmatch(argument)
-        assert match
-        path, value = match.groups()
-        if path.startswith("model.options."):  # whichever the model has
-            group, name, current = config.model.options, path.removeprefix("model.options."), None
-        else:
-            group, name, current = _at(config, path)
-        if isinstance(current, ConfigDict) and sorted(current) == sorted(SCHEDULE):
-            with group.ignore_type():
-                group[name] = current = 0.0  # a number instead of a schedule
-        if isinstance(current, ConfigDict):
-            raise ValueError(f"--config.{path} is a group: override one of its keys, {sorted(current)}.")
-        tuple_for_number = isinstance(current, float) and name in NUMERIC and str(value).startswith(("(", "["))
-        if current is None or tuple_for_number:  # no type yet, such as step_size, or another one
-            group[name] = config_dict.placeholder(object)
-        if isinstance(value, str) and value.startswith(("(", "[")):
-            value = FRACTION.sub(lambda fraction: str(number(fraction[0])), value)
-        elif isinstance(value, str):
-            value = str(number(value)) if "/" in value else value
-        accepted.append(argument if value is None else f"--config.{path}={value}")
+        path, value = _path_and_value(argument)
+        _make_room_for_another_type(config, path, value)
     parsed = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", config, flag_values=parsed, sys_argv=["", *accepted])
+    config_flags.DEFINE_config_dict("config", config, flag_values=parsed, sys_argv=["", *arguments])
     try:
-        parsed(["", *accepted])
+        parsed(["", *arguments])
     except (flags.Error, ValueError, TypeError) as error:
         raise ValueError(str(error).removeprefix("flag ")) from None
     return complete(parsed.config)
+
+
+def _path_and_value(argument: str) -> tuple[str, str | None]:
+    match = OVERRIDE.fullmatch(argument)
+    assert match, argument
+    return match[1], match[2]
+
+
+def _make_room_for_another_type(config: ConfigDict, path: str, value: str | None) -> None:
+    """Frees the type of a key where an override may change it: None, an option of the model, a schedule, a tuple.
+
+    Raises:
+      ValueError: the key does not exist, or is a group of keys.
+    """
+    if path.startswith("model.options."):  # whichever options the model has
+        group, name, current = config.model.options, path.removeprefix("model.options."), None
+    else:
+        group, name, current = _at(config, path)
+    if isinstance(current, ConfigDict) and sorted(current) == sorted(SCHEDULE):
+        with group.ignore_type():
+            group[name] = current = 0.0  # a number replaces the schedule
+    if isinstance(current, ConfigDict):
+        raise ValueError(f"--config.{path} is a group: override one of its keys, {sorted(current)}.")
+    tuple_for_number = isinstance(current, float) and str(value).startswith(("(", "["))
+    if current is None or tuple_for_number:
+        group[name] = config_dict.placeholder(object)
 
 
 def _at(config: ConfigDict, path: str) -> tuple[ConfigDict, str, Any]:
@@ -109,11 +154,11 @@ def _at(config: ConfigDict, path: str) -> tuple[ConfigDict, str, Any]:
 def run(main: Callable[[flags.FlagValues, list[str]], None], arguments: Sequence[str] | None = None) -> None:
     """Parses the flags that the program defined, calls ``main(FLAGS, overrides)``, and exits.
 
-    What a user can mend, a ValueError raised by this package, becomes one message on stderr and exit status 2.
-    Compiled programs are kept for the next run, see `keep_compiled`.
+    A ValueError that this package raises, which is a mistake that the user can correct, becomes one message on stderr
+    and exit status 2. Compiled programs are kept for the next run, see `keep_compiled`.
     """
     keep_compiled()
-    sys.path.append(os.getcwd())  # where "module:name" of a perturbation of one's own may lie
+    sys.path.append(os.getcwd())  # where a part named "module:name" may lie
     given = list(sys.argv if arguments is None else arguments)
     if {"-h", "--help"} & set(given):
         print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help(), sep="\n")
@@ -130,7 +175,7 @@ def run(main: Callable[[flags.FlagValues, list[str]], None], arguments: Sequence
     except ValueError as error:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
         if Path(__file__).parent not in raised_in.parents and raised_in.name != Path(given[0]).name:
-            raise  # not of ours: the traceback is needed
+            raise  # not raised by this package: the traceback is needed
         print(f"{Path(given[0]).name}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -139,9 +184,9 @@ def run(main: Callable[[flags.FlagValues, list[str]], None], arguments: Sequence
 
 
 def keep_compiled() -> None:
-    """Has JAX keep what took it over a second to compile, at most a GiB, in the user's cache folder.
+    """Keeps programs that took over a second to compile in the user's cache folder, at most a GiB.
 
-    JAX's own setting wins: JAX_COMPILATION_CACHE_DIR=FOLDER, or empty for none.
+    JAX's own setting has precedence: JAX_COMPILATION_CACHE_DIR=FOLDER, or empty for no cache.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "robust_jax" / "compiled"

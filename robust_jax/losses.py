@@ -1,4 +1,4 @@
-"""Losses of logits, each ``(logits [B, K], labels [B]) -> [B]``: one number an example, larger is worse."""
+"""Losses of logits, each ``(logits [B, K], labels [B]) -> [B]``: one number per example, larger is worse."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from robust_jax.checks import choose
+from robust_jax.extensions import choose
 
 
 def cross_entropy(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array, " b"]:
@@ -18,7 +18,7 @@ def cross_entropy(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Floa
 
 
 def _of_label(logits: Array, labels: Array) -> tuple[Array, Array]:
-    """The label's logit and the largest of the others."""
+    """The label's logit and the largest of the other logits."""
     own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
     label = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
     return label, jnp.where(own, -jnp.inf, logits).max(-1)
@@ -48,7 +48,7 @@ def dlr(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array, "
 def dlr_targeted(
     logits: Float[Array, "b k"], labels: Int[Array, " b"], targets: Int[Array, " b"]
 ) -> Float[Array, " b"]:
-    """``(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2)`` (Croce & Hein 2020, eq. 7); of three classes z_(4) is z_(3).
+    """``(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2)`` (Croce & Hein 2020, eq. 7); with three classes z_(4) is z_(3).
 
     Positive where the target's logit is above the label's.
 
@@ -65,12 +65,12 @@ def dlr_targeted(
 
 def kl_divergence(logits: Float[Array, "b k"], reference_logits: Float[Array, "b k"]) -> Float[Array, " b"]:
     """``KL(softmax(reference) ‖ softmax(logits))``, as in TRADES (Zhang et al. 2019)."""
-    # Of log targets: where a probability underflows to 0, p log p has the gradient NaN.
+    # With log targets: if a probability underflows to 0, the gradient of p log p is NaN.
     return optax.losses.kl_divergence_with_log_targets(jax.nn.log_softmax(logits), jax.nn.log_softmax(reference_logits))
 
 
 def rivals(logits: Float[Array, "b k"], labels: Int[Array, " b"], count: int) -> Int[Array, "b n"]:
-    """The ``min(count, k - 1)`` other classes of the largest logits, the largest first."""
+    """The ``min(count, k - 1)`` classes of the largest logits other than the label's, the largest first."""
     own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
     return jax.lax.top_k(jnp.where(own, -jnp.inf, logits), min(count, logits.shape[-1] - 1))[1]
 
@@ -85,7 +85,7 @@ LOSSES: dict[str, LossFn] = {"cross_entropy": cross_entropy, "margin": margin, "
 
 
 def get(loss: str | LossFn) -> LossFn:
-    """A loss from its name in `LOSSES`, or itself.
+    """A loss from its name in `LOSSES`; a function is returned unchanged.
 
     Raises:
       ValueError: an unknown name.

@@ -1,7 +1,7 @@
-"""Devices and hosts: the only file that knows how many there are.
+"""Devices and hosts: the only file that asks which there are, and how many.
 
-A training step runs on every local device of every host by ``pmap``; examples are split evenly, state is replicated.
-Evaluation is one jitted program whose batch is laid out over the local devices.
+A training step runs on every local device of every host by ``pmap``: examples are split evenly, the state is
+replicated. Evaluation is one jitted program whose batch is laid out over the local devices.
 """
 
 from __future__ import annotations
@@ -18,16 +18,20 @@ from jax.experimental import multihost_utils
 AXIS = "devices"
 """The name of the mapped axis: for `mean`, and for synchronised BatchNorm."""
 
+# Examples per device. Per example a CPU is about 5% slower with chunks this small, but larger ones cost more in the
+# end, when fewer active examples are left than a chunk holds. Accelerators have to be filled.
+CHUNK_ON_CPU, CHUNK_ELSEWHERE = 16, 256
+
 
 def initialize(address: str) -> None:
-    """Joins the processes of a multi-host run; call it before anything else touches JAX.
+    """Joins the processes of a multi-host run; call it before anything else uses JAX.
 
     Args:
-      address: "auto" (TPU pods, Slurm, Kubernetes, Open MPI tell who takes part), or
-        ``HOST:PORT,COUNT,INDEX``: where process 0 listens, how many processes, which one this is.
+      address: "auto" (TPU pods, Slurm, Kubernetes and Open MPI say which processes take part), or
+        ``HOST:PORT,COUNT,INDEX``: where process 0 listens, the number of processes, and this one's index.
 
     Raises:
-      ValueError: another form.
+      ValueError: if the address has another form.
     """
     if address == "auto":
         jax.distributed.initialize()
@@ -46,9 +50,29 @@ def host() -> tuple[int, int]:
     return jax.process_index(), jax.process_count()
 
 
+def is_main() -> bool:
+    """Whether this is process 0: the one that prints, and that writes logs and results."""
+    return jax.process_index() == 0
+
+
+def on_cpu() -> bool:
+    """Whether the devices are CPUs."""
+    return jax.default_backend() == "cpu"
+
+
+def device_count() -> int:
+    """The number of devices of all hosts."""
+    return jax.device_count()
+
+
+def device_kind() -> str:
+    """The devices' model, such as "cpu" or "NVIDIA H100 80GB HBM3"."""
+    return jax.devices()[0].device_kind
+
+
 def check_batch_size(batch_size: int, name: str = "batch_size") -> None:
     """Raises ValueError unless the global batch splits evenly over all devices of all hosts."""
-    devices = jax.device_count()
+    devices = device_count()
     if batch_size < 1 or batch_size % devices:
         raise ValueError(
             f"{name}={batch_size} does not split evenly over {devices} devices: use a multiple of {devices}."
@@ -56,13 +80,13 @@ def check_batch_size(batch_size: int, name: str = "batch_size") -> None:
 
 
 def replicate(tree: Any) -> Any:
-    """A copy on every local device, as `pmap` takes it and gives it back."""
+    """Copies a tree to every local device, in the layout that `pmap` takes and returns."""
     count = jax.local_device_count()
     return _put(jax.tree.map(lambda x: np.broadcast_to(np.asarray(x), (count, *np.shape(x))), tree))
 
 
 def first(tree: Any) -> Any:
-    """The first local device's copy, on the host as NumPy arrays: what can be checkpointed from any process."""
+    """The first local device's copy as NumPy arrays on the host, which any process can write to a checkpoint."""
     return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
 
 
@@ -80,11 +104,12 @@ def pmap(step: Callable[[Any, Any, jax.Array], Any]) -> Callable[[Any, Any, jax.
 def loop(
     step: Callable[[Any, Any, jax.Array], tuple[Any, Any]],
 ) -> Callable[[Any, Any, jax.Array, int, int], tuple[Any, Any]]:
-    """``run(state, batches, key, first, count)``: so many steps on every device in one dispatch, see `resident`.
+    """``run(state, batches, key, first, count)``: ``count`` steps on every device in one dispatch.
 
-    The state's buffers are donated. Each metric of ``step(state, batch, key) -> (state, metrics)`` comes as an array
-    with an entry a batch, set at ``first`` to ``first + count - 1``. Neither number leads to another compilation, so
-    that a step gives the same bits however many go together.
+    ``batches`` come from `resident`; the steps take those at ``first`` to ``first + count - 1``. The state's buffers
+    are donated. Each metric of ``step(state, batch, key) -> (state, metrics)`` is returned as an array with one entry
+    per batch, set at these positions only. Other values of ``first`` and ``count`` do not recompile, so a step gives
+    the same bits however many are dispatched together.
     """
 
     def run(state: Any, batches: Any, key: jax.Array, first: jax.Array, count: jax.Array) -> tuple[Any, Any]:
@@ -104,14 +129,19 @@ def loop(
 
 
 def resident(batches: Mapping[str, np.ndarray]) -> Any:
-    """Several of this host's batches ``[n, b, ...]`` on its devices: what `loop` takes."""
+    """Puts several of this host's batches, ``[n, b, ...]``, on its devices, in the layout that `loop` takes."""
     count = jax.local_device_count()
     shards = {k: v.reshape(len(v), count, -1, *v.shape[2:]) for k, v in batches.items()}
     return _put({k: v.swapaxes(0, 1) for k, v in shards.items()})
 
 
-# With the axis that results have: what lies elsewhere, or on another axis, is compiled for once more.
-_put = jax.pmap(lambda shards: shards, axis_name=AXIS)
+def each(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` on every local device at once; the leading axis of all arguments and results is the devices'."""
+    return jax.pmap(function, axis_name=AXIS)
+
+
+# Results of `pmap` carry this axis: arguments placed in another way would compile the step a second time.
+_put = each(lambda shards: shards)
 
 
 def mean(tree: Any) -> Any:
@@ -120,14 +150,14 @@ def mean(tree: Any) -> Any:
 
 
 def agreed(tree: Any) -> Any:
-    """Process 0's numbers, on every process: what hosts decide on must not differ by rounding."""
+    """Process 0's numbers on every process, for decisions that all hosts must make alike despite rounding."""
     if jax.process_count() == 1:
         return tree
     return jax.tree.map(float, multihost_utils.broadcast_one_to_all(tree))
 
 
 def spread(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Lays a batch out over the local devices for a jitted function, where its size allows."""
+    """Lays a batch out over the local devices for a jitted function, if its size divides evenly."""
     devices = jax.local_devices()
     mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
@@ -136,12 +166,17 @@ def spread(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v if k == "mask" else jax.device_put(jnp.asarray(v), rows) for k, v in batch.items()}
 
 
+def examples_at_a_time() -> int:
+    """How many examples per device a loop over active examples computes at a time, see `attacks.active_loop`."""
+    return CHUNK_ON_CPU if on_cpu() else CHUNK_ELSEWHERE
+
+
 def pieces(count: int) -> int:
-    """So many equal pieces of a batch of so many examples lie on devices of their own where `spread` laid it out."""
+    """The number of equal pieces, each on one device, into which `spread` cuts a batch of ``count`` examples."""
     return math.gcd(count, jax.local_device_count())
 
 
 def everywhere(tree: Any) -> Any:
-    """Puts arrays on all local devices, for use beside `spread` batches in a jitted function."""
+    """Copies arrays to all local devices, for use with `spread` batches in a jitted function."""
     mesh = jax.sharding.Mesh(np.asarray(jax.local_devices()), (AXIS,))
     return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))

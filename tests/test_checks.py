@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from robust_jax.checks import check_batch, check_images
-from robust_jax.perturbations import Perturbation
-from robust_jax.threat_models import ThreatModel
+from robust_jax.spaces.perturbations import Perturbation
+from robust_jax.spaces.threat_models import ThreatModel
 
 
 def logits_fn(images):

@@ -8,8 +8,9 @@ import pytest
 from absl import flags
 
 from robust_jax import cli
-from robust_jax.checks import options_of
-from robust_jax.config import KINDS, base, complete
+from robust_jax.config import base, complete
+from robust_jax.config.validation import KINDS
+from robust_jax.options import REQUIRED, options_of
 
 FILE = """
     from robust_jax.config import base, complete
@@ -57,7 +58,7 @@ def test_values_take_the_type_of_their_key(tmp_path):
 
 OTHER = {
     "perturbation": "flow", "norm": "l1", "radius": "1/8", "sigma": "0.3", "at": "adv", "weight": "2.5",
-    "other": "adv", "reference": "adv", "gradient": "l1",
+    "other": "again", "reference": "adv", "eta": "1.5", "max_pixels": "7", "gradient": "l1",
     "curve": "(0,2)",
     "loss": "margin", "keep": "last", "batch_norm": "train", "method": "directional", "step_size": "1/100",
     "search": "deepfool", "version": "plus", "rule": "en", "rho": "0.5", "optimizer": "adam", "source": "runs/other",
@@ -69,12 +70,14 @@ OTHER = {
 def test_every_option_of_every_kind_can_be_overridden(section, kind):
     known, own = KINDS[section]
     c = base()
-    c.points.adv = dict(kind="random", perturbation="flow", sigma=0.1)
+    c.points.adv = dict(kind="random", perturbation="additive", sigma=0.1)
+    c.points.again = dict(kind="random", perturbation="additive", sigma=0.1)
     c.terms.ce = dict(kind="cross_entropy")
     sole = {"carlini_wagner": "l2", "ddn": "l2", "ead": "l1", "jsma": "linf", "pointwise": "linf"}.get(kind)
-    needed = dict(perturbation="additive", norm=sole or "linf", radius=0.1)
-    needed |= dict(sigma=0.2, step_size=0.05, other="clean", reference="clean")
-    required = [n for n, p in options_of(known[kind]).items() if p.default is p.empty]
+    space = {"adef": "flow", "stadv": "flow", "grid": "affine"}.get(kind, "additive")
+    needed = dict(perturbation=space, norm=sole or "linf", radius=0.1)
+    needed |= dict(sigma=0.2, step_size=0.05, other="adv", reference="clean")
+    required = [n for n, p in options_of(known[kind]).items() if p.default is REQUIRED]
     options = {*options_of(known[kind]), *own}
     c[section].mine = dict(kind=kind, **{k: v for k, v in needed.items() if k in {*required, *own}})
     c = complete(complete(c))  # as a config read back from a workdir is
@@ -84,8 +87,9 @@ def test_every_option_of_every_kind_can_be_overridden(section, kind):
             with pytest.raises(ValueError, match="true labels only"):
                 cli.overridden(complete(c), ["--config.attacks.mine.targeted=true"])
             continue
-        if sole and option in ("norm", "perturbation"):
-            continue  # others are refused, see test_config
+        of_other = kind in ("linearity_gap", "directional_derivative")  # their perturbation is that of the other point
+        if sole and option == "norm" or (sole or space != "additive" or of_other) and option == "perturbation":
+            continue  # others are refused, see tests/config
         value = OTHER.get(option, "7" if isinstance(before, int) else "0.75")
         value = str(not before) if isinstance(before, bool) else "dlr" if value == before else value
         after = cli.overridden(complete(c), [f"--config.{section}.mine.{option}={value}"])[section].mine[option]
@@ -259,3 +263,10 @@ def test_options_of_the_model_are_overridden_by_name():
 def test_a_config_with_an_argument_has_a_workdir_of_its_own():
     assert cli.default_workdir("configs/digits_methods.py:trades") == "runs/digits_methods_trades"
     assert cli.default_workdir("configs/digits_fgr.py") == "runs/digits_fgr"
+
+
+def test_text_that_looks_like_a_number_stays_text(tmp_path):
+    path = write(tmp_path)
+    config = overridden(path, "data.data_dir=2024/05", "attacks.flow.source=3", "attacks.flow.radius=1/5")
+    assert (config.data.data_dir, config.attacks.flow.source, config.attacks.flow.radius) == ("2024/05", "3", 0.2)
+    assert complete(config).attacks.flow.source == "3"

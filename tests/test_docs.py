@@ -1,7 +1,11 @@
-"""docs/attacks.md: its table is that of the code, its Python runs."""
+"""The documents: what they name exists, the table of attacks is that of the code, their Python runs."""
 
+import importlib
 import inspect
+import json
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +17,34 @@ from test_readme import ROOT, run_python
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 PAGE = "docs/attacks.md"
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_files_that_a_page_names_exist(page):
+    text = (ROOT / page).read_text()
+    named = re.findall(r"\b(?:robust_jax|benchmarks|configs|tests|docs)/[\w/]+\.(?:py|md|png|svg)\b", text)
+    linked = [(ROOT / page).parent / link for link in re.findall(r"\]\(([\w./]+)(?:#[\w-]+)?\)", text)]
+    assert named or linked
+    assert [path for path in [*(ROOT / name for name in named), *linked] if not path.exists()] == []
+
+
+def test_the_headings_that_pages_link_to_exist():
+    for page in PAGES:
+        for link, anchor in re.findall(r"\]\(([\w./]*)#([\w-]+)\)", (ROOT / page).read_text()):
+            target = (ROOT / page).parent / link if link else ROOT / page
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings], (page, anchor)
+
+
+def test_the_functions_of_the_walk_exist():
+    text = (ROOT / "docs/architecture.md").read_text().split("\n## The walk of one δ\n")[1].split("\n## ")[0]
+    rooms = "cli|options|spaces|penalties|attacks|objectives|config|workdir|training|evaluation|parallel"
+    names = re.findall(rf"`((?:{rooms})\.[\w.]+)`", text)
+    assert len(names) > 20
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(f"robust_jax.{module}"), attribute), name
 
 
 def test_the_table_of_attacks_is_that_of_the_code():
@@ -48,3 +80,21 @@ def test_the_python_of_the_page_runs():
     assert run_python(PAGE, namespace) == 4
     assert np.isfinite(namespace["distance"]).all() and (namespace["distance"] > 0).all()
     assert namespace["result"].success.any() and namespace["fooled"].shape == (4,)
+
+
+@pytest.mark.slow
+def test_the_parts_of_contributing_train_and_evaluate(tmp_path):
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    parts = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert len(parts) == 7
+    (tmp_path / "my_parts.py").write_text("\n\n".join(parts))
+    (tmp_path / "my_config.py").write_text(
+        re.findall(r"^```python config\n(.*?)^```", text, re.DOTALL | re.MULTILINE)[0]
+    )
+    for program, flags in (("train.py", ["--config=my_config.py", "--config.epochs=2"]), ("eval.py", [])):
+        command = [sys.executable, ROOT / program, "--workdir=run", *flags]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert report["attacks"]["step"]["accuracy"] <= report["clean"]["accuracy"]
+    assert report["attacks"]["step"]["cost"] is not None

@@ -5,10 +5,12 @@ As a program, `python test_parallel.py OUT`, this file takes the steps on the de
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +20,9 @@ import pytest
 from flax import linen as nn
 
 from robust_jax import parallel
-from robust_jax.models import layers
-from robust_jax.objectives import make_objective
-from robust_jax.training import init_state, make_train_step
+from robust_jax.models import cpu_convolution, layers
+from robust_jax.objectives.objective import make_objective
+from robust_jax.training.step import init_state, make_train_step
 
 CE = dict(kind="cross_entropy", label_smoothing=0.1)
 FGR = dict(kind="gradient_norm", perturbation="flow", weight=0.5)
@@ -38,7 +40,7 @@ class Net(nn.Module):
 
     @nn.compact
     def __call__(self, images, train=False):
-        x = layers.Conv3x3(4, use_bias=not self.norm, conv_general_dilated=layers.conv_general_dilated)(images)
+        x = layers.Conv3x3(4, use_bias=not self.norm, conv_general_dilated=cpu_convolution.conv_general_dilated)(images)
         if self.norm:
             x = nn.BatchNorm(use_running_average=not train, momentum=0.9, axis_name=self.axis)(x)
         return nn.Dense(3)(nn.tanh(x).reshape(len(x), -1))
@@ -203,6 +205,46 @@ def test_a_loop_of_steps_is_the_steps_one_by_one_however_they_are_cut():
         expected.append(found["metric"])
     np.testing.assert_allclose(ends[0][1], expected, rtol=1e-5)
     assert ends[0][0] == pytest.approx(float(state), rel=1e-5)
+
+
+ROOT = Path(__file__).resolve().parents[1]
+# What only parallel.py may call, or read off an array.
+DEVICES = {
+    "addressable_shards", "default_backend", "device_count", "devices", "local_device_count", "local_devices", "pmap",
+    "process_count", "process_index", "Mesh", "NamedSharding", "device_put_replicated", "device_put_sharded",
+}  # fmt: skip
+
+
+def names_used(path):
+    """Attributes, other than of the module `parallel`, and imported names that a file uses, with their lines."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "parallel"):
+            yield node.attr, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+
+
+def test_only_parallel_asks_for_devices_and_processes():
+    files = [path for folder in ("robust_jax", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    files += ROOT.glob("*.py")
+    inside = {name for name, _ in names_used(ROOT / "robust_jax" / "parallel.py")}
+    assert {"pmap", "addressable_shards", "default_backend", "process_index", "local_device_count"} <= inside
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {name}"
+        for path in files
+        if path.relative_to(ROOT) != Path("robust_jax/parallel.py")
+        for name, line in names_used(path)
+        if name in DEVICES
+    ]
+    assert found == [] and len(files) > 80
+
+
+def test_the_small_questions():
+    assert parallel.host() == (0, 1) and parallel.is_main()
+    assert parallel.device_count() == jax.device_count() and parallel.device_kind() == jax.devices()[0].device_kind
+    assert parallel.on_cpu() == (jax.default_backend() == "cpu")
+    twice = parallel.each(lambda x: 2 * x)(parallel.replicate(np.float32(3)))
+    np.testing.assert_array_equal(twice, np.full(jax.local_device_count(), 6))
 
 
 @pytest.mark.parametrize("address", ["here", "127.0.0.1:1,2", "127.0.0.1:1,two,0"])

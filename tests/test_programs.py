@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from robust_jax import checkpoints
+from robust_jax.workdir import checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = """

@@ -1,45 +1,61 @@
-"""Projected steepest ascent of any function of the perturbed images: what PGD, local flatness and others share."""
+"""Projected steepest ascent of any function of the perturbed images, which PGD, local flatness and others share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Key
 
-from robust_jax import losses, norms, perturbations, threat_models
-from robust_jax.attacks.survivors import while_active
-from robust_jax.checks import choose
-from robust_jax.perturbations import Delta, Images, Perturbation, example_keys
-from robust_jax.threat_models import ThreatModel
+from robust_jax.attacks.active_loop import while_active
+from robust_jax.attacks.result import Candidate, best_of, clip_box
+from robust_jax.extensions import choose
+from robust_jax.options import Convert, Count, check_call
+from robust_jax.spaces import per_example, perturbations, threat_models
+from robust_jax.spaces.per_example import example_keys
+from robust_jax.spaces.perturbations import Delta, Images, Perturbation
+from robust_jax.spaces.threat_models import ThreatModel
 
-# (T(x, δ) in the box, δ, what is known of each example) -> what to maximise, and where that is a success.
+# (T(x, δ) clipped to [0, 1], δ, what is known of each example) -> what to maximise, and where the attack succeeds.
 Score = Callable[[Images, Delta, Any], tuple[Float[Array, " b"], Bool[Array, " b"]]]
 
-# (images, δ -> score [B], δ, keys [B]) -> an estimate of its gradient in δ.
+# (images, δ -> score [B], δ, keys [B]) -> an estimate of the gradient of the score in δ.
 Estimate = Callable[[Images, Callable[[Delta], Float[Array, " b"]], Delta, Key[Array, " b"]], Delta]
 
-KEEP = ("best", "highest_loss", "last")
+Keep = Literal["best", "highest_loss", "last"]
+"""Which iterate is returned, see `robust_jax.attacks.pgd`."""
 
-# Those of optax that a config can name.
+# The optimizers of optax that a config can name.
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adabelief": optax.adabelief, "adagrad": optax.adagrad, "adam": optax.adam, "rmsprop": optax.rmsprop,
     "sgd": optax.sgd, "yogi": optax.yogi,
 }  # fmt: skip
 
 
+def _optimizer(optimizer: Any) -> Callable[..., optax.GradientTransformation]:
+    """An optimizer from its name in `OPTIMIZERS`, or itself."""
+    if callable(optimizer):
+        return optimizer
+    choose("optimizer", optimizer, OPTIMIZERS, ", or give learning_rate -> optax.GradientTransformation")
+    return OPTIMIZERS[optimizer]
+
+
+Optimizer = Annotated[str | Callable[..., optax.GradientTransformation], Convert(_optimizer)]
+"""An option for an optimizer: ``learning_rate -> optax.GradientTransformation``, or a name in `OPTIMIZERS`."""
+
+
 class Ascent(NamedTuple):
-    """Where an ascent ended.
+    """The result of an ascent.
 
     Attributes:
       images: ``T(x, δ)``, clipped to [0, 1].
       delta: inside the ball.
-      value: the score there; -inf where it was NaN.
-      success: as the score said.
+      value: the score at δ; -inf if it is NaN.
+      success: as the score returned it.
     """
 
     images: Images
@@ -48,159 +64,160 @@ class Ascent(NamedTuple):
     success: Bool[Array, " b"]
 
 
-class Point(NamedTuple):
-    """A δ, what the score is there, and whether it is a success."""
+class _Step(NamedTuple):
+    """How δ moves along a gradient.
 
-    delta: Delta
-    value: Float[Array, " b"]
-    success: Bool[Array, " b"]
+    Attributes:
+      state: at the start: a velocity, or the state of an optimizer.
+      move: ``(images, δ, state, gradient) -> (δ, state)``.
+    """
 
-
-def clip_box(images: Images) -> Images:
-    """Images clipped to [0, 1]."""
-    # where, not clip: a pixel exactly on 0 or 1 keeps its full gradient.
-    return jnp.where(images < 0, 0.0, jnp.where(images > 1, 1.0, images))
-
-
-def rounding(logits: Float[Array, "b k"]) -> Float[Array, " b"]:
-    """Margins below this are ties: another compilation of the same model may see another class."""
-    return 0.5e-5 * jnp.abs(logits).max(-1)
-
-
-def crossed(logits: Float[Array, "b k"], labels: Int[Array, " b"], targeted: bool) -> Bool[Array, " b"]:
-    """Where the attack succeeds, and by more than a tie."""
-    succeeds = losses.misclassified(logits, labels) != targeted
-    return succeeds & (jnp.abs(losses.margin(logits, labels)) > rounding(logits))
-
-
-def equal(a: Delta, b: Delta) -> Bool[Array, " b"]:
-    """Where two δ are the same."""
-    same = jax.tree.map(lambda x, y: (x == y).reshape(len(x), -1).all(-1), a, b)
-    return jnp.stack(jax.tree.leaves(same)).all(0)
-
-
-def best_of(new: Point, old: Point) -> Point:
-    """The better one by (success, then value), per example; the old one of equals."""
-    higher = (new.success & ~old.success) | ((new.success == old.success) & (new.value > old.value))
-    return norms.where(higher, new, old)
+    state: Any
+    move: Callable[[Images, Delta, Any, Delta], tuple[Delta, Any]]
 
 
 def ascend(
     score: Score, images: Images, threat: ThreatModel, known: Any = None, *,
-    key: Key[Array, "..."], steps: int, step_size: Any = None, restarts: int = 1, momentum: float = 0.0,
-    optimizer: Any = None, random_start: bool = True, keep: str = "best", early_stop: bool = False,
+    key: Key[Array, "..."], steps: Count, step_size: Any = None, restarts: Count = 1, momentum: float = 0.0,
+    optimizer: Any = None, random_start: bool = True, keep: Keep = "best", early_stop: bool = False,
     estimate: Estimate | None = None,
 ) -> Ascent:  # fmt: skip
     """Maximises a score over the ball: ``δ <- Π_ball(δ + step_size * argmax_{‖u‖ <= 1} <∂score/∂δ, u>)``.
 
-    The options are those of `robust_jax.attacks.pgd`, which is this with the loss of a model as score; ``known``, a
-    pytree of arrays ``[B, ...]``, is handed to the score; ``estimate`` makes it do without derivatives.
+    `robust_jax.attacks.pgd` is this with the loss of a model as the score. It explains the options, which are passed on
+    one by one, so that their names are checked.
+
+    Args:
+      score: what to maximise, and where the attack succeeds.
+      images: in [0, 1].
+      threat: perturbation, norm and radius.
+      known: a pytree of arrays ``[B, ...]``, passed to the score.
+      key: one key, or one per example ``[B]``.
+      steps: gradient steps of each restart.
+      step_size: see `pgd`.
+      restarts: see `pgd`.
+      momentum: see `pgd`.
+      optimizer: see `pgd`.
+      random_start: see `pgd`.
+      keep: see `pgd`.
+      early_stop: see `pgd`.
+      estimate: replaces the gradient, so that the score is not differentiated.
 
     Raises:
-      ValueError: an impossible combination of options.
+      ValueError: no steps or restarts, options that contradict each other, or one step size for a composition.
     """
-    check_effort("attack", steps, restarts, random_start, keep, early_stop)
+    check_call("ascend", ascend, dict(steps=steps, restarts=restarts, keep=keep))
+    check_runs("ascend", restarts, random_start, keep, early_stop)
     space = threat.perturbation
     keys = example_keys(key, len(images))
     check_step_size(space, step_size)
     size = jax.tree.map(lambda r: 2.5 * r / max(steps, 1), threat.radius) if step_size is None else step_size
-    rule = _optimizer(optimizer, momentum)
-
-    def scored(images: Images, known: Any, delta: Delta) -> tuple[Array, Point]:
-        value, success = score(clip_box(threat_models.followed(threat, images, delta)), delta, known)
-        return value.sum(), Point(delta, jnp.nan_to_num(value, nan=-jnp.inf), success)
-
-    def better(new: Point, old: Point) -> Point:
-        if early_stop:
-            return norms.where(old.success, old, best_of(new, old))
-        if keep == "best":
-            return best_of(new, old)
-        return norms.where((new.value > old.value) | (keep == "last"), new, old)
-
-    def by_optimizer(images: Images, delta: Delta, state: Any, gradient: Delta) -> tuple[Delta, Any]:
-        assert rule is not None
-        update, state = jax.vmap(rule.update)(jax.tree.map(lambda g: -jnp.nan_to_num(g), gradient), state, delta)
-        return perturbations.confined(space, images, threat_models.shift(threat, delta, update, size)), state
-
-    def steepest(images: Images, delta: Delta, velocity: Delta, gradient: Delta) -> tuple[Delta, Delta]:
-        direction = gradient = jax.tree.map(jnp.nan_to_num, gradient)
-        if momentum:
-            unit = jax.tree.map(lambda g: g / jnp.maximum(_sum_abs(g), 1e-30), gradient)
-            direction = velocity = jax.tree.map(lambda v, u: momentum * v + u, velocity, unit)
-        # Where the box leaves no room the budget goes elsewhere.
-        free = perturbations.room(space, images, delta, direction)
-        delta = threat_models.move(threat, delta, direction, size, free)
-        return perturbations.confined(space, images, delta), velocity
-
     zeros = space.zeros(images)
-    move, carried = (steepest, zeros) if rule is None else (by_optimizer, jax.vmap(rule.init)(zeros))
+    if optimizer is None:
+        step = _steepest(threat, zeros, size, momentum)
+    else:
+        step = _by_optimizer(threat, zeros, size, momentum, optimizer)
+    better = _keeping(keep, early_stop)
 
-    def body(step: Array, fixed: tuple[Images, Any, Array], carry: tuple[Delta, Any, Point]) -> tuple[Any, Array]:
+    def scored(images: Images, known: Any, delta: Delta) -> tuple[Array, Candidate]:
+        value, success = score(clip_box(threat_models.apply_with_slope(threat, images, delta)), delta, known)
+        return value.sum(), Candidate(delta, jnp.nan_to_num(value, nan=-jnp.inf), success)
+
+    def body(done: Array, fixed: tuple[Images, Any, Array], carry: tuple[Delta, Any, Candidate]) -> tuple[Any, Array]:
         images, known, keys = fixed
         delta, state, best = carry
-        here = partial(scored, images, known)
+        score_at = partial(scored, images, known)
         if estimate is None:
-            gradient, point = jax.grad(here, has_aux=True)(delta)
+            gradient, candidate = jax.grad(score_at, has_aux=True)(delta)
         else:
-            point = here(delta)[1]
-            gradient = estimate(images, lambda at: here(at)[1].value, delta, perturbations.fold_keys(keys, step + 1))
-        best = better(point, best)
-        return (*move(images, delta, state, gradient), best), ~best.success
+            candidate = score_at(delta)[1]
+            gradient = estimate(images, lambda d: score_at(d)[1].value, delta, per_example.fold_keys(keys, done + 1))
+        best = better(candidate, best)
+        return (*step.move(images, delta, state, gradient), best), ~best.success
 
-    def run(restart: Array, best: Point) -> Point:
-        run_keys = perturbations.fold_keys(keys, restart)
+    def run(restart: Array, best: Candidate) -> Candidate:
+        run_keys = per_example.fold_keys(keys, restart)
         start = zeros
         if random_start:
             start = perturbations.confined(space, images, threat_models.random_delta(threat, run_keys, images))
-        fixed, carry = (images, known, run_keys), (start, carried, best)
+        fixed, carry = (images, known, run_keys), (start, step.state, best)
         if early_stop:
             delta, _, best = while_active(body, fixed, carry, ~best.success, steps)
         else:
-            delta, _, best = jax.lax.fori_loop(0, steps, lambda step, carry: body(step, fixed, carry)[0], carry)
+            delta, _, best = jax.lax.fori_loop(0, steps, lambda done, carry: body(done, fixed, carry)[0], carry)
         return better(scored(images, known, delta)[1], best)
 
     if keep == "best":
         best = scored(images, known, zeros)[1]
     else:
-        best = Point(zeros, jnp.full(len(images), -jnp.inf), jnp.zeros(len(images), bool))
+        best = Candidate(zeros, jnp.full(len(images), -jnp.inf), jnp.zeros(len(images), bool))
     best = jax.lax.fori_loop(0, restarts, run, best)
     return Ascent(clip_box(space.apply(images, best.delta)), *best)
+
+
+def _steepest(threat: ThreatModel, zeros: Delta, size: Any, momentum: float) -> _Step:
+    """Projected steepest ascent; its state is the velocity."""
+    space = threat.perturbation
+
+    def move(images: Images, delta: Delta, velocity: Delta, gradient: Delta) -> tuple[Delta, Delta]:
+        direction = gradient = jax.tree.map(jnp.nan_to_num, gradient)
+        if momentum:
+            unit = jax.tree.map(lambda g: g / jnp.maximum(_sum_abs(g), 1e-30), gradient)
+            direction = velocity = jax.tree.map(lambda v, u: momentum * v + u, velocity, unit)
+        # Coordinates that the box holds back leave their share of the step to the others.
+        headroom = perturbations.headroom(space, images, delta, direction)
+        delta = threat_models.move(threat, delta, direction, size, headroom)
+        return perturbations.confined(space, images, delta), velocity
+
+    return _Step(zeros, move)
 
 
 def _sum_abs(x: Array) -> Array:
     return jnp.abs(x).sum(tuple(range(1, x.ndim)), keepdims=True)
 
 
-def _optimizer(optimizer: Any, momentum: float) -> optax.GradientTransformation | None:
-    """That of learning rate 1, or None for steepest ascent; raises ValueError for an unknown name, or momentum too."""
-    if optimizer is None:
-        return None
+def _by_optimizer(threat: ThreatModel, zeros: Delta, size: Any, momentum: float, optimizer: Any) -> _Step:
+    """Steps of an optimizer with a learning rate of 1, times the step size, projected."""
     if momentum:
-        raise ValueError(f"momentum={momentum} is of steepest ascent: give optimizer={optimizer!r} its own.")
-    if isinstance(optimizer, str):
-        choose("optimizer", optimizer, OPTIMIZERS)
-        optimizer = OPTIMIZERS[optimizer]
-    rule: optax.GradientTransformation = optimizer(1.0)
-    return rule
+        raise ValueError(
+            f"momentum={momentum} belongs to steepest ascent: give optimizer={optimizer!r} its own, such as "
+            f"functools.partial(optax.sgd, momentum={momentum})."
+        )
+    space, rule = threat.perturbation, _optimizer(optimizer)(1.0)
+
+    def move(images: Images, delta: Delta, state: Any, gradient: Delta) -> tuple[Delta, Any]:
+        update, state = jax.vmap(rule.update)(jax.tree.map(lambda g: -jnp.nan_to_num(g), gradient), state, delta)
+        return perturbations.confined(space, images, threat_models.shift(threat, delta, update, size)), state
+
+    return _Step(jax.vmap(rule.init)(zeros), move)
+
+
+def _keeping(keep: Keep, early_stop: bool) -> Callable[[Candidate, Candidate], Candidate]:
+    """``(new, old) -> the one to keep``, per example."""
+
+    def better(new: Candidate, old: Candidate) -> Candidate:
+        if early_stop:
+            return per_example.where(old.success, old, best_of(new, old))
+        if keep == "best":
+            return best_of(new, old)
+        return per_example.where((new.value > old.value) | (keep == "last"), new, old)
+
+    return better
 
 
 def check_step_size(space: Perturbation, step_size: Any) -> None:
-    """Raises ValueError for one step size where a composition needs one a part."""
+    """Raises ValueError for a single step size if the perturbation is a composition, which takes one per part."""
     if step_size is not None and space.parts and not isinstance(step_size, tuple | list):
-        raise ValueError(f"step_size={step_size!r}: {space.name} takes a tuple of {len(space.parts)}, one a part.")
+        raise ValueError(f"step_size={step_size!r}: {space.name} takes a tuple of {len(space.parts)}, one per part.")
 
 
-def check_effort(
-    path: str, steps: int, restarts: int = 1, random_start: bool = True, keep: str = "best", early_stop: bool = False
-) -> None:
-    """Raises ValueError, starting with ``path``, for settings that cannot be or make no sense together."""
-    if keep not in KEEP:
-        raise ValueError(f"{path}: keep={keep!r} is unknown: choose one of {list(KEEP)}.")
-    if not all(isinstance(n, int) and n >= 1 for n in (steps, restarts)):
-        raise ValueError(f"{path}: steps={steps}, restarts={restarts}, but both must be whole numbers from 1.")
+def check_runs(name: str, restarts: int, random_start: bool, keep: Keep, early_stop: bool) -> None:
+    """Raises ValueError, beginning with the attack's name, for options that contradict each other."""
     if restarts > 1 and not random_start:
-        raise ValueError(f"{path}: restarts={restarts} repeat the same run without random_start: set restarts=1.")
+        raise ValueError(f"{name}: restarts={restarts} repeat the same run without random_start: set restarts=1.")
     if early_stop and keep != "best":
-        raise ValueError(f"{path}: early_stop ends with the first success, which keep={keep!r} may lose: use 'best'.")
+        raise ValueError(
+            f"{name}: early_stop stops at the first success, which keep={keep!r} may replace: set keep='best'."
+        )
     if restarts > 1 and keep == "last":
-        raise ValueError(f"{path}: restarts={restarts} with keep='last' keep the last restart alone: use 'best'.")
+        raise ValueError(f"{name}: restarts={restarts} with keep='last' return the last restart only: set keep='best'.")

@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from robust_jax import losses, norms
+from robust_jax import losses
 from robust_jax.attacks.apgd import apgd, apgd_dlr, apgd_targeted
+from robust_jax.attacks.define import Cost, Problem, attack, cost_of
 from robust_jax.attacks.fab import fab, fab_targeted
-from robust_jax.attacks.pgd import AttackResult, LogitsFn
+from robust_jax.attacks.result import AttackResult, LogitsFn
 from robust_jax.attacks.square import square
 from robust_jax.attacks.wrappers import expectation
-from robust_jax.checks import check_batch, choose
-from robust_jax.perturbations import Images, example_keys, fold_keys
-from robust_jax.threat_models import ThreatModel
+from robust_jax.checks import check_batch, check_images
+from robust_jax.options import Count
+from robust_jax.spaces import norms, per_example
+from robust_jax.spaces.per_example import example_keys, fold_keys
+from robust_jax.spaces.perturbations import Images
+from robust_jax.spaces.threat_models import ThreatModel
 
-VERSIONS = ("standard", "plus", "rand")
-DRAWS = 20
+Version = Literal["standard", "plus", "rand"]
+DRAWS = 20  # of the model, with "rand"
 
 
+def _cost(o: SimpleNamespace, problem: Problem) -> Cost:
+    """That of all parts, and of one forward pass of the clean images."""
+    found = parts(o.version, problem.threat, problem.classes, o.steps, o.queries)
+    costs = [cost_of(part.func, part.keywords, problem) for part in found]
+    draws = DRAWS if o.version == "rand" else 1
+    forwards, gradients = (sum(getattr(cost, name) for cost in costs) for name in Cost._fields)
+    return Cost(draws * (1 + forwards), draws * gradients)
+
+
+@attack(family="combined", cost=_cost, checks_batch=False)
 def auto_attack(
     logits_fn: Callable[..., Float[Array, "b k"]],
     images: Images,
@@ -29,65 +46,80 @@ def auto_attack(
     threat: ThreatModel,
     *,
     key: Key[Array, "..."],
-    version: str = "standard",
-    steps: int = 100,
-    queries: int = 5000,
+    version: Version = "standard",
+    steps: Count = 100,
+    queries: Count = 5000,
 ) -> AttackResult:
-    """An example is robust where none of several attacks breaks it; what one has broken the next leave alone.
+    """Runs several attacks, each on the examples that the ones before it did not break.
 
-    - standard: `apgd` on cross-entropy, `apgd_targeted` and `fab_targeted` towards 9 classes, `square`; for l1, as
+    - standard: `apgd` on cross-entropy, `apgd_targeted` and `fab_targeted` towards 9 classes, `square`; for l1, as in
       Croce & Hein 2021, 5 restarts of the first and 5 classes of the second.
     - plus: `apgd` and `apgd_dlr` with 5 restarts, `fab` with 5, `square`, `apgd_targeted`, `fab_targeted`.
-    - rand, for models with randomness: `apgd` and `apgd_dlr` on the `expectation` over 20 draws. There
-      ``logits_fn`` takes ``(images, key)``, and is called with one image and key at a time under ``jax.vmap``. An
-      image's draws stay the same, and success is the mean's: judge the result with others.
+    - rand, for models with randomness: `apgd` and `apgd_dlr` on the `expectation` over 20 draws. Then ``logits_fn``
+      takes ``(images, key)``, and is called with one image and one key at a time under ``jax.vmap``. The draws of an
+      image stay the same, and success is judged by their mean: evaluate the result with other draws.
 
-    All parts have a meaning for every threat model; over affine maps `square` is a random search. With two classes,
-    where DLR has none, the margin takes its place. Other than in the authors' code the l1 ball is not entered from
-    larger ones, FAB's ball is that of the threat, and Square's schedule is stretched over its queries.
+    All parts support every threat model; over affine maps `square` is a random search. With two classes, for which DLR
+    is not defined, the margin takes its place. Unlike in the authors' code, l1 starts in its own ball instead of a
+    larger one, FAB's ball is that of the threat model, and Square's schedule is stretched over its queries.
 
-    Parts go on with the unbroken examples alone, some at a time; with "rand" with all, as long as one is unbroken. The
-    standard version takes at most 1,900 gradients of an image, and 5,900 forward passes more.
+    Each part computes only the examples that are not broken yet, a chunk at a time; with "rand" it computes the whole
+    batch as long as one of them is left. The standard version takes at most 1,900 gradients per image, and 5,900
+    forward passes more.
 
     Args:
-      logits_fn: any JAX function of images, of any number of them; with "rand" of ``(images, key)``.
+      logits_fn: any JAX function of any number of images; with "rand" of ``(images, key)``.
       images: in [0, 1].
       labels: the true labels.
       threat: perturbation, norm and radius.
-      key: one key, or one an image ``[B]``.
+      key: one key, or one per example ``[B]``.
       version: "standard", "plus" or "rand".
       steps: of each run of APGD and FAB.
       queries: of Square.
 
     Returns:
-      What broke each example first; δ = 0 and the clean image where nothing did, or where it was misclassified.
+      The first point that broke each example; δ = 0 and the clean image if none did, or if it is misclassified.
 
     Raises:
-      ValueError: images outside [0, 1] or of the wrong rank, labels out of range (on concrete arrays), an unknown
-        version or an impossible option.
+      ValueError: images outside [0, 1] or of the wrong rank, labels out of range (both for concrete arrays), an
+        option out of its range, or a ``logits_fn`` that does not take the arguments above.
     """
-    choose("version", version, VERSIONS)
+    check_images(images)
     keys = example_keys(key, len(images))
+    _check_arguments(logits_fn, version, images, keys)
 
     def model(keys: Array) -> LogitsFn:
         return expectation(logits_fn, keys, DRAWS) if version == "rand" else logits_fn
 
     check_batch(images, labels, model(keys), threat)
     logits = model(keys)(images)
-    # A label that the clean image does not get: an attack takes it for broken and leaves it.
+    # Parts leave an example alone if its label is a class that the clean image is not given.
     other = (logits.argmax(-1) + 1) % logits.shape[-1]
     best = AttackResult(images, threat.perturbation.zeros(images), losses.misclassified(logits, labels))
     for number, part in enumerate(parts(version, threat, logits.shape[-1], steps, queries)):
         left = jnp.where(best.success, other, labels)
         found = part(model(keys), images, left, threat, key=fold_keys(keys, number))
-        best = norms.where(found.success & ~best.success, found, best)
+        best = per_example.where(found.success & ~best.success, found, best)
     return best
 
 
-def parts(
-    version: str, threat: ThreatModel, classes: int, steps: int, queries: int
-) -> list[Callable[..., AttackResult]]:
-    """The attacks of a version, in their order, with the options that it gives them."""
+def _check_arguments(logits_fn: Callable[..., Any], version: Version, images: Images, keys: Array) -> None:
+    """Raises ValueError for a model that does not take the arguments with which the version calls it."""
+    given = (images, keys) if version == "rand" else (images,)
+    try:
+        inspect.signature(logits_fn).bind(*given)
+    except TypeError as error:
+        raise ValueError(
+            f"auto_attack: version={version!r} calls logits_fn{'(images, key)' if version == 'rand' else '(images)'}, "
+            f"but the function does not take that ({error}): 'rand' is for models that draw with a key, 'standard' and "
+            f"'plus' for functions of images alone."
+        ) from error
+    except ValueError:  # no signature, as of some functions in C
+        return
+
+
+def parts(version: Version, threat: ThreatModel, classes: int, steps: int, queries: int) -> list[partial[AttackResult]]:
+    """The attacks of a version, in their order, with the options that they get."""
     sparse = not threat.perturbation.parts and norms.exponent(threat.norm) == 1
     on_entropy, on_margin = (
         partial(apgd, steps=steps, loss=f, early_stop=True) for f in (losses.cross_entropy, losses.margin)

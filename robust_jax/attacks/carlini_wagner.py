@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import math
+from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key
 
-from robust_jax import perturbations, threat_models
-from robust_jax.attacks.minimal import (
-    Smallest,
-    boundary,
-    check_minimal,
-    check_penalty,
-    finite,
-    in_units,
-    search_const,
-)
-from robust_jax.attacks.pgd import AttackResult, LogitsFn
-from robust_jax.checks import check_batch
-from robust_jax.perturbations import Delta, Images
-from robust_jax.threat_models import ThreatModel
+from robust_jax.attacks.define import Cost, Problem, attack
+from robust_jax.attacks.minimal import CANDIDATES, Smallest, boundary, check_norm, finite, in_units, search_const
+from robust_jax.attacks.result import AttackResult, LogitsFn
+from robust_jax.options import Count, NotNegative, Positive
+from robust_jax.spaces import perturbations, threat_models
+from robust_jax.spaces.perturbations import Delta, Images
+from robust_jax.spaces.threat_models import ThreatModel
 
 
+def _cost(o: SimpleNamespace, problem: Problem) -> Cost:
+    steps, others = o.steps * o.binary_search_steps, min(CANDIDATES, problem.classes - 1)
+    return Cost(3 + steps, others + steps)
+
+
+@attack(family="white_box", cost=_cost, check=partial(check_norm, p=2))
 def carlini_wagner(
     logits_fn: LogitsFn,
     images: Images,
@@ -32,11 +33,11 @@ def carlini_wagner(
     threat: ThreatModel,
     *,
     key: Key[Array, "..."],
-    steps: int = 500,
-    binary_search_steps: int = 9,
-    learning_rate: float | None = None,
-    initial_const: float = 1.0,
-    confidence: float = 0.0,
+    steps: Count = 500,
+    binary_search_steps: Count = 9,
+    learning_rate: Positive | None = None,
+    initial_const: Positive = 1.0,
+    confidence: NotNegative = 0.0,
     targeted: bool = False,
 ) -> AttackResult:
     """The smallest ``‖δ / radius‖₂`` that C&W's L2 attack (2017, section VI A) finds across the boundary, in the ball.
@@ -45,18 +46,18 @@ def carlini_wagner(
 
         (‖δ / radius‖₂ / s)² + c max(d(δ), 0) / s,
 
-    d how far the boundary is, linearised (see `minimal.boundary`), and s per example the size of the smallest δ so
-    far, before there is one d(0). c grows tenfold until an example succeeds (and s doubles), and is then halved
-    between the largest that failed and the smallest that succeeded.
+    d the linearised distance to the boundary (see `minimal.boundary`), and s per example the size of the smallest δ so
+    far, or d(0) as long as there is none. c grows tenfold until an example succeeds (and s doubles), and is then
+    bisected between the largest that failed and the smallest that succeeded.
 
-    It differs from the paper in four ways. The margin of the logits is measured in distances, so that learning rate
-    and c have no unit, and neither the radius nor the scale of the logits changes what is found. The nearest class is
-    sought, not that of the largest logit. The learning rate falls to 0 as a cosine, not to swing about the boundary.
-    And δ is clipped to the box after each step where the perturbation can be (`confine`) instead of taken through
-    tanh, whose gradient vanishes at the 0s and 1s of images. No example stops early.
+    This differs from the paper in four ways. The margin of the logits is measured as a distance, so that learning rate
+    and c have no unit, and neither the radius nor the scale of the logits changes the result. It aims at the nearest
+    class, which need not have the largest logit. The learning rate falls to 0 as a cosine, so that δ does not oscillate
+    about the boundary. And after each step δ is clipped to the box if the perturbation supports it (`confine`), instead
+    of using tanh, whose gradient vanishes where images are 0 or 1. No example stops early.
 
-    For a composition the largest of its parts' sizes is minimised. The radius is the unit of size and also the bound,
-    see `robust_jax.attacks.deepfool`. Costs ``steps * binary_search_steps`` gradients, and one for each of ten
+    For a composition the largest of its parts' sizes is minimised. The radius is both the unit of size and the bound,
+    see `robust_jax.attacks.deepfool`. Costs ``steps * binary_search_steps`` gradients, and one for each of up to ten
     classes.
 
     Args:
@@ -64,25 +65,22 @@ def carlini_wagner(
       images: in [0, 1].
       labels: the true labels; with ``targeted`` the targets.
       threat: perturbation, norm l2 (in every part) and radius.
-      key: not used, the attack is deterministic.
+      key: not used: the attack is deterministic.
       steps: of Adam for each c.
-      binary_search_steps: so many c.
-      learning_rate: of Adam, so far at most a step moves a coordinate, as a fraction of s * radius; by default the
-        larger of 0.01 and ``0.5 / sqrt(n)`` for the n coordinates of an example's δ (of each part).
+      binary_search_steps: the number of values of c.
+      learning_rate: of Adam: the most that a step moves a coordinate, as a fraction of s * radius; by default the
+        larger of 0.01 and ``0.5 / sqrt(n)`` for the n coordinates of δ (per example and part).
       initial_const: the first c; for a linear model any above 2 leads to the optimum.
-      confidence: by how much, in logits, the other class must lead.
+      confidence: the lead of the other class over the label, in logits.
       targeted: whether labels are targets.
 
     Returns:
-      δ and image where one was found; elsewhere δ = 0, the clean image and success False.
+      δ and image if one was found; otherwise δ = 0, the clean image and success False.
 
     Raises:
-      ValueError: another norm, images outside [0, 1] or of the wrong rank, labels out of range (on concrete arrays),
-        or an impossible option.
+      ValueError: another norm, images outside [0, 1] or of the wrong rank, labels out of range (both for concrete
+        arrays), or an option out of its range.
     """
-    check_batch(images, labels, logits_fn, threat)
-    check_minimal("carlini_wagner", threat, 2, steps, confidence)
-    check_penalty("carlini_wagner", binary_search_steps, learning_rate, initial_const)
     space = threat.perturbation
     start = boundary(logits_fn, images, labels, threat, confidence=confidence, targeted=targeted)
     adam = optax.adam(optax.cosine_decay_schedule(1.0, steps))

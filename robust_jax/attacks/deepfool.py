@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
-from robust_jax import losses, norms, perturbations, threat_models
-from robust_jax.attacks.ascent import clip_box, crossed, equal, rounding
-from robust_jax.attacks.minimal import found_or_clean
-from robust_jax.attacks.pgd import AttackResult, LogitsFn
-from robust_jax.attacks.survivors import while_active
-from robust_jax.checks import check_batch
-from robust_jax.perturbations import Delta, Images
-from robust_jax.threat_models import ThreatModel
+from robust_jax import losses
+from robust_jax.attacks.active_loop import while_active
+from robust_jax.attacks.define import Cost, Problem, Share, attack
+from robust_jax.attacks.result import AttackResult, LogitsFn, clip_box, crossed, equal, found_or_clean, rounding
+from robust_jax.options import Count, NotNegative
+from robust_jax.spaces import per_example, perturbations, threat_models
+from robust_jax.spaces.perturbations import Delta, Images
+from robust_jax.spaces.threat_models import ThreatModel
 
 
+def _cost(o: SimpleNamespace, problem: Problem) -> Cost:
+    return Cost(1 + 2 * o.steps, o.steps * min(o.candidates, problem.classes - 1))
+
+
+@attack(family="boundary", cost=_cost)
 def deepfool(
     logits_fn: LogitsFn,
     images: Images,
@@ -26,29 +33,29 @@ def deepfool(
     threat: ThreatModel,
     *,
     key: Key[Array, "..."],
-    steps: int = 50,
-    relaxation: float = 0.85,
-    overshoot: float = 0.02,
-    candidates: int = 10,
+    steps: Count = 50,
+    relaxation: Share = 0.85,
+    overshoot: NotNegative = 0.02,
+    candidates: Count = 10,
     targeted: bool = False,
 ) -> AttackResult:
     """The smallest ``‖δ / radius‖`` that DeepFool finds with ``argmax logits_fn(T(x, δ)) != y``, in the ball.
 
-    From δ = 0, at each step the differences ``f_k = z_k - z_y`` are linearised in δ and the nearest of their
-    zeros is stepped to, in the threat model's norm::
+    From δ = 0, each step linearises the differences ``f_k = z_k - z_y`` in δ and goes towards the nearest of their
+    zeros, in the threat model's norm::
 
         k = argmin_k |f_k| / ‖radius * ∂f_k/∂δ‖_dual,    δ <- Π_ball(δ + relaxation * that distance * radius * u_k),
 
-    u_k the unit ball's steepest direction, and ``(1 + overshoot) δ`` is tried: an example stops where it is
-    misclassified. A whole step, as in the paper, often crosses a curved boundary far from its nearest point. T is not
-    additive in general: one δ is kept, and derivatives are those of ``T(x, δ)`` at the δ tried, not of T at the image
-    so far. Parts of a composition move by the same fraction of their balls. Any norm does; l1 moves few coordinates a
-    step and may need many steps in the box.
+    u_k the unit ball's steepest direction, and then tries ``(1 + overshoot) δ``: an example stops once that is
+    misclassified. A full step, as in the paper, often crosses a curved boundary far from its nearest point. As T is not
+    additive in general, a single δ is kept, and derivatives are those of ``T(x, δ)`` at the δ tried, instead of those
+    of T at the transformed image. All parts of a composition move by the same fraction of their balls. Any norm is
+    supported; l1 moves few coordinates per step and may need many steps in the box.
 
-    The radius is the unit of size and also the bound: for distances to the decision boundary, and not the accuracy
-    within a budget, give a ball that holds every image, such as l2 at ``sqrt(h * w * c)``; the distance is then
-    ``radius * threat_models.size(threat, result.delta)`` (0 where the attack failed).
-    Each step costs a forward pass, one more with a gradient for each candidate, and memory for these gradients.
+    The radius is both the unit of size and the bound. To measure distances to the decision boundary, rather than the
+    accuracy within a budget, choose a ball that contains every image, such as l2 of radius ``sqrt(h * w * c)``; the
+    distance is then ``radius * threat_models.size(threat, result.delta)`` (0 if the attack failed).
+    Each step costs two forward passes, one gradient per candidate, and memory for these gradients.
 
     Args:
       logits_fn: any JAX function of images.
@@ -56,111 +63,109 @@ def deepfool(
       labels: the true labels; with ``targeted`` the targets.
       threat: perturbation, norm and radius.
       key: not used, the attack is deterministic.
-      steps: at most so many.
-      relaxation: of the distance to the linearised boundary: less finds a smaller δ in more steps.
-      overshoot: by which fraction of δ the linearised boundary is crossed.
-      candidates: so many classes are stepped towards, those of the largest logits at the clean image.
-      targeted: whether labels are targets; the one difference is then the target's to the largest other logit.
+      steps: the largest number of steps.
+      relaxation: the fraction of the distance to the linearised boundary that a step covers: a smaller one finds a
+        smaller δ in more steps.
+      overshoot: how far beyond the linearised boundary δ is tried, as a fraction of δ.
+      candidates: the number of classes that are considered, those of the largest logits at the clean image.
+      targeted: whether labels are targets; then only the difference to the target's logit is considered, from the
+        largest other logit.
 
     Returns:
-      δ and image where one was found; elsewhere δ = 0, the clean image and success False.
+      δ and image if one was found; otherwise δ = 0, the clean image and success False.
 
     Raises:
-      ValueError: images outside [0, 1] or of the wrong rank, labels out of range (on concrete arrays), or an
-        impossible option.
+      ValueError: images outside [0, 1] or of the wrong rank, labels out of range (both for concrete arrays), or an
+        option out of its range.
     """
-    check_batch(images, labels, logits_fn, threat)
-    check_search("deepfool", steps, overshoot, candidates)
-    if not 0 < relaxation <= 1:
-        raise ValueError(f"deepfool: relaxation={relaxation} is a fraction of the way: give one in (0, 1].")
-    delta, success = minimal_step(
-        logits_fn, images, labels, threat, threat.perturbation.zeros(images),
-        steps=steps, relaxation=relaxation, overshoot=overshoot, candidates=candidates, targeted=targeted, confine=True,
-    )  # fmt: skip
+    start, search = threat.perturbation.zeros(images), Search(steps, relaxation, overshoot, candidates, targeted)
+    delta, success = minimal_step(logits_fn, images, labels, threat, start, search)
     return found_or_clean(threat, images, delta, success)
 
 
-def minimal_step(
-    logits_fn: LogitsFn,
-    images: Images,
-    labels: Int[Array, " b"],
-    threat: ThreatModel,
-    start: Delta,
-    *,
-    steps: int,
-    relaxation: float,
-    overshoot: float,
-    candidates: int,
-    targeted: bool,
-    confine: bool,
-) -> tuple[Delta, Bool[Array, " b"]]:
-    """The loop of `deepfool`, unchecked, from any δ: the last δ tried in the ball, and whether it succeeds.
+class Search(NamedTuple):
+    """The options of a search, see `deepfool`; with ``confine`` no image leaves [0, 1]."""
 
-    Steps are small as measured from ``start``. With ``confine`` δ is kept where no image leaves [0, 1].
-    """
-    space = threat.perturbation
-
-    def confined(images: Images, delta: Delta) -> Delta:
-        return perturbations.confined(space, images, delta) if confine else delta
-
-    def logits_at(images: Images, delta: Delta) -> Array:
-        return logits_fn(clip_box(perturbations.followed(space, images, delta)))
-
-    clean = logits_at(images, start)
-    classes = clean.shape[-1]
-
-    def rows(logits: Array, labels: Array, rivals: Array) -> Array:
-        """The differences that are to become positive, as rows of signs: [N, B, K]."""
-        own = jax.nn.one_hot(labels, classes, dtype=clean.dtype)
-        if targeted:
-            current = jnp.where(own > 0, -jnp.inf, logits).argmax(-1)
-            return (own - jax.nn.one_hot(current, classes, dtype=own.dtype))[None]
-        return jax.nn.one_hot(rivals.T, classes, dtype=own.dtype) - own
-
-    def body(_: Array, fixed: tuple[Images, Array, Array, Delta], state: _State) -> tuple[_State, Array]:
-        images, labels, rivals, start = fixed
-        logits, pull = jax.vjp(partial(logits_at, images), state.tried)
-        signs = rows(logits, labels, rivals)
-        gradients = jax.tree.map(jnp.nan_to_num, jax.vmap(lambda row: pull(row)[0])(signs))
-        # Where the box leaves no room a coordinate is no way to the boundary.
-        rooms = jax.vmap(lambda g: perturbations.room(space, images, state.tried, g))(gradients)
-        gradients = jax.tree.map(lambda g, r: jnp.where(r > 0, g, 0), gradients, rooms)
-        gains = jax.vmap(partial(threat_models.gain, threat))(gradients)
-        # A little past the boundary: at a tie, the label may still be the first of the largest.
-        lacking = 2 * rounding(logits) - (signs * logits).sum(-1)
-        distances = jnp.where(gains > 0, lacking / jnp.where(gains > 0, gains, 1), jnp.inf)
-        distances = jnp.nan_to_num(distances, nan=jnp.inf, posinf=jnp.inf)
-        nearest = distances.argmin(0)
-        distance = relaxation * distances.min(0)
-        gradient, room = (
-            jax.tree.map(lambda leaf: leaf[nearest, jnp.arange(len(images))], tree) for tree in (gradients, rooms)
-        )
-        # Nothing in the ball is farther than its diameter.
-        fraction = jnp.where(jnp.isfinite(distance), jnp.clip(distance, 1e-6, 2), 0)
-        size = jax.tree.map(lambda r, d: norms.expand(fraction, d) * r, threat.radius, state.delta)
-        delta = confined(images, threat_models.move(threat, state.delta, gradient, size, room))
-        beyond = jax.tree.map(lambda s, d: s + (1 + overshoot) * (d - s), start, delta)
-        tried = confined(images, threat_models.project(threat, beyond))
-        success = crossed(logits_at(images, tried), labels, targeted)
-        return _State(delta, tried, success), ~success & ~equal(delta, state.delta)
-
-    fixed = (images, labels, losses.rivals(clean, labels, candidates), start)
-    first = _State(start, start, losses.misclassified(clean, labels) != targeted)
-    found = while_active(body, fixed, first, ~first.success, steps)
-    return found.tried, found.success
+    steps: int
+    relaxation: float
+    overshoot: float
+    candidates: int
+    targeted: bool
+    confine: bool = True
 
 
 class _State(NamedTuple):
-    """Where an example is, what lies a little beyond, and whether that is a success."""
+    """The δ of an example, the one a little beyond it that is tried, and whether that is a success."""
 
     delta: Delta
     tried: Delta
     success: Bool[Array, " b"]
 
 
-def check_search(path: str, steps: int, overshoot: float, candidates: int) -> None:
-    """Raises ValueError, starting with ``path``, for settings of `deepfool` that cannot be."""
-    if steps < 1 or candidates < 1:
-        raise ValueError(f"{path}: steps={steps}, candidates={candidates}, but both must be at least 1.")
-    if not overshoot >= 0:
-        raise ValueError(f"{path}: overshoot={overshoot} must not be negative.")
+def minimal_step(
+    logits_fn: LogitsFn, images: Images, labels: Int[Array, " b"], threat: ThreatModel, start: Delta, search: Search
+) -> tuple[Delta, Bool[Array, " b"]]:
+    """The loop of `deepfool` from any δ, with sizes measured from there.
+
+    Returns:
+      The last δ tried, in the ball, and whether it succeeds.
+    """
+    space = threat.perturbation
+
+    def confined(images: Images, delta: Delta) -> Delta:
+        return perturbations.confined(space, images, delta) if search.confine else delta
+
+    def logits_at(images: Images, delta: Delta) -> Array:
+        return logits_fn(clip_box(perturbations.apply_with_slope(space, images, delta)))
+
+    clean = logits_at(images, start)
+
+    def body(_: Array, fixed: tuple[Images, Array, Array, Delta], state: _State) -> tuple[_State, Array]:
+        images, labels, rivals, start = fixed
+        logits, pull = jax.vjp(partial(logits_at, images), state.tried)
+        signs = _rows(logits, labels, rivals, search.targeted)
+        distance, gradient, headroom = _nearest(logits, pull, signs, images, threat, state.tried, search.relaxation)
+        # Nothing in the ball is farther than its diameter.
+        fraction = jnp.where(jnp.isfinite(distance), jnp.clip(distance, 1e-6, 2), 0)
+        size = jax.tree.map(lambda r, d: per_example.expand(fraction, d) * r, threat.radius, state.delta)
+        delta = confined(images, threat_models.move(threat, state.delta, gradient, size, headroom))
+        beyond = jax.tree.map(lambda s, d: s + (1 + search.overshoot) * (d - s), start, delta)
+        tried = confined(images, threat_models.project(threat, beyond))
+        success = crossed(logits_at(images, tried), labels, search.targeted)
+        return _State(delta, tried, success), ~success & ~equal(delta, state.delta)
+
+    fixed = (images, labels, losses.rivals(clean, labels, search.candidates), start)
+    first = _State(start, start, losses.misclassified(clean, labels) != search.targeted)
+    found = while_active(body, fixed, first, ~first.success, search.steps)
+    return found.tried, found.success
+
+
+def _rows(logits: Array, labels: Array, rivals: Array, targeted: bool) -> Array:
+    """The differences of logits that should become positive, as rows of signs: [N, B, K]."""
+    own = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    if targeted:
+        current = jnp.where(own > 0, -jnp.inf, logits).argmax(-1)
+        return (own - jax.nn.one_hot(current, logits.shape[-1], dtype=own.dtype))[None]
+    return jax.nn.one_hot(rivals.T, logits.shape[-1], dtype=own.dtype) - own
+
+
+def _nearest(
+    logits: Array, pull: Callable[[Array], tuple[Delta]], signs: Array, images: Images, threat: ThreatModel,
+    delta: Delta, relaxation: float,
+) -> tuple[Array, Delta, Delta]:  # fmt: skip
+    """The relaxed distance to the nearest linearised boundary in radii, the gradient towards it, and the headroom."""
+    gradients = jax.tree.map(jnp.nan_to_num, jax.vmap(lambda row: pull(row)[0])(signs))
+    # Coordinates that the box holds back do not lead to the boundary.
+    headrooms = jax.vmap(lambda g: perturbations.headroom(threat.perturbation, images, delta, g))(gradients)
+    gradients = jax.tree.map(lambda g, r: jnp.where(r > 0, g, 0), gradients, headrooms)
+    gains = jax.vmap(partial(threat_models.gain, threat))(gradients)
+    # A little past the boundary: at a tie the label may still be the first of the largest logits.
+    lacking = 2 * rounding(logits) - (signs * logits).sum(-1)
+    distances = jnp.where(gains > 0, lacking / jnp.where(gains > 0, gains, 1), jnp.inf)
+    distances = jnp.nan_to_num(distances, nan=jnp.inf, posinf=jnp.inf)
+    nearest = distances.argmin(0)
+    distance = relaxation * distances.min(0)
+    gradient, headroom = (
+        jax.tree.map(lambda leaf: leaf[nearest, jnp.arange(len(images))], tree) for tree in (gradients, headrooms)
+    )
+    return distance, gradient, headroom

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+from functools import partial
+from types import SimpleNamespace
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
-from robust_jax import norms, perturbations, threat_models
-from robust_jax.attacks.minimal import (
-    Smallest,
-    boundary,
-    check_minimal,
-    check_penalty,
-    finite,
-    in_units,
-    search_const,
-)
-from robust_jax.attacks.pgd import AttackResult, LogitsFn
-from robust_jax.checks import check_batch, choose
-from robust_jax.perturbations import Delta, Images
-from robust_jax.threat_models import ThreatModel
-
-RULES = ("l1", "en")
+from robust_jax.attacks.define import Cost, Problem, attack
+from robust_jax.attacks.minimal import CANDIDATES, Smallest, boundary, check_norm, finite, in_units, search_const
+from robust_jax.attacks.result import AttackResult, LogitsFn
+from robust_jax.options import Count, NotNegative, Positive
+from robust_jax.spaces import norms, perturbations, threat_models
+from robust_jax.spaces.perturbations import Delta, Images
+from robust_jax.spaces.threat_models import ThreatModel
 
 
+def _cost(o: SimpleNamespace, problem: Problem) -> Cost:
+    steps, others = o.steps * o.binary_search_steps, min(CANDIDATES, problem.classes - 1)
+    return Cost(3 + 2 * steps, others + steps)
+
+
+@attack(family="boundary", cost=_cost, check=partial(check_norm, p=1))
 def ead(
     logits_fn: LogitsFn,
     images: Images,
@@ -31,13 +32,13 @@ def ead(
     threat: ThreatModel,
     *,
     key: Key[Array, "..."],
-    steps: int = 500,
-    binary_search_steps: int = 9,
-    learning_rate: float = 0.01,
-    initial_const: float = 10.0,
-    beta: float = 10.0,
-    rule: str = "l1",
-    confidence: float = 0.0,
+    steps: Count = 500,
+    binary_search_steps: Count = 9,
+    learning_rate: Positive = 0.01,
+    initial_const: Positive = 10.0,
+    beta: NotNegative = 10.0,
+    rule: Literal["l1", "en"] = "l1",
+    confidence: NotNegative = 0.0,
     targeted: bool = False,
 ) -> AttackResult:
     """The smallest ``‖δ / radius‖₁`` that EAD (equations 7 and 8) finds across the boundary, in the ball.
@@ -47,45 +48,40 @@ def ead(
         ‖v‖₂² + beta ‖v‖₁ + c max(d(δ), 0) / s,    v = δ / (radius s),
 
     with d, s and the search for c as in `robust_jax.attacks.carlini_wagner`: learning rate, beta and c have no unit,
-    and neither the radius nor the scale of the logits changes what is found. A step goes along the gradient of the
-    first and last term, shrinks every coordinate of v by beta times the learning rate, which makes most of them 0,
-    and clips δ to the box where the perturbation can be. The learning rate falls as a square root to 0.
+    and neither the radius nor the scale of the logits changes the result. A step follows the gradient of the first and
+    last term, shrinks every coordinate of v by beta times the learning rate, which makes most of them 0, and clips δ
+    to the box if the perturbation supports it. The learning rate falls as a square root to 0.
 
     On a linear model the minimum is at most ``(beta + 2) / beta`` times the l1 distance: a large beta comes closer,
     and a small one spreads δ as the l2 norm does. (In the paper's code the threshold is not multiplied by the learning
     rate of 0.01: its beta of 0.01 acts as 1.)
 
-    The radius is the unit of size and also the bound, see `robust_jax.attacks.deepfool`. Costs
-    ``steps * binary_search_steps`` gradients and forward passes, and a gradient for each of ten classes.
+    The radius is both the unit of size and the bound, see `robust_jax.attacks.deepfool`. Costs
+    ``steps * binary_search_steps`` gradients and as many forward passes more, and a gradient for each of up to
+    ten classes.
 
     Args:
       logits_fn: any JAX function of images.
       images: in [0, 1].
       labels: the true labels; with ``targeted`` the targets.
       threat: perturbation, norm l1 (in every part) and radius.
-      key: not used, the attack is deterministic.
+      key: not used: the attack is deterministic.
       steps: of FISTA for each c.
-      binary_search_steps: so many c.
+      binary_search_steps: the number of values of c.
       learning_rate: of FISTA, in units of v.
       initial_const: the first c; for a linear model any above ``beta + 2`` leads to the optimum.
       beta: the weight of the l1 norm.
-      rule: what the δ that is returned is the smallest in: "l1", or "en", the elastic net (s that of the first c).
-      confidence: by how much, in logits, the other class must lead.
+      rule: by what the smallest δ is chosen: "l1", or "en", the elastic net (with the s of the first c).
+      confidence: the lead of the other class over the label, in logits.
       targeted: whether labels are targets.
 
     Returns:
-      δ and image where one was found; elsewhere δ = 0, the clean image and success False.
+      δ and image if one was found; otherwise δ = 0, the clean image and success False.
 
     Raises:
-      ValueError: another norm, images outside [0, 1] or of the wrong rank, labels out of range (on concrete arrays),
-        or an impossible option.
+      ValueError: another norm, images outside [0, 1] or of the wrong rank, labels out of range (both for concrete
+        arrays), or an option out of its range.
     """
-    check_batch(images, labels, logits_fn, threat)
-    check_minimal("ead", threat, 1, steps, confidence)
-    check_penalty("ead", binary_search_steps, learning_rate, initial_const)
-    choose("ead: rule", rule, RULES)
-    if not beta >= 0:
-        raise ValueError(f"ead: beta={beta} must not be negative.")
     space = threat.perturbation
     zeros = space.zeros(images)
     start = boundary(logits_fn, images, labels, threat, confidence=confidence, targeted=targeted)

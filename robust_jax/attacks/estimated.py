@@ -1,27 +1,29 @@
 """PGD with a gradient estimated from values: SPSA (Uesato et al. 2018) and NES (Ilyas et al. 2018).
 
 ``∂f/∂δ ≈ 1/n Σ_i (f(δ + c u_i) - f(δ - c u_i)) / (2 c) v_i / radius``, v_i random and ``u_i = radius v_i / ‖v_i‖``, so
-that a probe is a fraction c of the ball in any perturbation and norm. Only its direction is right: the length is off by
-``‖v_i‖``, which projected steepest ascent does not see. Models without gradients, or with masked ones, are attacked so.
+that a probe is a fraction c of the ball for any perturbation and norm. The length of the estimate is off by ``‖v_i‖``,
+which does not matter to projected steepest ascent. It applies to models without gradients, or with masked ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from robust_jax import losses, norms, perturbations, threat_models
-from robust_jax.attacks.ascent import ascend
-from robust_jax.attacks.pgd import AttackResult, LogitsFn
-from robust_jax.checks import check_batch
-from robust_jax.losses import LossFn
-from robust_jax.perturbations import Delta, Images
-from robust_jax.threat_models import ThreatModel
+from robust_jax import losses
+from robust_jax.attacks.ascent import Keep, ascend, check_runs
+from robust_jax.attacks.define import Cost, Loss, Problem, attack
+from robust_jax.attacks.pgd import loss_score
+from robust_jax.attacks.result import AttackResult, LogitsFn
+from robust_jax.options import Count, Length, NotNegative, Positive
+from robust_jax.spaces import per_example, perturbations, threat_models
+from robust_jax.spaces.perturbations import Delta, Images
+from robust_jax.spaces.threat_models import ThreatModel
 
 
 def estimate_gradient(
@@ -38,18 +40,18 @@ def estimate_gradient(
     """The estimate of the module's docstring at one δ, from ``samples`` pairs of values.
 
     Args:
-      images: which δ belongs to.
-      value: ``δ -> [B]``; pairs of which one is not finite are left out.
-      delta: where.
-      keys: one an image.
-      threat: whose ball is the unit.
-      samples: pairs of opposite directions, one after the other.
+      images: the images that δ belongs to.
+      value: ``δ -> [B]``; a pair is left out if one of its values is not finite.
+      delta: where the gradient is estimated.
+      keys: one per example.
+      threat: its ball is the unit of the probes.
+      samples: the number of pairs of opposite directions, evaluated one after the other.
       probe: the fraction c.
-      signs: whether v are random signs (SPSA), else Gaussian (NES).
+      signs: whether v are random signs (SPSA); otherwise they are Gaussian (NES).
     """
 
     def pair(i: Array, total: Delta) -> Delta:
-        drawn = perturbations.fold_keys(keys, i)
+        drawn = per_example.fold_keys(keys, i)
         v = perturbations.gaussian_delta(threat.perturbation, drawn, images, 1.0)
         v = jax.tree.map(jnp.sign, v) if signs else v
         u = threat_models.on_sphere(threat, v)
@@ -57,12 +59,17 @@ def estimate_gradient(
         behind = value(jax.tree.map(lambda d, w: d - probe * w, delta, u))
         slope = (ahead - behind) / (2 * probe)
         slope = jnp.where(jnp.isfinite(slope), slope, 0)
-        return jax.tree.map(lambda t, w: t + norms.expand(slope, w) * w / samples, total, v)
+        return jax.tree.map(lambda t, w: t + per_example.expand(slope, w) * w / samples, total, v)
 
     total = jax.lax.fori_loop(0, samples, pair, jax.tree.map(jnp.zeros_like, delta))
     return threat_models.in_radii(threat, total)
 
 
+def _cost(o: SimpleNamespace, _: Problem) -> Cost:
+    return Cost(o.steps * (2 * o.samples + 1) + 1 + (o.keep == "best"), 0)
+
+
+@attack(family="black_box", cost=_cost)
 def spsa(
     logits_fn: LogitsFn,
     images: Images,
@@ -70,15 +77,15 @@ def spsa(
     threat: ThreatModel,
     *,
     key: Key[Array, "..."],
-    steps: int = 40,
-    samples: int = 64,
-    probe: float = 0.3,
-    step_size: Any = None,
-    loss: str | LossFn = losses.margin,
-    momentum: float = 0.0,
+    steps: Count = 40,
+    samples: Count = 64,
+    probe: Positive = 0.3,
+    step_size: Length | None = None,
+    loss: Loss = losses.margin,
+    momentum: NotNegative = 0.0,
     targeted: bool = False,
     random_start: bool = True,
-    keep: str = "best",
+    keep: Keep = "best",
     early_stop: bool = False,
 ) -> AttackResult:
     """`pgd` with the gradient estimated along random signs (Uesato et al. 2018, algorithm 1).
@@ -91,27 +98,33 @@ def spsa(
       images: in [0, 1].
       labels: the true labels; with ``targeted`` the targets.
       threat: perturbation, norm and radius.
-      key: one key, or one an image ``[B]``.
+      key: one key, or one per example ``[B]``.
       steps: gradient steps.
       samples: pairs of opposite probes for each gradient.
-      probe: how far to probe, as a fraction of the ball; probes may leave it by that much, but not the box.
-      step_size: in units of δ, of the radius' shape; by default ``2.5 * radius / steps``.
+      probe: the length of probes, as a fraction of the ball; they may leave the ball by that much, but not the box.
+      step_size: in units of δ, with the radius' shape; by default ``2.5 * radius / steps``.
       loss: ``(logits, labels) -> [B]`` or a name in `losses.LOSSES`, maximised (targeted: minimised).
-      momentum: 0 is none, see `pgd`.
+      momentum: see `pgd`; 0 is none.
       targeted: whether labels are targets.
-      random_start: from a random point of the ball, else from δ = 0.
-      keep: as in `pgd`; with "best" over the iterates, not the probes.
+      random_start: from a random point of the ball; otherwise from δ = 0.
+      keep: as in `pgd`; with "best" among the iterates, not the probes.
       early_stop: as in `pgd`.
 
     Raises:
-      ValueError: images outside [0, 1] or of the wrong rank, labels out of range (on concrete arrays), or an
-        impossible combination of options.
+      ValueError: images outside [0, 1] or of the wrong rank, labels out of range (both for concrete arrays), an option
+        out of its range, or options that contradict each other.
     """
-    return _run("spsa", True, logits_fn, images, labels, threat, samples, probe, loss, targeted, key=key, steps=steps,
-                step_size=step_size, momentum=momentum, random_start=random_start, keep=keep,
-                early_stop=early_stop)  # fmt: skip
+    check_runs("spsa", 1, random_start, keep, early_stop)
+    estimate = partial(estimate_gradient, threat=threat, samples=samples, probe=probe, signs=True)
+    found = ascend(
+        loss_score(logits_fn, losses.get(loss), targeted), images, threat, labels, key=key, steps=steps,
+        step_size=step_size, momentum=momentum, random_start=random_start, keep=keep, early_stop=early_stop,
+        estimate=estimate,
+    )  # fmt: skip
+    return AttackResult(found.images, found.delta, found.success)
 
 
+@attack(family="black_box", cost=_cost)
 def nes(
     logits_fn: LogitsFn,
     images: Images,
@@ -119,50 +132,28 @@ def nes(
     threat: ThreatModel,
     *,
     key: Key[Array, "..."],
-    steps: int = 40,
-    samples: int = 64,
-    probe: float = 0.05,
-    step_size: Any = None,
-    loss: str | LossFn = losses.margin,
-    momentum: float = 0.9,
+    steps: Count = 40,
+    samples: Count = 64,
+    probe: Positive = 0.05,
+    step_size: Length | None = None,
+    loss: Loss = losses.margin,
+    momentum: NotNegative = 0.9,
     targeted: bool = False,
     random_start: bool = False,
-    keep: str = "best",
+    keep: Keep = "best",
     early_stop: bool = False,
 ) -> AttackResult:
     """`pgd` with the gradient estimated along Gaussian directions (Ilyas et al. 2018, algorithm 1), from δ = 0.
 
-    The paper takes 25 pairs and probes of standard deviation .001. A probe here is ``probe`` in the ball's norm: in
-    linf its largest coordinate, three to four standard deviations. Costs, arguments and errors are those of `spsa`.
+    The paper takes 25 pairs and probes of standard deviation .001. Here ``probe`` is a length in the ball's norm: in
+    linf that of the largest coordinate, three to four standard deviations. Costs, arguments and errors are those of
+    `spsa`.
     """
-    return _run("nes", False, logits_fn, images, labels, threat, samples, probe, loss, targeted, key=key, steps=steps,
-                step_size=step_size, momentum=momentum, random_start=random_start, keep=keep,
-                early_stop=early_stop)  # fmt: skip
-
-
-def _run(
-    path: str,
-    signs: bool,
-    logits_fn: LogitsFn,
-    images: Images,
-    labels: Int[Array, " b"],
-    threat: ThreatModel,
-    samples: int,
-    probe: float,
-    loss: str | LossFn,
-    targeted: bool,
-    **options: Any,
-) -> AttackResult:
-    check_batch(images, labels, logits_fn, threat)
-    loss_fn = losses.get(loss)
-    if samples < 1 or not probe > 0:
-        raise ValueError(f"{path}: samples={samples} must be at least 1 and probe={probe} positive.")
-
-    def score(perturbed: Images, _: Delta, labels: Array) -> tuple[Array, Array]:
-        logits = logits_fn(perturbed)
-        value = loss_fn(logits, labels) * (-1 if targeted else 1)
-        return value, losses.misclassified(logits, labels) != targeted
-
-    estimate = partial(estimate_gradient, threat=threat, samples=samples, probe=probe, signs=signs)
-    found = ascend(score, images, threat, labels, estimate=estimate, **options)
+    check_runs("nes", 1, random_start, keep, early_stop)
+    estimate = partial(estimate_gradient, threat=threat, samples=samples, probe=probe, signs=False)
+    found = ascend(
+        loss_score(logits_fn, losses.get(loss), targeted), images, threat, labels, key=key, steps=steps,
+        step_size=step_size, momentum=momentum, random_start=random_start, keep=keep, early_stop=early_stop,
+        estimate=estimate,
+    )  # fmt: skip
     return AttackResult(found.images, found.delta, found.success)

@@ -1,4 +1,7 @@
-"""L-BFGS of a batch of problems at once, each with its own line search; one gradient of the batch a step."""
+"""L-BFGS of a batch of problems at once, each with its own line search; one gradient of the batch per step.
+
+optax's line search is not used: under `jax.vmap` it waits at each step for the slowest example.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +13,28 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from robust_jax import norms
-from robust_jax.gradients import value_and_gradient
-from robust_jax.perturbations import inner
+from robust_jax.spaces import per_example
+from robust_jax.spaces.per_example import inner, value_and_gradient
 
 Carry = TypeVar("Carry")
 
 TRIALS = 10
-"""Step lengths tried along a direction."""
+"""The largest number of step lengths that are tried along a direction."""
 
 
 class Search(NamedTuple):
-    """A line search of each example.
+    """The line search of each example.
 
     Attributes:
-      point: where it starts, with the objective's value and gradient there.
-      direction: of the line.
-      memory: of `optax.scale_by_lbfgs`.
-      length: of the step to be tried next, in units of the direction.
-      least, most: between which lengths the search is.
-      trials: made so far.
+      point: its start.
+      value: of the objective at its start.
+      gradient: of the objective at its start.
+      direction: the direction of the line.
+      memory: the state of `optax.scale_by_lbfgs`.
+      length: the step length to try next, in units of the direction.
+      least: the lower bound of the step length.
+      most: the upper bound of the step length.
+      trials: the number of lengths tried, including the next one.
     """
 
     point: Float[Array, "b ..."]
@@ -52,9 +57,10 @@ def minimise(
 ) -> Carry:
     """``carry <- visit(point, value, carry)`` at each of the ``steps`` points [B, ...] that L-BFGS tries.
 
-    Directions are those of `optax.scale_by_lbfgs` (Liu & Nocedal 1989). Lengths obey the weak Wolfe conditions and are
-    found by doubling and halving, which ends on objectives with kinks too (Lewis & Overton 2013, algorithm 2.6). Each
-    step is one gradient for the whole batch: an example whose search has ended starts the next one meanwhile.
+    Directions are those of `optax.scale_by_lbfgs` (Liu & Nocedal 1989). Lengths satisfy the weak Wolfe conditions and
+    are found by doubling and bisection, which also ends on objectives with kinks (Lewis & Overton 2013, algorithm 2.6).
+    Each step is one gradient of the whole batch: an example whose line search has ended starts its next one without
+    waiting for the others.
     """
     solver = optax.scale_by_lbfgs()
 
@@ -68,7 +74,7 @@ def minimise(
 
     def step(_: Array, carried: tuple[Search, Carry]) -> tuple[Search, Carry]:
         at, carry = carried
-        point = at.point + norms.expand(at.length, start) * at.direction
+        point = at.point + per_example.expand(at.length, start) * at.direction
         value, gradient = evaluate(point)
         carry = visit(point, value, carry)
         slope, slope_there = (inner(g, at.direction) for g in (at.gradient, gradient))
@@ -79,10 +85,10 @@ def minimise(
         length = jnp.where(jnp.isinf(most), 2 * at.length, (least + most) / 2)
         on = at._replace(length=length, least=least, most=most, trials=at.trials + 1)
 
-        point, value, gradient = norms.where(lower, (point, value, gradient), (at.point, at.value, at.gradient))
-        # A step that ends without both conditions tells no curvature.
-        memory = norms.where(ended, at.memory, fresh)
-        return norms.where(ended | (at.trials >= TRIALS), begin(point, value, gradient, memory), on), carry
+        point, value, gradient = per_example.where(lower, (point, value, gradient), (at.point, at.value, at.gradient))
+        # A step that ends without both conditions carries no information on curvature.
+        memory = per_example.where(ended, at.memory, fresh)
+        return per_example.where(ended | (at.trials >= TRIALS), begin(point, value, gradient, memory), on), carry
 
     def evaluate(point: Array) -> tuple[Array, Array]:
         value, gradient, _ = value_and_gradient(objective, point)

@@ -1,4 +1,4 @@
-"""What minimal-norm attacks share: how far the boundary is, and the smallest perturbation that crossed it."""
+"""Shared by minimal-norm attacks: the distance to the decision boundary, and the smallest δ that crossed it."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from robust_jax import losses, norms, perturbations, threat_models
-from robust_jax.attacks.ascent import clip_box
-from robust_jax.attacks.pgd import AttackResult, LogitsFn
-from robust_jax.perturbations import Delta, Images
-from robust_jax.threat_models import ThreatModel
+from robust_jax import losses
+from robust_jax.attacks.result import AttackResult, LogitsFn, clip_box, found_or_clean
+from robust_jax.spaces import norms, per_example, perturbations, threat_models
+from robust_jax.spaces.perturbations import Delta, Images
+from robust_jax.spaces.threat_models import ThreatModel
 
-SCALES = (1e-4, 1.0)  # of the ball: what steps are measured by
+CANDIDATES = 10  # the number of classes whose boundary is considered
+SCALES = (1e-4, 1.0)  # the smallest and largest unit of steps, in radii
 
 
 class Boundary(NamedTuple):
-    """The boundary as seen from the clean images.
+    """The decision boundary, linearised at the clean images.
 
     Attributes:
-      distance: ``(δ, blur=None) -> (d [B], crossed [B])``: how far the boundary is from T(x, δ), linearised, in units
-        of the ball, negative beyond; and where it is crossed by more than rounding and confidence. With a blur ``[B]``
-        d is the smooth minimum over classes, ``-blur * log Σ_k exp(-d_k / blur)``.
-      scale: ``[B]``, d at δ = 0, at most 1, the ball, and never 0.
-      smallest: δ = 0, found where the clean image is misclassified.
+      distance: ``(δ, blur=None) -> (d [B], crossed [B])``: the linearised distance of T(x, δ) to the boundary in radii,
+        negative beyond it, and whether it is crossed by more than rounding and confidence. With a blur ``[B]`` d is
+        the smooth minimum over classes, ``-blur * log Σ_k exp(-d_k / blur)``.
+      scale: ``[B]``, d at δ = 0, clipped to `SCALES`.
+      smallest: δ = 0, which counts as found where the clean image is misclassified.
     """
 
     distance: Callable[..., tuple[Float[Array, " b"], Bool[Array, " b"]]]
@@ -38,39 +39,40 @@ class Smallest(NamedTuple):
     """The best δ so far.
 
     Attributes:
-      delta: 0 where none was found.
-      cost: what is to be small, infinite where none was found.
+      delta: 0 if none was found.
+      cost: what is minimised, infinite if none was found.
     """
 
     delta: Delta
     cost: Float[Array, " b"]
 
     def or_smaller(self, delta: Delta, cost: Float[Array, " b"], crossed: Bool[Array, " b"]) -> Smallest:
-        """Another δ, where it crossed the boundary at a smaller cost."""
-        return norms.where(crossed & (cost < self.cost), Smallest(delta, cost), self)
+        """The other δ for examples where it crossed the boundary at a smaller cost."""
+        return per_example.where(crossed & (cost < self.cost), Smallest(delta, cost), self)
 
     def result(self, images: Images, threat: ThreatModel) -> AttackResult:
-        """What was found in the ball; elsewhere δ = 0, the clean image and success False."""
+        """The δ found in the ball; otherwise δ = 0, the clean image and success False."""
         success = jnp.isfinite(self.cost) & (threat_models.size(threat, self.delta) <= 1)
         return found_or_clean(threat, images, self.delta, success)
 
 
 def boundary(
     logits_fn: LogitsFn, images: Images, labels: Int[Array, " b"], threat: ThreatModel, *,
-    confidence: float, targeted: bool, candidates: int = 10,
+    confidence: float, targeted: bool, candidates: int = CANDIDATES,
 ) -> Boundary:  # fmt: skip
-    """The nearest boundary, by the gradients at the clean images.
+    """The nearest decision boundary, by the gradients at the clean images.
 
-    The distance to class k is ``d_k = (z_y - z_k + confidence) / ‖radius * ∂(z_k - z_y)/∂δ‖_dual``, the gradient
-    that at δ = 0, and d the smallest over so many candidates, the largest logits: exact for linear models, where the
-    largest logit need not be that of the nearest class. Targeted, z_k is the target's and z_y the largest other.
+    The distance to class k is ``d_k = (z_y - z_k + confidence) / ‖radius * ∂(z_k - z_y)/∂δ‖_dual`` with the gradient
+    at δ = 0, and d is the smallest over the ``candidates`` classes of the largest logits: exact for linear models, for
+    which the class of the largest other logit need not be the nearest. Targeted, z_k is the target's logit and z_y the
+    largest other one.
     """
     space, zeros = threat.perturbation, threat.perturbation.zeros(images)
     clean = logits_fn(images)
     rivals = losses.rivals(clean, labels, candidates)
 
     def margins(delta: Delta) -> tuple[Array, Array]:
-        logits = logits_fn(clip_box(perturbations.followed(space, images, delta)))
+        logits = logits_fn(clip_box(perturbations.apply_with_slope(space, images, delta)))
         label = jnp.take_along_axis(logits, labels[:, None], -1)
         if targeted:
             return -losses.margin(logits, labels)[:, None], logits
@@ -81,18 +83,18 @@ def boundary(
     def gain(row: Array) -> Array:
         gradient = pull(jnp.broadcast_to(row, values.shape))[0]
         gradient = finite(gradient)
-        # Where the box leaves no room a coordinate is no way to the boundary.
-        room = perturbations.room(space, images, zeros, gradient)
-        return threat_models.gain(threat, jax.tree.map(lambda g, r: jnp.where(r > 0, g, 0), gradient, room))
+        # Coordinates that the box holds back do not lead to the boundary.
+        headroom = perturbations.headroom(space, images, zeros, gradient)
+        return threat_models.gain(threat, jax.tree.map(lambda g, r: jnp.where(r > 0, g, 0), gradient, headroom))
 
     gains = jax.lax.map(gain, jnp.eye(values.shape[1], dtype=values.dtype)).T
-    # A class whose gradient vanishes here is far, but not infinitely: elsewhere it may not.
+    # A class whose gradient vanishes at δ = 0 is far, but not infinitely: at other δ it may not vanish.
     gains = jnp.maximum(gains, 1e-3 * gains.max(-1, keepdims=True))
     gains = jnp.where((gains > 0) & jnp.isfinite(gains), gains, 1)
 
     def distance(delta: Delta, blur: Array | None = None) -> tuple[Array, Array]:
         values, logits = margins(delta)
-        # Beyond rounding: at a tie another compilation may see another class.
+        # Beyond rounding: at a tie the same model, compiled differently, may prefer another class.
         needed = confidence + 1e-5 * jnp.abs(jax.lax.stop_gradient(logits)).max(-1)
         away = (needed[:, None] - values) / gains
         margin = losses.margin(logits, labels) * (-1 if targeted else 1)
@@ -104,28 +106,21 @@ def boundary(
     return Boundary(distance, scale, Smallest(zeros, cost))
 
 
-def found_or_clean(threat: ThreatModel, images: Images, delta: Delta, success: Bool[Array, " b"]) -> AttackResult:
-    """What an attack for the smallest δ returns: δ and its images where they succeed, the clean image elsewhere."""
-    delta = norms.where(success, delta, threat.perturbation.zeros(images))
-    moved = clip_box(threat.perturbation.apply(images, delta))
-    return AttackResult(norms.where(success, moved, images), delta, success)
-
-
 def search_const(
     minimise: Callable[[Float[Array, " b"], Float[Array, " b"], Smallest], tuple[Smallest, Bool[Array, " b"]]],
     threat: ThreatModel, start: Boundary, initial_const: float, steps: int,
 ) -> Smallest:  # fmt: skip
-    """Seeks the least weight c of a penalty with which each example crosses the boundary.
+    """Searches, per example, for the smallest weight c of a penalty that leads across the boundary.
 
-    c grows tenfold until it does and is then halved between the largest that failed and the smallest that succeeded.
-    The scale doubles, up to the ball, until an example succeeds, and is then the size of its smallest δ.
+    c grows tenfold until it does, and is then bisected between the largest that failed and the smallest that
+    succeeded. The scale doubles, up to 1 radius, until an example succeeds, and is then the size of its smallest δ.
 
     Args:
       minimise: ``(c [B], scale [B], the smallest δ so far) -> (the smallest δ, whether this c crossed)``.
-      threat: what δ is measured by.
-      start: the first scale, and what is known.
+      threat: its ball is the unit of sizes.
+      start: the boundary, with the first scale and the smallest δ at the start.
       initial_const: the first c.
-      steps: so many c.
+      steps: the number of values of c.
     """
 
     def step(_: Array, carry: tuple[Array, Array, Array, Array, Smallest]) -> tuple:
@@ -143,36 +138,20 @@ def search_const(
 
 
 def in_units(threat: ThreatModel, scale: Float[Array, " b"], delta: Delta) -> Delta:
-    """δ, or a gradient in it, times radius and scale: what turns unit-free numbers into δ."""
-    return jax.tree.map(lambda r, d: d * r * norms.expand(scale, d), threat.radius, delta)
+    """Unit-free numbers times radius and scale, which gives δ; likewise for gradients."""
+    return jax.tree.map(lambda r, d: d * r * per_example.expand(scale, d), threat.radius, delta)
 
 
 def finite(tree: Delta) -> Delta:
-    """0 in the place of NaN and infinite numbers, which Adam would not forget."""
+    """NaN and infinite numbers replaced by 0, as the moments of Adam would keep them."""
     return jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(leaf), leaf, 0), tree)
 
 
-def check_minimal(path: str, threat: ThreatModel, p: int, steps: int, confidence: float = 0) -> None:
-    """Raises ValueError, starting with ``path``, for a norm other than l_p or settings that cannot be."""
-    check_norm(path, threat, p)
-    if steps < 1 or not confidence >= 0:
-        raise ValueError(f"{path}: steps={steps} must be at least 1, and confidence={confidence} not negative.")
-
-
-def check_norm(path: str, threat: ThreatModel, p: int) -> None:
-    """Raises ValueError, starting with ``path``, for a norm other than l_p."""
+def check_norm(name: str, threat: ThreatModel, p: int) -> None:
+    """Raises ValueError, beginning with ``name``, for a norm other than l_p."""
     named = threat.norm if threat.perturbation.parts else (threat.norm,)
     if any(norms.exponent(norm) != p for norm in named):
         raise ValueError(
-            f"{path}: norm={threat.norm!r}, but it minimises l{p}, in every part of a composition: give norm='l{p}', "
+            f"{name}: norm={threat.norm!r}, but it minimises l{p}, in every part of a composition: give norm='l{p}', "
             f"or use deepfool, which takes any norm."
-        )
-
-
-def check_penalty(path: str, binary_search_steps: int, learning_rate: float | None, initial_const: float) -> None:
-    """Raises ValueError, starting with ``path``, for settings of a penalised search that cannot be."""
-    if binary_search_steps < 1 or (learning_rate is not None and not learning_rate > 0) or not initial_const > 0:
-        raise ValueError(
-            f"{path}: binary_search_steps={binary_search_steps}, learning_rate={learning_rate}, "
-            f"initial_const={initial_const}, but all must be positive."
         )

@@ -5,27 +5,37 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from robust_jax import losses, norms, perturbations, threat_models
-from robust_jax.attacks.ascent import Point, best_of, clip_box, equal
-from robust_jax.attacks.pgd import AttackResult, LogitsFn
-from robust_jax.attacks.survivors import while_active
-from robust_jax.checks import check_batch
-from robust_jax.losses import LossFn
-from robust_jax.perturbations import Delta, Images, example_keys
-from robust_jax.threat_models import ThreatModel
+from robust_jax import losses
+from robust_jax.attacks.active_loop import while_active
+from robust_jax.attacks.define import Cost, Loss, Problem, Share, attack
+from robust_jax.attacks.result import AttackResult, Candidate, LogitsFn, best_of, clip_box, equal
+from robust_jax.options import Count
+from robust_jax.spaces import norms, per_example, perturbations, threat_models
+from robust_jax.spaces.per_example import example_keys
+from robust_jax.spaces.perturbations import Delta, Images
+from robust_jax.spaces.threat_models import ThreatModel
 
-# (keys [B], number of each one's query [B], where the search starts, δ) -> the δ to try next, or, where that is δ, the
-# other one; both before projection.
+# (T(x, δ) clipped to [0, 1], labels) -> what to maximise, and where the attack succeeds.
+Score = Callable[[Images, Array], tuple[Array, Array]]
+
+# (keys [B], index of each example's query [B], the start of the search, δ) -> the δ to try next, and another one that
+# replaces it if it equals the current δ; both before projection.
 Propose = Callable[[Array, Array, Delta, Delta], tuple[Delta, Delta]]
 
 
+def _cost(o: SimpleNamespace, _: Problem) -> Cost:
+    return Cost(1 + o.queries, 0)
+
+
+@attack(family="black_box", cost=_cost)
 def square(
     logits_fn: LogitsFn,
     images: Images,
@@ -33,111 +43,132 @@ def square(
     threat: ThreatModel,
     *,
     key: Key[Array, "..."],
-    queries: int = 5000,
-    p_init: float = 0.8,
-    loss: str | LossFn = losses.margin,
+    queries: Count = 5000,
+    p_init: Share = 0.8,
+    loss: Loss = losses.margin,
     targeted: bool = False,
 ) -> AttackResult:
     """Random search by squares: changes a random square of δ and keeps what raises the loss or misclassifies.
 
     Squares cover a share p of the image: ``p_init``, halved after 0.1%, 0.5%, 2%, 5%, 10%, 20%, 40%, 60% and 80% of
-    the queries. What a square is depends on the norm of δ, in units of the radius, wherever δ has the image's grid
-    (additive, flows):
+    the queries. If δ has the image's grid (additive, flows), the content of a square depends on the norm, in units of
+    the radius:
 
-    - linf: one random sign a channel (a flow: a shift of the square), the opposite ones where the square has these; the
-      start is vertical stripes of such signs.
+    - linf: one random sign per channel (for flows a shift of the square), or the opposite signs if the square has
+      these already; the start is vertical stripes of such signs.
     - l2inf: one random direction of length 1, likewise.
-    - l1, l2 and other p (there algorithm 3, with l_p in the place of l2): a bump, up in one half and down in the
-      other, added to what the square holds; a second square gives it its share of ``‖δ‖_p^p``. The start tiles the
+    - l1, l2 and other p (algorithm 3 of the paper, with l_p instead of l2): a bump, up in one half and down in the
+      other, added to what the square contains; a second square gives it its share of ``‖δ‖_p^p``. The start tiles the
       image with bumps.
 
-    Elsewhere (affine maps, l21) δ moves towards a random point of the ball by the fraction sqrt(p) of the way. The
-    parts of a composition move at once. An example stops where it is misclassified.
+    Otherwise (affine maps, l21) δ moves towards a random point of the ball by the fraction sqrt(p) of the way. All
+    parts of a composition move at once. An example stops once it is misclassified.
 
     Args:
       logits_fn: any JAX function of images; no gradient is taken.
       images: in [0, 1].
       labels: the true labels; with ``targeted`` the targets.
       threat: perturbation, norm and radius.
-      key: one key, or one an image ``[B]``.
-      queries: forward passes at most, besides one at the clean image.
+      key: one key, or one per example ``[B]``.
+      queries: the largest number of forward passes, besides one of the clean images.
       p_init: the share of the image that the first squares cover.
       loss: ``(logits, labels) -> [B]`` or a name in `losses.LOSSES`, maximised (targeted: minimised).
       targeted: whether labels are targets.
 
     Returns:
-      The best point by (misclassified, then loss); δ = 0 where that is misclassified or nothing was better.
+      The best point by (misclassified, then loss); δ = 0 if that is misclassified or nothing was better.
 
     Raises:
-      ValueError: images outside [0, 1] or of the wrong rank, labels out of range (on concrete arrays), or an
-        impossible option.
+      ValueError: images outside [0, 1] or of the wrong rank, labels out of range (both for concrete arrays), or an
+        option out of its range.
     """
-    check_batch(images, labels, logits_fn, threat)
-    loss_fn = losses.get(loss)
-    if queries < 1 or not 0 < p_init <= 1:
-        raise ValueError(f"square: queries={queries} must be at least 1, p_init={p_init} in (0, 1].")
-    grid = images.shape[1:3]
-    schedule = _shares(queries, p_init)
-    sides = jnp.asarray(np.clip(np.round(np.sqrt(schedule * grid[0] * grid[1])), 1, min(grid)).astype(int))
-    shares = jnp.asarray(schedule, jnp.float32)
+    loss_fn, sign = losses.get(loss), -1.0 if targeted else 1.0
 
-    def step(norm: norms.Norm, key: Array, unit: Array, query: Array) -> tuple[Array, Array]:
-        p = norms.exponent(norm)
-        if unit.ndim != 3 or unit.shape[:2] != grid or norm == "l21":
-            moved = unit + jnp.sqrt(shares[query]) * (norms.random_point(key, unit.shape, norm) - unit)
-            return moved, moved
-        side = sides[query]
-        if p is None or p == math.inf:
-            place, corner = jnp.split(_uniform(key, (2 + unit.shape[2],)), [2])
-            inside, corner = _window(place, grid, side)[0], _corner(corner, norm)
-            return jnp.where(inside, corner, unit), jnp.where(inside, -corner, unit)
-        # Bumps have a centre: of odd sides.
-        moved = _move_bump(key, unit, jnp.clip(side // 2 * 2 + 1, min(3, *grid), (min(grid) - 1) // 2 * 2 + 1), p)
-        return moved, moved
+    def score(perturbed: Images, labels: Array) -> tuple[Array, Array]:
+        logits = logits_fn(perturbed)
+        value = jnp.nan_to_num(sign * loss_fn(logits, labels), nan=-jnp.inf)
+        return value, losses.misclassified(logits, labels) != targeted
 
-    def start(norm: norms.Norm, key: Array, unit: Array) -> Array:
-        p = norms.exponent(norm)
-        if unit.ndim != 3 or unit.shape[:2] != grid or norm == "l21":
-            return norms.random_point(key, unit.shape, norm)
-        if p is None or p == math.inf:
-            return jnp.broadcast_to(_corner(_uniform(key, (1, *unit.shape[1:])), norm), unit.shape)
-        return _tiles(key, unit.shape, p)
-
-    first = _by_part(threat, start, example_keys(key, len(images)), threat.perturbation.zeros(images))
+    squares, keys = _squares(images.shape[1:3], queries, p_init), example_keys(key, len(images))
+    first = _by_part(threat, partial(_start, squares), keys, threat.perturbation.zeros(images))
 
     def propose(keys: Array, query: Array, first: Delta, delta: Delta) -> tuple[Delta, Delta]:
-        found = _by_part(threat, step, keys, delta, query)
+        found = _by_part(threat, partial(_step, squares), keys, delta, query)
         one, other = zip(*found, strict=True) if threat.perturbation.parts else found
-        return norms.where(query == 0, first, one), norms.where(query == 0, first, other)
+        return per_example.where(query == 0, first, one), per_example.where(query == 0, first, other)
 
-    return _search(logits_fn, images, labels, threat, key, queries, loss_fn, targeted, first, propose)
+    return _search(score, images, labels, threat, keys, queries, first, propose)
+
+
+class _Squares(NamedTuple):
+    """The squares of each query.
+
+    Attributes:
+      grid: (H, W).
+      sides: ``[queries]``, in pixels.
+      shares: ``[queries]``, of the image.
+    """
+
+    grid: tuple[int, ...]
+    sides: Int[Array, " q"]
+    shares: Float[Array, " q"]
+
+
+def _squares(grid: tuple[int, ...], queries: int, p_init: float) -> _Squares:
+    schedule = _shares(queries, p_init)
+    sides = jnp.asarray(np.clip(np.round(np.sqrt(schedule * grid[0] * grid[1])), 1, min(grid)).astype(int))
+    return _Squares(grid, sides, jnp.asarray(schedule, jnp.float32))
+
+
+def _step(squares: _Squares, norm: norms.Norm, key: Array, unit: Array, query: Array) -> tuple[Array, Array]:
+    """The next δ / radius of one example, and another one, see `Propose`."""
+    p, grid = norms.exponent(norm), squares.grid
+    if unit.ndim != 3 or unit.shape[:2] != grid or norm == "l21":
+        moved = unit + jnp.sqrt(squares.shares[query]) * (norms.random_point(key, unit.shape, norm) - unit)
+        return moved, moved
+    side = squares.sides[query]
+    if p is None or p == math.inf:
+        place, corner = jnp.split(_uniform(key, (2 + unit.shape[2],)), [2])
+        inside, corner = _window(place, grid, side)[0], _corner(corner, norm)
+        return jnp.where(inside, corner, unit), jnp.where(inside, -corner, unit)
+    # Bumps have a centre, so their sides are odd.
+    moved = _move_bump(key, unit, jnp.clip(side // 2 * 2 + 1, min(3, *grid), (min(grid) - 1) // 2 * 2 + 1), p)
+    return moved, moved
+
+
+def _start(squares: _Squares, norm: norms.Norm, key: Array, unit: Array) -> Array:
+    """The first δ / radius of one example."""
+    p = norms.exponent(norm)
+    if unit.ndim != 3 or unit.shape[:2] != squares.grid or norm == "l21":
+        return norms.random_point(key, unit.shape, norm)
+    if p is None or p == math.inf:
+        return jnp.broadcast_to(_corner(_uniform(key, (1, *unit.shape[1:])), norm), unit.shape)
+    return _tiles(key, unit.shape, p)
 
 
 def _search(
-    logits_fn: LogitsFn, images: Images, labels: Array, threat: ThreatModel, key: Array, queries: int, loss: LossFn,
-    targeted: bool, first: Delta, propose: Propose,
+    score: Score, images: Images, labels: Array, threat: ThreatModel, keys: Array, queries: int, first: Delta,
+    propose: Propose,
 ) -> AttackResult:  # fmt: skip
-    """Keeps what is better among proposals, the first of them whatever it is; δ = 0 where all are worse."""
-    space, keys, sign = threat.perturbation, example_keys(key, len(images)), -1.0 if targeted else 1.0
+    """Keeps the better of proposals, and the first in any case; at the end δ = 0 if all are worse."""
+    space = threat.perturbation
 
-    def scored(images: Images, labels: Array, delta: Delta) -> Point:
-        logits = logits_fn(clip_box(space.apply(images, delta)))
-        value = jnp.nan_to_num(sign * loss(logits, labels), nan=-jnp.inf)
-        return Point(delta, value, losses.misclassified(logits, labels) != targeted)
+    def scored(images: Images, labels: Array, delta: Delta) -> Candidate:
+        return Candidate(delta, *score(clip_box(space.apply(images, delta)), labels))
 
-    def body(query: Array, fixed: tuple[Images, Array, Array, Delta], best: Point) -> tuple[Point, Array]:
+    def body(query: Array, fixed: tuple[Images, Array, Array, Delta], best: Candidate) -> tuple[Candidate, Array]:
         images, labels, keys, first = fixed
-        query_keys = perturbations.fold_keys(keys, query)
+        query_keys = per_example.fold_keys(keys, query)
         one, other = (
             perturbations.confined(space, images, threat_models.project(threat, delta))
             for delta in propose(query_keys, query, first, best.delta)
         )
-        delta = norms.where(equal(one, best.delta), other, one)
+        delta = per_example.where(equal(one, best.delta), other, one)
         best = best_of(scored(images, labels, delta), best)
         return best, ~best.success
 
     clean = scored(images, labels, space.zeros(images))
-    # The first proposal is where the search starts, even from a higher clean loss.
+    # The search starts at the first proposal, even if the clean loss is higher.
     start = clean._replace(value=jnp.full_like(clean.value, -jnp.inf))
     found = while_active(body, (images, labels, keys, first), start, ~clean.success, queries)
     best = best_of(found, clean)
@@ -145,13 +176,13 @@ def _search(
 
 
 def _shares(queries: int, p_init: float) -> np.ndarray:
-    """The share of the image that a square covers, for each query: a schedule of 10,000, stretched."""
+    """The share of the image that a square covers, for each query: the schedule of 10,000 queries, stretched."""
     halvings = np.searchsorted([10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000], np.arange(queries) * 10000 // queries)
     return p_init / 2.0**halvings
 
 
 def _by_part(threat: ThreatModel, f: Callable[..., Any], keys: Array, delta: Delta, *more: Array) -> Any:
-    """``radius * f(norm, key, δ / radius, *more)`` of each example, part by part."""
+    """``radius * f(norm, key, δ / radius, *more)`` per example and part."""
 
     def one(norm: norms.Norm, radius: Array, d: Array, keys: Array) -> Any:
         radius = jnp.asarray(radius, d.dtype)
@@ -160,12 +191,12 @@ def _by_part(threat: ThreatModel, f: Callable[..., Any], keys: Array, delta: Del
 
     if not threat.perturbation.parts:
         return one(threat.norm, threat.radius, delta, keys)
-    part_keys = [perturbations.fold_keys(keys, i) for i in range(len(delta))]
+    part_keys = [per_example.fold_keys(keys, i) for i in range(len(delta))]
     return tuple(one(*part) for part in zip(threat.norm, threat.radius, delta, part_keys, strict=True))
 
 
 def _uniform(key: Array, shape: tuple[int, ...]) -> Array:
-    """Numbers in (0, 1). All that a step draws is one call: on CPUs one takes 0.3 s to compile."""
+    """Numbers in (0, 1). A step draws all its numbers in one call, as each call takes 0.3 s to compile on CPUs."""
     return jax.random.uniform(key, shape, minval=1e-7)
 
 
@@ -178,7 +209,7 @@ def _corner(uniform: Array, norm: norms.Norm) -> Array:
 
 
 def _window(uniform: Float[Array, "2"], grid: tuple[int, ...], side: Array) -> tuple[Array, Array, Array]:
-    """Where a random square is, as a mask [H, W, 1], and the row and column of every pixel in it, [H, W]."""
+    """A random square as a mask [H, W, 1], and the row and column of every pixel within it, [H, W]."""
     corner = jnp.floor(uniform * (jnp.asarray(grid) - side + 1)).astype(int)
     i, j = jnp.indices(grid) - corner[:, None, None]
     inside = (i >= 0) & (i < side) & (j >= 0) & (j < side)
@@ -216,7 +247,7 @@ def _tiles(key: Array, shape: tuple[int, ...], p: float) -> Array:
 
 
 def _move_bump(key: Array, unit: Array, side: Array, p: float) -> Array:
-    """Algorithm 3: a bump in one square, with what another one gives up and what the ball has left."""
+    """Algorithm 3: a bump in one square, of the mass that another square gives up and that the ball has left."""
     grid = unit.shape[:2]
     at, source_at, turn, signs = jnp.split(_uniform(key, (5 + unit.shape[2],)), [2, 4, 5])
     (to, i, j), (source, _, _) = _window(at, grid, side), _window(source_at, grid, side)

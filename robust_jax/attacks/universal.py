@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from robust_jax import losses, threat_models
-from robust_jax.attacks.ascent import KEEP, check_step_size, clip_box
-from robust_jax.attacks.deepfool import check_search, minimal_step
-from robust_jax.attacks.pgd import AttackResult, LogitsFn
-from robust_jax.checks import check_batch, choose
+from robust_jax import losses
+from robust_jax.attacks.ascent import Keep, check_step_size
+from robust_jax.attacks.deepfool import Search, minimal_step
+from robust_jax.attacks.define import Loss, Share, checked
+from robust_jax.attacks.result import AttackResult, LogitsFn, clip_box
+from robust_jax.extensions import choose
 from robust_jax.losses import LossFn
-from robust_jax.perturbations import Delta, Images
-from robust_jax.threat_models import ThreatModel
+from robust_jax.options import Count, Length, NotNegative, Range
+from robust_jax.spaces import threat_models
+from robust_jax.spaces.perturbations import Delta, Images
+from robust_jax.spaces.threat_models import ThreatModel
 
 
-class _Point(NamedTuple):
+class _Candidate(NamedTuple):
+    """A δ that was tried, its mean loss, and which images it fools."""
+
     delta: Delta
     mean: Array
     success: Array
@@ -31,13 +36,14 @@ def apply_universal(threat: ThreatModel, images: Images, delta: Delta) -> Images
     """``T(x, δ)`` clipped to [0, 1] for one δ and any number of images.
 
     Args:
-      threat: of which only the perturbation counts.
-      images: ``[N, H, W, C]``, for δ of image shape (additive, flow) of the size that δ was made for.
-      delta: ``[1, ...]``, or as an `AttackResult` of this module holds it, ``[B, ...]`` of which all are equal.
+      threat: only its perturbation is used.
+      images: ``[N, H, W, C]``; if δ has the shape of images (additive, flow), of the size that δ was made for.
+      delta: ``[1, ...]``, or ``[B, ...]`` with B equal entries, as in an `AttackResult` of this module.
     """
     return clip_box(threat.perturbation.apply(images, spread(delta, len(images))))
 
 
+@checked()
 def universal(
     logits_fn: LogitsFn,
     images: Images,
@@ -45,56 +51,51 @@ def universal(
     threat: ThreatModel,
     *,
     key: Key[Array, ""],
-    epochs: int = 10,
-    fraction: float = 0.8,
-    steps: int = 20,
-    overshoot: float = 0.02,
-    candidates: int = 10,
-    reach: float = 10.0,
-    batch_size: int = 128,
+    epochs: Count = 10,
+    fraction: Share = 0.8,
+    steps: Count = 20,
+    overshoot: NotNegative = 0.02,
+    candidates: Count = 10,
+    reach: Annotated[float, Range(least=1)] = 10.0,
+    batch_size: Count = 128,
     targeted: bool = False,
 ) -> AttackResult:
     """One δ that changes the class of most images (universal adversarial perturbation, Moosavi-Dezfooli et al. 2017).
 
-    In random order, for each image that the δ so far does not fool, the smallest step that does is added (see
+    For each image in random order that the current δ does not fool, the smallest step that does is added (see
     `deepfool`) and δ is projected: ``δ <- Π_ball(δ + argmin {‖u / radius‖: T(x_i, δ + u) is misclassified})``. Passes
     over the images end once ``fraction`` of them are fooled; the δ after the best pass is returned, or δ = 0.
-    The paper fools the model's own predictions: pass them as labels for its fooling rate. Images go one by one, and a
-    pass costs up to ``steps`` gradients an image: `universal_gradient` is faster on many.
+    The paper fools the model's own predictions: pass them as labels for its fooling rate. Images are visited one by
+    one, and a pass costs up to ``steps`` gradients per image: `universal_gradient` is faster on many.
 
     Args:
       logits_fn: any JAX function of images.
       images: in [0, 1].
       labels: the true labels; with ``targeted`` the targets.
       threat: perturbation, norm and radius.
-      key: one key, of the orders.
-      epochs: at most so many passes.
-      fraction: of the images (the paper's 1 - δ) that suffices; the ones fooled without δ count.
-      steps: of each search for a smallest step, at most.
+      key: one key, for the orders.
+      epochs: the largest number of passes.
+      fraction: the share of fooled images (the paper's 1 - δ) that suffices, including those fooled without δ.
+      steps: the largest number of steps of each search.
       overshoot: of each search, see `deepfool`.
       candidates: of each search.
-      reach: how far from 0 a search may go, in radii. At 1 it stays in the ball and nothing is left to project: slower,
-        as searches fail, and worth a try where few images are fooled.
-      batch_size: images at a time when the fooled ones are counted.
+      reach: how far from 0 a search may go, in radii, at least 1. At 1 it stays in the ball, and nothing is projected:
+        slower, as searches fail, but worth a try if few images are fooled.
+      batch_size: the number of images at a time when the fooled ones are counted.
       targeted: whether labels are targets.
 
     Returns:
-      The images, δ repeated for each of them (``delta[:1]`` is all of it, see `apply_universal`), and which are
-      fooled.
+      The perturbed images, δ repeated for each of them (``delta[:1]`` is one copy, see `apply_universal`), and which
+      are fooled.
 
     Raises:
-      ValueError: images outside [0, 1] or of the wrong rank, labels out of range (on concrete arrays), more than one
-        key, or an impossible option.
+      ValueError: images outside [0, 1] or of the wrong rank, labels out of range (both for concrete arrays), more than
+        one key, or an option out of its range.
     """
-    check_batch(images, labels, logits_fn, threat)
-    check_search("universal", steps, overshoot, candidates)
-    _check("universal", key, epochs, batch_size)
-    if not 0 < fraction <= 1:
-        raise ValueError(f"universal: fraction={fraction} of the images must be above 0 and at most 1.")
-    if not reach >= 1:
-        raise ValueError(f"universal: reach={reach} radii must be at least 1: the search is to cover the ball.")
+    _check_key("universal", key)
     images, labels = jnp.asarray(images), jnp.asarray(labels)
     wide = threat_models.scaled(threat, reach)
+    search = Search(steps, 1.0, overshoot, candidates, targeted, confine=False)
     needed = math.ceil(fraction * len(images) - 1e-6)
 
     def fooled(delta: Delta) -> Array:
@@ -106,11 +107,7 @@ def universal(
 
         def visit(i: Array, delta: Delta) -> Delta:
             at = order[i][None]
-            found, hit = minimal_step(
-                logits_fn, images[at], labels[at], wide, delta,
-                steps=steps, relaxation=1.0, overshoot=overshoot,
-                candidates=candidates, targeted=targeted, confine=False,
-            )  # fmt: skip
+            found, hit = minimal_step(logits_fn, images[at], labels[at], wide, delta, search)
             return _choose(hit[0], threat_models.project(threat, found), delta)
 
         delta = jax.lax.fori_loop(0, len(images), visit, delta)
@@ -124,6 +121,7 @@ def universal(
     return _result(threat, images, best, success)
 
 
+@checked()
 def universal_gradient(
     logits_fn: LogitsFn,
     images: Images,
@@ -131,14 +129,14 @@ def universal_gradient(
     threat: ThreatModel,
     *,
     key: Key[Array, ""],
-    epochs: int = 40,
-    batch_size: int = 128,
-    step_size: Any = None,
-    loss: str | LossFn = losses.cross_entropy,
+    epochs: Count = 40,
+    batch_size: Count = 128,
+    step_size: Length | None = None,
+    loss: Loss = losses.cross_entropy,
     clip: float = math.inf,
-    restarts: int = 1,
+    restarts: Count = 1,
     targeted: bool = False,
-    keep: str = "best",
+    keep: Keep = "best",
 ) -> AttackResult:
     """Maximises the mean over images of ``loss(logits_fn(T(x, δ)), y)`` over one δ, by projected steepest ascent.
 
@@ -151,32 +149,33 @@ def universal_gradient(
       images: in [0, 1].
       labels: the true labels; with ``targeted`` the targets.
       threat: perturbation, norm and radius.
-      key: one key, of the orders and the restarts; with one batch and one run it has no effect.
-      epochs: passes over the images.
-      batch_size: images of a step, and at a time when they are measured.
-      step_size: in units of δ, of the radius' shape; by default ``2.5 * radius`` over the number of steps.
+      key: one key, for the orders and the restarts; with one batch and one run it has no effect.
+      epochs: the number of passes over the images.
+      batch_size: the number of images of a step, and at a time when the fooled ones are counted.
+      step_size: in units of δ, with the radius' shape; by default ``2.5 * radius`` over the number of steps.
       loss: ``(logits, labels) -> [B]`` or a name in `losses.LOSSES`, maximised (targeted: minimised).
-      clip: an image counts ``min(loss, clip)`` (targeted: ``min(-loss, clip)``), so that a few of unbounded loss do
-        not take all of the mean (Shafahi et al. 2020, for cross-entropy).
-      restarts: runs, the first from δ = 0, the others from random points of the ball.
+      clip: the loss of an image is ``min(loss, clip)`` (targeted: ``min(-loss, clip)``), so that a few images of large
+        loss do not dominate the mean (Shafahi et al. 2020, for cross-entropy).
+      restarts: the number of runs, the first from δ = 0, the others from random points of the ball.
       targeted: whether labels are targets.
-      keep: "best": the δ after the pass with most images fooled, then of highest mean, or δ = 0; "highest_loss": of
-        highest mean; "last": the last δ, without a forward pass over the images after each pass.
+      keep: "best": the δ after the pass that fools the most images, then of the highest mean loss, or δ = 0;
+        "highest_loss": that of the highest mean loss; "last": the last δ, which saves the forward pass over the images
+        after each pass.
 
     Returns:
-      The images, δ repeated for each of them (``delta[:1]`` is all of it, see `apply_universal`), and which are
-      fooled.
+      The perturbed images, δ repeated for each of them (``delta[:1]`` is one copy, see `apply_universal`), and which
+      are fooled.
 
     Raises:
-      ValueError: images outside [0, 1] or of the wrong rank, labels out of range (on concrete arrays), more than one
-        key, or an impossible option.
+      ValueError: images outside [0, 1] or of the wrong rank, labels out of range (both for concrete arrays), more than
+        one key, or an option out of its range.
     """
-    check_batch(images, labels, logits_fn, threat)
     loss_fn = losses.get(loss)
-    choose("universal_gradient: keep", keep, KEEP)
-    _check("universal_gradient", key, epochs, batch_size)
-    if restarts < 1 or (restarts > 1 and keep == "last"):
-        raise ValueError(f"universal_gradient: restarts={restarts} with keep={keep!r}: the last run alone would count.")
+    _check_key("universal_gradient", key)
+    if restarts > 1 and keep == "last":
+        raise ValueError(
+            f"universal_gradient: restarts={restarts} with keep='last' return the last run only: set keep='best'."
+        )
     images, labels = jnp.asarray(images), jnp.asarray(labels)
     space, sign = threat.perturbation, -1.0 if targeted else 1.0
     check_step_size(space, step_size)
@@ -187,34 +186,34 @@ def universal_gradient(
     def gains(logits: Array, labels: Array) -> Array:
         return jnp.minimum(sign * loss_fn(logits, labels), clip)
 
-    def measured(delta: Delta) -> _Point:
+    def measured(delta: Delta) -> _Candidate:
         value, success = _measure(logits_fn, images, labels, threat, delta, gains, targeted, batch_size)
-        return _Point(delta, jnp.nan_to_num(value.mean(), nan=-jnp.inf), success)
+        return _Candidate(delta, jnp.nan_to_num(value.mean(), nan=-jnp.inf), success)
 
     def ascend(delta: Delta, batch: tuple[Array, Array]) -> tuple[Delta, None]:
         index, weight = batch
 
         def mean(delta: Delta) -> Array:
             logits = logits_fn(apply_universal(threat, images[index], delta))
-            # where: an infinite loss of weight 0 is not 0.
+            # where, not a product: an infinite loss times a weight of 0 is NaN.
             return jnp.where(weight > 0, gains(logits, labels[index]), 0).sum() / weight.sum()
 
         gradient = jax.tree.map(jnp.nan_to_num, jax.grad(mean)(delta))
         free = jax.tree.map(lambda d: jnp.full_like(d, jnp.inf), delta)
         return threat_models.move(threat, delta, gradient, size, free), None
 
-    def better(new: _Point, old: _Point) -> _Point:
+    def better(new: _Candidate, old: _Candidate) -> _Candidate:
         higher = new.mean > old.mean
         if keep == "best":
             most, least = new.success.sum(), old.success.sum()
             higher = (most > least) | ((most == least) & higher)
         return _choose(higher, new, old)
 
-    def run(restart: Array, best: _Point) -> _Point:
+    def run(restart: Array, best: _Candidate) -> _Candidate:
         run_key = jax.random.fold_in(key, restart)
         start = threat_models.random_delta(threat, run_key[None], images[:1])
 
-        def one_pass(epoch: Array, carry: tuple[Delta, _Point]) -> tuple[Delta, _Point]:
+        def one_pass(epoch: Array, carry: tuple[Delta, _Candidate]) -> tuple[Delta, _Candidate]:
             delta, best = carry
             order = jax.random.permutation(jax.random.fold_in(run_key, epoch), len(images))
             delta, _ = jax.lax.scan(ascend, delta, _batches(order, batch_size))
@@ -245,28 +244,28 @@ def universal_targeted(
 
     Args:
       logits_fn: any JAX function of images.
-      images: in [0, 1]; those of the target class are in the mean and in success too, so leave them out beforehand.
-      target: one class, or the same one ``[B]`` times.
+      images: in [0, 1]; leave out those of the target class, as they would enter the mean and count as successes.
+      target: one class, or ``[B]`` equal ones.
       threat: perturbation, norm and radius.
       key: one key.
       method: "sign_gradient", `universal_gradient`, for any norm; or "deepfool", `universal`.
-      **options: of that function.
+      **options: those of that function.
 
     Returns:
       As `universal`; success where the image is classified as the target.
 
     Raises:
-      ValueError: an unknown method, different targets, and what the method raises.
+      ValueError: an unknown method, different targets, and the errors of the method.
     """
-    choose("method", method, METHODS)
+    choose("universal_targeted: method", method, METHODS)
     if not isinstance(target, jax.core.Tracer) and np.unique(np.asarray(target)).size != 1:
-        raise ValueError(f"target={target!r}: a universal perturbation has one target, the same for all images.")
+        raise ValueError(f"universal_targeted: target={target!r}, but there is one target, the same for all images.")
     labels = jnp.broadcast_to(jnp.asarray(target), len(images))
     return METHODS[method](logits_fn, images, labels, threat, key=key, targeted=True, **options)
 
 
 def spread(delta: Delta, count: int) -> Delta:
-    """One δ repeated for so many images."""
+    """One δ repeated ``count`` times."""
     return jax.tree.map(lambda d: jnp.broadcast_to(d[:1], (count, *d.shape[1:])), delta)
 
 
@@ -275,23 +274,17 @@ def _choose(condition: Array, a: Any, b: Any) -> Any:
 
 
 def _batches(order: Int[Array, " b"], batch_size: int) -> tuple[Int[Array, "n m"], Float[Array, "n m"]]:
-    """The order cut into batches, the last one filled up with weight 0."""
+    """The order cut into batches with weights 1; the last one is padded with weight 0."""
     shape = -(-len(order) // batch_size), min(batch_size, len(order))
     weight = jnp.arange(math.prod(shape)) < len(order)
     return jnp.resize(order, shape), weight.reshape(shape).astype(jnp.float32)
 
 
 def _measure(
-    logits_fn: LogitsFn,
-    images: Images,
-    labels: Int[Array, " b"],
-    threat: ThreatModel,
-    delta: Delta,
-    loss: LossFn,
-    targeted: bool,
-    batch_size: int,
-) -> tuple[Float[Array, " b"], Bool[Array, " b"]]:
-    """The loss of every image at one δ, and which are fooled."""
+    logits_fn: LogitsFn, images: Images, labels: Int[Array, " b"], threat: ThreatModel, delta: Delta, loss: LossFn,
+    targeted: bool, batch_size: int,
+) -> tuple[Float[Array, " b"], Bool[Array, " b"]]:  # fmt: skip
+    """The loss of every image at one δ, and which images are fooled."""
 
     def one(index: Array) -> tuple[Array, Array]:
         logits = logits_fn(apply_universal(threat, images[index], delta))
@@ -306,8 +299,6 @@ def _result(threat: ThreatModel, images: Images, delta: Delta, success: Bool[Arr
     return AttackResult(apply_universal(threat, images, delta), spread(delta, len(images)), success)
 
 
-def _check(path: str, key: Any, epochs: int, batch_size: int) -> None:
+def _check_key(name: str, key: Any) -> None:
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.ndim:
-        raise ValueError(f"{path}: key must be one key, made by jax.random.key(seed); got {key.dtype} {key.shape}.")
-    if epochs < 1 or batch_size < 1:
-        raise ValueError(f"{path}: epochs={epochs}, batch_size={batch_size}, but both must be at least 1.")
+        raise ValueError(f"{name}: key must be one key, made by jax.random.key(seed); got {key.dtype} {key.shape}.")

@@ -1,11 +1,11 @@
-"""Models that attacks cannot take as they are: not in JAX, without a useful gradient, or random (Athalye et al. 2018).
+"""Adapters for models that are not in JAX, have no useful gradient, or are random (Athalye et al. 2018).
 
     rj.attacks.square(black_box(predict, num_classes=10), ...)  # predict: any Python function of NumPy images
-    quantise = bpda(lambda x: jnp.round(x * 7) / 7)  # gradients as if it were not there
+    quantise = bpda(lambda x: jnp.round(x * 7) / 7)  # gradients as of the identity
     rj.attacks.pgd(lambda x: model(quantise(x)), ...)
     rj.attacks.pgd(expectation(random_model, key, draws=20), ...)  # random_model: (images, key) -> logits
 
-All results are pytrees, as arguments of jitted functions must be.
+All results are pytrees, so that they can be arguments of jitted functions.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from robust_jax.attacks.pgd import LogitsFn
-from robust_jax.checks import choose
-from robust_jax.perturbations import Images
+from robust_jax.attacks.result import LogitsFn
+from robust_jax.extensions import choose
+from robust_jax.spaces.perturbations import Images
 
 MEANS = ("probabilities", "logits")
 
 
 def as_pytree(function: Callable[..., Any]) -> Any:
-    """The function as an argument of jitted ones: itself if it is a pytree, else static, itself the cache's key."""
+    """A function as an argument of jitted ones: itself if it is a pytree, else static, part of the cache key."""
     return jax.tree_util.Partial(function) if jax.tree_util.all_leaves([function]) else function
 
 
 def black_box(function: Callable[[np.ndarray], Any], num_classes: int) -> LogitsFn:
     """A Python function ``[B, H, W, C] -> [B, K]`` of NumPy images as a logits_fn for attacks that take no gradient.
 
-    Those are square, random_search, grid, nes, spsa, pointwise and the noises. It is called on the host, with as many
-    images as the attack holds at a time, and must always give the same numbers for the same images. On a CPU of a
-    single core JAX can wait for itself in it: set JAX_CPU_ENABLE_ASYNC_DISPATCH=0 in the environment there.
+    These are square, random_search, grid, nes, spsa, pointwise and the noises. The function is called on the host, with
+    as many images as the attack computes at a time, and must be deterministic. On a CPU with a single core JAX may
+    deadlock in it: set JAX_CPU_ENABLE_ASYNC_DISPATCH=0 in the environment.
 
     Args:
       function: float32 images in [0, 1] to logits, or to log-probabilities.
       num_classes: K.
 
     Raises:
-      ValueError: when a gradient is taken.
+      ValueError: if an attack takes a gradient.
     """
 
     def on_host(images: Any) -> np.ndarray:
@@ -60,8 +60,8 @@ def black_box(function: Callable[[np.ndarray], Any], num_classes: int) -> Logits
     @logits_fn.defjvp
     def _(*_: Any) -> Any:
         raise ValueError(
-            "a black box has no gradient: take an attack without (square, random_search, grid, nes, spsa, pointwise), "
-            "or attacks.bpda with a model that stands in for its gradient."
+            "a black box has no gradient: use an attack without (square, random_search, grid, nes, spsa, pointwise), "
+            "or attacks.bpda with a differentiable substitute."
         )
 
     return jax.tree_util.Partial(logits_fn)
@@ -71,12 +71,12 @@ def bpda(forward: Callable[[Array], Array], backward: Callable[[Array], Array] |
     """A function with the values of one and the derivative of another: BPDA (Athalye et al. 2018, section 4.1).
 
     Args:
-      forward: what is computed, of images alone: a step of preprocessing, or a whole model.
-      backward: differentiated in its place, at the same images, with results of the same shape; None: the identity, as
-        for steps that hardly change the image.
+      forward: the function of images that is computed: a step of preprocessing, or a whole model.
+      backward: the function that is differentiated instead, at the same images, with results of the same shape; None:
+        the identity, for steps that hardly change the image.
 
     Returns:
-      The function. Its derivative is in images only: weights of ``forward`` and ``backward`` have none.
+      The function. It is differentiable in images only, not in the weights of ``forward`` and ``backward``.
     """
     return jax.tree_util.Partial(_replaced, as_pytree(forward), as_pytree(backward or _identity))
 
@@ -96,7 +96,7 @@ def _(primals: Any, tangents: Any) -> tuple[Array, Array]:
     value = forward(images)
     instead, tangent = jax.jvp(backward, (images,), (tangents[2],))
     if instead.shape != value.shape:
-        raise ValueError(f"bpda: forward returns {value.shape}, but backward {instead.shape}: they must be alike.")
+        raise ValueError(f"bpda: forward returns {value.shape}, but backward {instead.shape}: give equal shapes.")
     return value, tangent.astype(value.dtype)
 
 
@@ -108,18 +108,18 @@ def expectation(
 ) -> LogitsFn:
     """The mean over draws of a random model, the same draws at every call: EOT (Athalye et al. 2018, section 4.2).
 
-    Its gradient is the mean gradient, and with fixed draws an attack has one function to climb. What it finds is
-    a success against the mean of these draws: judge the images with others. Memory is that of ``draws`` times as many
+    Its gradient is the mean gradient, and with fixed draws an attack maximises a single function. Success means that
+    the mean of these draws is wrong: evaluate the images with other draws. Memory is that of ``draws`` times as many
     images.
 
     Args:
       logits_fn: ``(images, key) -> logits``, called with one image and key at a time under `jax.vmap`.
-      key: one key, whose draws all images share, or one an image ``[B]``.
-      draws: so many.
+      key: one key, whose draws all images share, or one per image ``[B]``.
+      draws: the number of draws.
       mean: of "probabilities" (the result is their logarithm) or "logits".
 
     Raises:
-      ValueError: no draw, or another mean.
+      ValueError: no draws, or an unknown mean.
     """
     choose("expectation: mean", mean, MEANS)
     if draws < 1:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from dataclasses import fields as dataclass_fields
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
+from robust_jax import extensions
+from robust_jax.models.bound import BoundModel, bind
 from robust_jax.models.digits_cnn import DigitsCNN
 from robust_jax.models.maxout import MaxoutCIFAR, MaxoutCNN, MaxoutMLP
 from robust_jax.models.mlp import MLP
@@ -27,24 +28,11 @@ __all__ = [
 ]  # fmt: skip
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
-    "digits_cnn": DigitsCNN,
-    "small_cnn": SmallCNN,
-    "vgg11": partial(VGG, depth=11),
-    "vgg13": partial(VGG, depth=13),
-    "vgg16": partial(VGG, depth=16),
-    "vgg19": partial(VGG, depth=19),
-    "mlp": MLP,
-    "maxout_mlp": MaxoutMLP,
-    "maxout_cnn": MaxoutCNN,
-    "maxout_cifar": MaxoutCIFAR,
-    "resnet20": partial(ResNet, depth=20),
-    "resnet32": partial(ResNet, depth=32),
-    "resnet56": partial(ResNet, depth=56),
-    "wrn_16_4": partial(WideResNet, depth=16, width=4),
-    "wrn_28_10": partial(WideResNet, depth=28, width=10),
-    "wrn_34_10": partial(WideResNet, depth=34, width=10),
-    "preact_resnet18": PreActResNet,
+    name: maker
+    for module in pkgutil.iter_modules(__path__)
+    for name, maker in getattr(importlib.import_module(f"{__name__}.{module.name}"), "PRESETS", {}).items()
 }
+"""Name -> class, or class with some fields set: the ``PRESETS`` of all files of this package."""
 
 
 def create(
@@ -56,72 +44,70 @@ def create(
     dtype: Any = jnp.float32,
     **fields: Any,
 ) -> nn.Module:
-    """Makes a model that takes images `[B, H, W, C]` in [0, 1] and gives logits `[B, num_classes]`.
+    """Makes a model that takes images `[B, H, W, C]` in [0, 1] and returns logits `[B, num_classes]`.
 
     `model.init(key, images)` makes float32 variables and `model.apply(variables, images,
-    train=False)` gives the logits, float32 whatever `dtype` is (float64 where that is asked for).
-    `train=True` needs `mutable=["batch_stats"]` where the model has BatchNorm and
-    `rngs={"dropout": key}` where it has dropout. Equal arguments make equal, hashable models.
+    train=False)` returns the logits, float32 whatever `dtype` is (float64 if that is asked for).
+    `train=True` needs `mutable=["batch_stats"]` if the model has BatchNorm and
+    `rngs={"dropout": key}` if it has dropout. Equal arguments make equal, hashable models.
 
     Args:
-        name: one of `MODELS`.
+        name: a key of `MODELS`, or `module:name` of your own: a flax Linen module class, or a function that returns
+            a module. It takes at least `num_classes`. `mean`, `std` and `dtype` are passed on if it takes them:
+            without `mean` and `std` it sees the images in [0, 1], and without `dtype` only float32 may be asked for.
         num_classes: the number of logits.
-        mean: subtracted from the images inside the model, one number or one a channel.
-        std: what they are divided by then.
-        dtype: the compute dtype, e.g. `"bfloat16"`.
+        mean: subtracted from the images inside the model, one number or one per channel.
+        std: what the images are then divided by, one number or one per channel.
+        dtype: the dtype of the model's computations, e.g. `"bfloat16"`.
         **fields: the module's own, e.g. `dropout` (small_cnn, mlp, maxout_*, wrn_*), `activation` (all
             but digits_cnn and maxout_*), `batch_norm_axis` (vgg*, resnet*, wrn_*, preact_*),
             `remat` (resnet*, wrn_*, preact_*; less memory for more computation) or `conv_general_dilated`
             (all with convolutions; `jax.lax`'s instead of the one that is fast on CPU).
 
     Raises:
-        ValueError: for an unknown name or field, listing all there are.
+        ValueError: an unknown name or field, listing all valid ones; a model of your own that cannot be imported, does
+            not take `num_classes`, or is no flax module.
+
+    Example:
+        # my_models.py, then --config.model.name=my_models:Linear
+        class Linear(nn.Module):
+            num_classes: int
+
+            @nn.compact
+            def __call__(self, images, train=False):
+                return nn.Dense(self.num_classes)(images.reshape(len(images), -1))
     """
-    if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}; choose one of {', '.join(MODELS)}")
-    maker = MODELS[name]
+    maker = extensions.find("model.name", name, MODELS)
+    known, takes_any = _fields_of(name, maker)
     if fields.get("batch_norm_axis", "") is None:
-        del fields["batch_norm_axis"]  # the default, and right for a model without BatchNorm too
-    preset = maker.keywords if isinstance(maker, partial) else {}
-    module: Any = maker.func if isinstance(maker, partial) else maker
-    known = sorted({f.name for f in dataclass_fields(module)} - set(preset) - {"parent", "name"})
-    if unknown := sorted(set(fields) - set(known)):
+        del fields["batch_norm_axis"]  # the default, and valid for models without BatchNorm too
+    dtype = jnp.dtype(dtype)
+    wanted = {"num_classes", *fields} | ({"dtype"} if dtype != jnp.float32 else set())
+    if (unknown := sorted(wanted - set(known))) and not takes_any:
         raise ValueError(f"model {name!r} has no field {', '.join(map(repr, unknown))}; it has {', '.join(known)}")
     if num_classes < 2:
         raise ValueError(f"num_classes is {num_classes}; a classifier needs at least 2")
     mean, std = _as_tuple(mean), _as_tuple(std)
     if any(value <= 0 for value in std):
         raise ValueError(f"std is {std}; every value must be positive")
+    shared = {"num_classes": num_classes, "mean": mean, "std": std, "dtype": dtype}
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    return maker(num_classes=num_classes, mean=mean, std=std, dtype=jnp.dtype(dtype), **fields)
+    model = maker(**{k: v for k, v in shared.items() if takes_any or k in known}, **fields)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model {name!r} returned {model!r}: it must return a flax.linen.Module")
+    return model
+
+
+def _fields_of(name: str, maker: Callable[..., nn.Module]) -> tuple[list[str], bool]:
+    """The keyword arguments of a class or function that are not set already, and whether it takes any others too."""
+    if not callable(maker):
+        raise ValueError(f"model {name!r} is {maker!r}: it must be a flax.linen.Module class, or a function")
+    preset = maker.keywords if isinstance(maker, partial) else {}
+    parameters = inspect.signature(maker).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    named = {n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return sorted(named - set(preset) - {"parent", "name"}), takes_any
 
 
 def _as_tuple(values: float | Sequence[float]) -> tuple[float, ...]:
     return tuple(float(v) for v in jnp.ravel(jnp.asarray(values)).tolist())
-
-
-@partial(jax.tree_util.register_dataclass, data_fields=["variables"], meta_fields=["model"])
-@dataclass(frozen=True, eq=False)  # hashed by identity: its variables are no hashable value
-class BoundModel:
-    """A model and its variables: a function of images and a pytree of the variables."""
-
-    model: nn.Module
-    variables: Mapping[str, Any]
-
-    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b classes"]:
-        """Logits of the images in eval mode."""
-        logits: Any = self.model.apply(self.variables, images, train=False)
-        return logits
-
-
-def bind(model: nn.Module, variables: Mapping[str, Any]) -> BoundModel:
-    """Joins a model to its variables: `bind(model, variables)(images)` gives logits in eval mode.
-
-    The result is a pytree, so that it can be an argument of a jitted function, which then compiles
-    once for all weights of equal models:
-
-        attack = jax.jit(functools.partial(pgd, steps=40))
-        for variables in checkpoints:
-            attack(bind(model, variables), images, labels, threat, key=key)
-    """
-    return BoundModel(model, variables)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from robust_jax.models import layers
+from robust_jax.models import cpu_convolution, layers
 
 
 class DigitsCNN(nn.Module):
@@ -24,7 +24,7 @@ class DigitsCNN(nn.Module):
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     dtype: DTypeLike = jnp.float32
-    conv_general_dilated: Callable = layers.conv_general_dilated
+    conv_general_dilated: Callable = cpu_convolution.conv_general_dilated
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b classes"]:
@@ -40,3 +40,6 @@ class DigitsCNN(nn.Module):
         x = x.reshape(len(x), -1)
         x = nn.relu(nn.Dense(64, **init)(x))
         return nn.Dense(self.num_classes, dtype=layers.logits_dtype(self.dtype))(x)
+
+
+PRESETS = {"digits_cnn": DigitsCNN}

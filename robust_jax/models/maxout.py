@@ -1,18 +1,18 @@
 """The maxout networks of Goodfellow et al. 2013 (arXiv:1302.4389), laid out as in pylearn2's configs.
 
 A maxout unit is the largest of a few linear functions of its input, its pieces. These networks are
-meant to be trained with `optimizer.max_norm` of a config: the weights of each piece are bounded
-there, by 1.9365 in most layers. They differ from the paper's in that
+meant to be trained with `optimizer.max_norm` of a config, which bounds the norm of the weights of
+each piece: by 1.9365 in most layers of the paper. They differ from the paper's in that
 
-- there is one bound for all layers, where the paper's first convolution has 0.9 and its dense CIFAR-10
+- there is one bound for all layers, while the paper's first convolution has 0.9 and its dense CIFAR-10
   layer 1.9;
-- a filter has one bias, where the paper's MNIST network has one for each position;
-- dropout divides what it keeps by the share that it keeps, in the images too, where the paper's does not;
-- images are normalised by `mean` and `std`, where the paper's CIFAR-10 images have their contrast
+- a filter has one bias, while in the paper's MNIST network it has one per position;
+- dropout divides what it keeps by the fraction that it keeps, in the images too; the paper's does not;
+- images are normalised by `mean` and `std`, while the paper's CIFAR-10 images have their contrast
   normalised and are ZCA-whitened.
 
-Weights start uniform in +-`irange`, 0.005 as there. From such small ones the convolutional networks leave
-the uniform prediction slowly; a run of few epochs may want a larger `irange`.
+Weights start uniform in +-`irange`, 0.005 as in the paper. From such small weights the convolutional networks
+leave the uniform prediction slowly; a run of few epochs may need a larger `irange`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from robust_jax.models import layers
+from robust_jax.models import cpu_convolution, layers
 
 
 def maxout(x: Float[Array, "*b pieces_units"], pieces: int) -> Float[Array, "*b units"]:
@@ -35,7 +35,7 @@ def maxout(x: Float[Array, "*b pieces_units"], pieces: int) -> Float[Array, "*b 
 
 
 def uniform(irange: float) -> nn.initializers.Initializer:
-    """Uniform in +-irange; flax's own `uniform` is of [0, scale)."""
+    """Uniform in +-irange; flax's own `uniform` draws from [0, scale)."""
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -irange, irange)
 
 
@@ -120,7 +120,7 @@ class MaxoutCNN(nn.Module):
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     dtype: DTypeLike = jnp.float32
-    conv_general_dilated: Callable = layers.conv_general_dilated
+    conv_general_dilated: Callable = cpu_convolution.conv_general_dilated
     input_dropout: float = 0.2
     dropout: float = 0.5
     irange: float = 0.005
@@ -148,7 +148,7 @@ class MaxoutCIFAR(nn.Module):
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     dtype: DTypeLike = jnp.float32
-    conv_general_dilated: Callable = layers.conv_general_dilated
+    conv_general_dilated: Callable = cpu_convolution.conv_general_dilated
     input_dropout: float = 0.2
     dropout: float = 0.5
     irange: float = 0.005
@@ -165,3 +165,6 @@ class MaxoutCIFAR(nn.Module):
         x = maxout(nn.Dense(5 * 500, dtype=self.dtype, kernel_init=init)(x), 5)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.num_classes, dtype=layers.logits_dtype(self.dtype), kernel_init=init)(x)
+
+
+PRESETS = {"maxout_mlp": MaxoutMLP, "maxout_cnn": MaxoutCNN, "maxout_cifar": MaxoutCIFAR}

@@ -1,4 +1,4 @@
-"""A fully connected network, with sigmoid units unless asked otherwise."""
+"""A fully connected network, by default of sigmoid units."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from robust_jax.models import layers
 class MLP(nn.Module):
     """Fully connected layers of `hidden` units, each with the activation, then a linear layer of logits.
 
-    The smooth network for gradient penalties, whose second derivative a network of ReLUs lacks: sigmoid
+    A smooth network for gradient penalties, which need the second derivative that ReLUs lack: sigmoid
     units as in Lyu, Huang & Liang 2015 (arXiv:1511.06385); the widths are this library's choice.
     Weights start Glorot-uniform. 648,010 parameters for 28x28x1 and 10 classes. `activation` is one
     of `layers.ACTIVATIONS`; `dropout` is the rate after each hidden layer.
@@ -40,3 +40,6 @@ class MLP(nn.Module):
             x = activation(dense(units, dtype=self.dtype)(x))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return dense(self.num_classes, dtype=layers.logits_dtype(self.dtype))(x)
+
+
+PRESETS = {"mlp": MLP}

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from robust_jax.models import layers
+from robust_jax.models import cpu_convolution, layers
 
 # torch's kaiming_normal_(mode="fan_out"): variance 2 / (kernel height * width * features).
 fan_out_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -20,7 +20,7 @@ fan_out_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 class BasicBlock(nn.Module):
     """`activation(norm(conv(activation(norm(conv(x))))) + shortcut)`, the first convolution with the stride.
 
-    The shortcut is option A of He et al.: x at every `stride`-th row and column, zeros for the new channels.
+    The shortcut is option A of He et al.: x at every `stride`-th row and column, and zeros as the new channels.
     """
 
     features: int
@@ -41,7 +41,7 @@ class BasicBlock(nn.Module):
 class PreActBlock(nn.Module):
     """`conv(dropout(activation(norm(conv(z))))) + shortcut` of `z = activation(norm(x))`, strided as in BasicBlock.
 
-    The shortcut is x, or a 1x1 convolution of z where size or number of channels change.
+    The shortcut is x, or a 1x1 convolution of z if the size or the number of channels changes.
     """
 
     features: int
@@ -63,16 +63,16 @@ class PreActBlock(nn.Module):
 
 
 class _Residual(nn.Module):
-    """What the three have in common: 3x3 convolutions without bias, BatchNorm, the mean over the last map.
+    """What the three networks share: 3x3 convolutions without bias, BatchNorm, the mean over the last map.
 
-    With `remat` only what enters a block is kept for the backward passes, and the rest computed again.
+    With `remat` only the input of each block is kept for the backward passes; the rest is computed again.
     """
 
     num_classes: int
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     dtype: DTypeLike = jnp.float32
-    conv_general_dilated: Callable = layers.conv_general_dilated
+    conv_general_dilated: Callable = cpu_convolution.conv_general_dilated
     batch_norm_axis: str | None = None
     activation: str = "relu"
     remat: bool = False
@@ -80,8 +80,9 @@ class _Residual(nn.Module):
     def stages(
         self, x: Array, block: type[nn.Module], features: Sequence[int], blocks: Sequence[int], **parts: Any
     ) -> Array:
-        """So many blocks a stage, all stages but the first with stride 2."""
-        # Twice: once for each differentiation of a penalty. Named by hand, so that weights fit with and without.
+        """Stages of `blocks[i]` blocks of `features[i]` channels; all but the first begin with stride 2."""
+        # Twice: once for each differentiation of a penalty. The names are set explicitly, so that weights are the same
+        # with and without `remat`.
         made, count = nn.remat(nn.remat(block)) if self.remat else block, 0
         for stage, (width, several) in enumerate(zip(features, blocks, strict=True)):
             for i in range(several):
@@ -108,7 +109,7 @@ class _Residual(nn.Module):
         return dict(conv=conv, norm=norm, activation=layers.activation(self.activation))
 
     def logits(self, x: Float[Array, "b h w c"]) -> Float[Array, "b classes"]:
-        """The linear layer of the mean over the map."""
+        """The linear layer, applied to the mean over the map."""
         full = layers.logits_dtype(self.dtype)
         return nn.Dense(self.num_classes, dtype=full, kernel_init=layers.torch_uniform)(x.astype(full).mean((1, 2)))
 
@@ -184,3 +185,10 @@ class PreActResNet(_Residual):
         x = layers.normalize(images, self.mean, self.std, self.dtype)
         x = parts["conv"](64)(x)
         return self.logits(self.stages(x, PreActBlock, (64, 128, 256, 512), self.blocks, dropout=dropout, **parts))
+
+
+PRESETS = {
+    **{f"resnet{depth}": partial(ResNet, depth=depth) for depth in (20, 32, 56)},
+    **{f"wrn_{d}_{w}": partial(WideResNet, depth=d, width=w) for d, w in ((16, 4), (28, 10), (34, 10))},
+    "preact_resnet18": PreActResNet,
+}

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from robust_jax.models import layers
+from robust_jax.models import cpu_convolution, layers
 
 
 class SmallCNN(nn.Module):
@@ -20,15 +20,15 @@ class SmallCNN(nn.Module):
     Kaiming-normal (fan-in) and the last layer at zero, so that an untrained network gives uniform
     probabilities.
     312,202 parameters for 28x28x1 and 10 classes. `dropout` is the rate between the two hidden
-    layers: 0.5 in TRADES, 0 here unless asked for. `activation` may be another of
-    `layers.ACTIVATIONS` in the place of ReLU.
+    layers: 0.5 in TRADES, 0 by default here. `activation` may be another of
+    `layers.ACTIVATIONS` instead of ReLU.
     """
 
     num_classes: int
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     dtype: DTypeLike = jnp.float32
-    conv_general_dilated: Callable = layers.conv_general_dilated
+    conv_general_dilated: Callable = cpu_convolution.conv_general_dilated
     dropout: float = 0.0
     activation: str = "relu"
 
@@ -58,3 +58,6 @@ class SmallCNN(nn.Module):
             dtype=layers.logits_dtype(self.dtype),
             kernel_init=nn.initializers.zeros_init(),
         )(x)
+
+
+PRESETS = {"small_cnn": SmallCNN}

@@ -1,8 +1,8 @@
 """Weights from PyTorch and to it: `from_torch` reads a state dict, `to_torch` fills one. Neither imports torch.
 
-Layers are matched by their order, not by their names, so that any PyTorch code of the same network serves. The order
-is that of the calls in flax, and in PyTorch that of registration, in which the 1x1 convolution of a block's shortcut
-comes last (as in pytorch-cifar, the WideResNet of TRADES and torchvision).
+Layers are matched by their order, not by their names, so that any PyTorch code of the same network works. In flax it is
+the order of the calls, in PyTorch that of registration, where the 1x1 convolution of a block's shortcut comes last (as
+in pytorch-cifar, the WideResNet of TRADES and torchvision).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LEAVES: dict[type[nn.Module], dict[tuple[str, str], str]] = {nn.Conv: _DENSE, n
 
 
 class _Pair(NamedTuple):
-    """A flax leaf and the key of its tensor; `channels` of the map that a dense layer flattens."""
+    """A flax leaf, the key of its tensor, and the number of channels of the map that a dense layer flattens."""
 
     path: tuple[str, ...]
     key: str
@@ -43,8 +43,8 @@ def from_torch(model: nn.Module, state_dict: Mapping[str, Any], image_shape: Seq
         logits_fn = rj.bind(model, variables)
 
     Convolutions go from OIHW to HWIO, dense kernels are transposed, and where a dense layer takes a flattened map, its
-    inputs go from the order of CHW to that of HWC. PyTorch networks often take images that are normalised already:
-    give `models.create` their mean and std.
+    inputs go from CHW order to HWC order. PyTorch networks often take images that are normalised already: give
+    `models.create` their mean and std.
 
     Args:
         model: of convolutions, dense layers and BatchNorm, as all of `MODELS` are.
@@ -70,8 +70,8 @@ def to_torch(
     Args:
         model: as for `from_torch`.
         variables: its own.
-        like: the state dict of the same network in PyTorch, of tensors or numpy arrays; what has no counterpart, such
-            as BatchNorm's `num_batches_tracked`, is kept.
+        like: the state dict of the same network in PyTorch, of tensors or numpy arrays; entries without a
+            counterpart, such as BatchNorm's `num_batches_tracked`, are kept.
         image_shape: `(height, width, channels)` of one image.
 
     Raises:
@@ -87,7 +87,7 @@ def to_torch(
 
 
 def _pairs(model: nn.Module, state_dict: Mapping[str, Any], image_shape: Sequence[int]) -> list[_Pair]:
-    """The leaves of both, in order; raises ValueError where they do not fit."""
+    """The leaves of both, in order; raises ValueError if they do not match."""
     layers, leaves = _layers(model, image_shape)
     tensors: dict[str, list[str]] = {}
     for key in state_dict:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from robust_jax.models import layers
+from robust_jax.models import cpu_convolution, layers
 
 # Convolutions of each of the five stages; every stage ends in a 2x2 pool.
 STAGES = {
@@ -23,12 +24,12 @@ STAGES = {
 class VGG(nn.Module):
     """VGG as in github.com/kuangliu/pytorch-cifar: one dense layer after the pools.
 
-    Each convolution is 3x3, zero-padded, with a bias, then BatchNorm and ReLU. Images larger than
-    32x32 are averaged over the map that remains. VGG-11 has 9,231,114 parameters for 10 classes.
+    Each convolution is 3x3, zero-padded, with a bias, then BatchNorm and ReLU. For images larger than
+    32x32 the map that remains is averaged. VGG-11 has 9,231,114 parameters for 10 classes.
     Running variances are of the biased batch variance; torch's are of the unbiased one, larger by
     n / (n - 1) for n = batch x height x width. `batch_norm_axis` names the mapped axis over which
     batch statistics are averaged (synchronised BatchNorm); None keeps them on each device.
-    `activation` may be another of `layers.ACTIVATIONS` in the place of ReLU.
+    `activation` may be another of `layers.ACTIVATIONS` instead of ReLU.
     """
 
     num_classes: int
@@ -36,7 +37,7 @@ class VGG(nn.Module):
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     dtype: DTypeLike = jnp.float32
-    conv_general_dilated: Callable = layers.conv_general_dilated
+    conv_general_dilated: Callable = cpu_convolution.conv_general_dilated
     batch_norm_axis: str | None = None
     activation: str = "relu"
 
@@ -63,3 +64,6 @@ class VGG(nn.Module):
         full = layers.logits_dtype(self.dtype)
         x = x.astype(full).mean((1, 2))
         return nn.Dense(self.num_classes, dtype=full, kernel_init=layers.torch_uniform)(x)
+
+
+PRESETS = {f"vgg{depth}": partial(VGG, depth=depth) for depth in STAGES}

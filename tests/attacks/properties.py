@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_jax import threat_models
 from robust_jax.models import bind
-from robust_jax.perturbations import example_keys
-from robust_jax.threat_models import ThreatModel
+from robust_jax.spaces import threat_models
+from robust_jax.spaces.per_example import example_keys
+from robust_jax.spaces.threat_models import ThreatModel
 from simple_models import Net
 
 KEY = jax.random.key(0)

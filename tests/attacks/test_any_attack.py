@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from properties import KEY, check_result, measured
 from robust_jax import attacks
 from robust_jax.models import bind
-from robust_jax.threat_models import ThreatModel
+from robust_jax.spaces.threat_models import ThreatModel
 from simple_models import Net
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

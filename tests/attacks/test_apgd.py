@@ -7,10 +7,10 @@ import pytest
 
 from robust_jax import losses
 from robust_jax.attacks import ATTACKS, apgd, apgd_dlr, apgd_targeted, pgd
-from robust_jax.attacks.apgd import _checkpoints, _project_l1
+from robust_jax.attacks.apgd_steps import checkpoints, project_l1
 from robust_jax.models import bind
-from robust_jax.perturbations import example_keys
-from robust_jax.threat_models import ThreatModel
+from robust_jax.spaces.per_example import example_keys
+from robust_jax.spaces.threat_models import ThreatModel
 from simple_models import Linear, Net, times
 from test_pgd import BOX_RADII, THREATS, best_gain, check_result, margin_direction
 
@@ -47,10 +47,10 @@ def sample(count=6, seed=1):
 
 def test_checkpoints_are_the_papers():
     # Croce & Hein 2020, section 3: p_1 = 0.22, p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06).
-    found = _checkpoints(100)
+    found = checkpoints(100)
     np.testing.assert_array_equal(np.flatnonzero(found), [22, 41, 57, 70, 80, 87, 93, 99])
     np.testing.assert_array_equal(found[found > 0], [22, 19, 16, 13, 10, 7, 6, 6])
-    assert (_checkpoints(1) >= 0).all()
+    assert (checkpoints(1) >= 0).all()
 
 
 def test_targeted_dlr_is_the_papers():
@@ -79,7 +79,7 @@ def test_projects_on_the_l1_ball_within_the_box():
     images, threat = sample(), ThreatModel("additive", "l1", (3.0, 1.5))
     rng = np.random.default_rng(0)
     delta = rng.normal(size=SHAPE)
-    found = np.asarray(_project_l1(threat, images, jnp.asarray(delta, jnp.float32)), np.float64)
+    found = np.asarray(project_l1(threat, images, jnp.asarray(delta, jnp.float32)), np.float64)
     unit = lambda d: (d / np.array([3.0, 1.5])).reshape(6, -1)  # noqa: E731
     assert (abs(unit(found)).sum(1) <= 1.0001).all() and (abs(unit(found)).sum(1) > 0.9999).all()
     # Nearest: no feasible point lies beyond the plane through it, on the side of δ.
@@ -89,7 +89,7 @@ def test_projects_on_the_l1_ball_within_the_box():
         other = np.clip(other, -np.asarray(images, np.float64), 1 - np.asarray(images, np.float64))
         assert (((unit(other) - unit(found)) * (unit(delta) - unit(found))).sum(1) <= 1e-4).all()
     inside = jnp.asarray(0.5 * found, jnp.float32)
-    np.testing.assert_array_equal(_project_l1(threat, images, inside), inside)
+    np.testing.assert_array_equal(project_l1(threat, images, inside), inside)
 
 
 @pytest.mark.parametrize("norm, order", [("l2", 2), ("linf", 1)])

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robust_jax import threat_models
 from robust_jax.attacks import ATTACKS, apgd, auto_attack, square
+from robust_jax.evaluation.robustness import Attack, robustness
 from robust_jax.models import bind
-from robust_jax.perturbations import example_keys, fold_keys
-from robust_jax.robustness import Attack, robustness
-from robust_jax.threat_models import ThreatModel
+from robust_jax.spaces import threat_models
+from robust_jax.spaces.per_example import example_keys, fold_keys
+from robust_jax.spaces.threat_models import ThreatModel
 from simple_models import Linear, Net
 from test_deepfool import exact_distances
 from test_pgd import check_result

@@ -1,4 +1,4 @@
-"""The costs that settings tell, against a model that counts its passes."""
+"""The costs that follow from settings, compared with a model that counts its passes."""
 
 import inspect
 from collections import Counter
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from robust_jax.attacks import ATTACKS
-from robust_jax.attacks.costs import Cost, cost
-from robust_jax.threat_models import ThreatModel
+from robust_jax.attacks.define import Cost, Problem, cost_of
+from robust_jax.spaces.threat_models import ThreatModel
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -87,14 +87,14 @@ def counted(name, settings, threat, model=unbreakable):
 
 
 @pytest.mark.parametrize("name, settings, threat", CASES)
-def test_a_full_run_costs_what_the_settings_tell(name, settings, threat):
-    expected = cost(ATTACKS[name], settings, threat=threat, image_shape=SHAPE[1:], classes=CLASSES)
+def test_a_full_run_costs_what_follows_from_the_settings(name, settings, threat):
+    expected = cost_of(ATTACKS[name], settings, Problem(SHAPE[1:], CLASSES, threat))
     assert counted(name, settings, threat) == expected
 
 
 @pytest.mark.parametrize("name, settings, threat", AT_MOST)
-def test_what_stops_early_costs_at_most_that(name, settings, threat):
-    bound = cost(ATTACKS[name], settings, threat=threat, image_shape=SHAPE[1:], classes=CLASSES)
+def test_a_run_that_stops_early_costs_at_most_that(name, settings, threat):
+    bound = cost_of(ATTACKS[name], settings, Problem(SHAPE[1:], CLASSES, threat))
     found = counted(name, settings, threat)
     assert found.forwards <= bound.forwards and found.gradients <= bound.gradients
 
@@ -102,13 +102,13 @@ def test_what_stops_early_costs_at_most_that(name, settings, threat):
 def test_every_attack_has_a_cost_at_its_defaults():
     assert {name for name, *_ in CASES + AT_MOST} == set(ATTACKS)
     for name in ATTACKS:
-        assert min(cost(ATTACKS[name], {}, threat=ADDITIVE, image_shape=(8, 8, 1), classes=10)) >= 0
+        assert min(cost_of(ATTACKS[name], {}, Problem((8, 8, 1), 10, ADDITIVE))) >= 0
     assert "1,900 gradients" in inspect.getdoc(ATTACKS["auto_attack"])
-    standard = cost(ATTACKS["auto_attack"], {}, threat=ADDITIVE, image_shape=(32, 32, 3), classes=10)
+    standard = cost_of(ATTACKS["auto_attack"], {}, Problem((32, 32, 3), 10, ADDITIVE))
     assert standard.gradients == 1900
-    assert cost(len, {}, threat=ADDITIVE, image_shape=(8, 8, 1), classes=10) is None
+    assert cost_of(len, {}, Problem((8, 8, 1), 10, ADDITIVE)) is None
 
 
 def test_draws_count():
-    one = dict(threat=ADDITIVE, image_shape=(8, 8, 1), classes=10)
-    assert cost(ATTACKS["auto_attack"], dict(version="rand", steps=5), **one).gradients == 20 * 2 * 5
+    one = Problem((8, 8, 1), 10, ADDITIVE)
+    assert cost_of(ATTACKS["auto_attack"], dict(version="rand", steps=5), one).gradients == 20 * 2 * 5

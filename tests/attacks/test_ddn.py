@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robust_jax import threat_models
 from robust_jax.attacks import ddn
 from robust_jax.models import bind
-from robust_jax.threat_models import ThreatModel
+from robust_jax.spaces import threat_models
+from robust_jax.spaces.threat_models import ThreatModel
 from simple_models import Net
 from test_deepfool import linear, sample
 

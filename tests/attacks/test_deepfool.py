@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import robust_jax as rj
-from robust_jax import threat_models
 from robust_jax.attacks import ATTACKS, deepfool
+from robust_jax.evaluation.robustness import Attack, robustness
 from robust_jax.models import bind
-from robust_jax.robustness import Attack, robustness
-from robust_jax.threat_models import ThreatModel
+from robust_jax.spaces import threat_models
+from robust_jax.spaces.threat_models import ThreatModel
 from simple_models import Linear, Net, times
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

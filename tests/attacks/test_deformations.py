@@ -10,13 +10,14 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from properties import KEY, THREATS, check_properties, check_result, sample, smooth
-from robust_jax import losses, threat_models
+from robust_jax import losses
 from robust_jax.attacks import ATTACKS, adef, deepfool, pgd, stadv
 from robust_jax.attacks.deformations import SMOOTHING, smoothed, total_variation
 from robust_jax.models import bind
-from robust_jax.perturbations import flow
-from robust_jax.threat_models import ThreatModel
-from robust_jax.warping import differences
+from robust_jax.spaces import threat_models
+from robust_jax.spaces.flow import flow
+from robust_jax.spaces.threat_models import ThreatModel
+from robust_jax.spaces.warping import differences
 from simple_models import Linear, Net
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -144,7 +145,7 @@ def test_targeted_and_by_how_much_the_label_is_beaten(setting):
     "options, message",
     [
         (dict(steps=0), "steps=0"),
-        (dict(threat=THREATS[3]), r"affine has δ of shape \(6, 3\).*'flow'"),
+        (dict(threat=THREATS[3]), r"affine has δ of shape \[B, 3\].*'flow'"),
         (dict(threat=THREATS[4]), "not a field"),
         (dict(images=sample() + 1), r"\[0, 1\]"),
     ],

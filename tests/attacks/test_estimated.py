@@ -10,10 +10,10 @@ import pytest
 from properties import ADDITIVE, KEY, THREATS, check_properties, check_result, net, sample
 from robust_jax import losses
 from robust_jax.attacks import ATTACKS, nes, pgd, spsa
-from robust_jax.attacks.ascent import clip_box
 from robust_jax.attacks.estimated import estimate_gradient
-from robust_jax.perturbations import example_keys
-from robust_jax.threat_models import ThreatModel
+from robust_jax.attacks.result import clip_box
+from robust_jax.spaces.per_example import example_keys
+from robust_jax.spaces.threat_models import ThreatModel
 from simple_models import Linear
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
-from robust_jax import threat_models
 from robust_jax.attacks import ATTACKS, fab, fab_targeted
 from robust_jax.attacks.fab import _to_plane
 from robust_jax.models import bind
-from robust_jax.perturbations import example_keys, inner
-from robust_jax.threat_models import ThreatModel
+from robust_jax.spaces import threat_models
+from robust_jax.spaces.per_example import example_keys, inner
+from robust_jax.spaces.threat_models import ThreatModel
 from simple_models import Linear, Net, times
 from test_deepfool import THREATS, check_result, exact_distances
 

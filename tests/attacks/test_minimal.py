@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robust_jax import losses, threat_models
+from robust_jax import losses
 from robust_jax.attacks import ATTACKS
+from robust_jax.evaluation.robustness import Attack, robustness
 from robust_jax.models import bind
-from robust_jax.perturbations import Perturbation
-from robust_jax.robustness import Attack, robustness
-from robust_jax.threat_models import ThreatModel
+from robust_jax.spaces import threat_models
+from robust_jax.spaces.perturbations import Perturbation
+from robust_jax.spaces.threat_models import ThreatModel
 from simple_models import Linear, Net, times
 from test_deepfool import exact_distances, linear, sample
 

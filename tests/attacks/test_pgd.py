@@ -10,12 +10,14 @@ import optax
 import pytest
 from scipy.optimize import linprog
 
-from robust_jax import losses, threat_models
+from robust_jax import losses
 from robust_jax.attacks import fgsm, pgd
 from robust_jax.models import bind, create
-from robust_jax.perturbations import Perturbation, example_keys
-from robust_jax.threat_models import ThreatModel
-from robust_jax.warping import warp
+from robust_jax.spaces import threat_models
+from robust_jax.spaces.per_example import example_keys
+from robust_jax.spaces.perturbations import Perturbation
+from robust_jax.spaces.threat_models import ThreatModel
+from robust_jax.spaces.warping import warp
 from simple_models import Linear, times
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from properties import ADDITIVE, KEY, SHAPE, THREATS, check_properties, check_result, net, sample, smooth
-from robust_jax import losses, threat_models
+from robust_jax import losses
 from robust_jax.attacks import ATTACKS, gaussian_noise, grid, random_search, uniform_noise
-from robust_jax.perturbations import Perturbation, affine
-from robust_jax.robustness import Attack, robustness
-from robust_jax.threat_models import ThreatModel
+from robust_jax.evaluation.robustness import Attack, robustness
+from robust_jax.spaces import threat_models
+from robust_jax.spaces.affine import affine
+from robust_jax.spaces.perturbations import Perturbation
+from robust_jax.spaces.threat_models import ThreatModel
 from simple_models import Linear
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

@@ -10,7 +10,7 @@ import pytest
 
 from properties import KEY, THREATS, check_properties, check_result, net, sample
 from robust_jax.attacks import ATTACKS, jsma, pointwise
-from robust_jax.threat_models import ThreatModel
+from robust_jax.spaces.threat_models import ThreatModel
 from simple_models import Linear
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

@@ -9,8 +9,8 @@ from robust_jax import losses
 from robust_jax.attacks import ATTACKS, black_box, square
 from robust_jax.attacks.square import _bump, _shares
 from robust_jax.models import bind
-from robust_jax.perturbations import example_keys
-from robust_jax.threat_models import ThreatModel
+from robust_jax.spaces.per_example import example_keys
+from robust_jax.spaces.threat_models import ThreatModel
 from simple_models import Linear, Net, times
 from test_pgd import BOX_RADII, best_gain, check_result, ramp
 

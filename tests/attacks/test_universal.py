@@ -9,11 +9,12 @@ import optax
 import pytest
 
 import robust_jax as rj
-from robust_jax import losses, threat_models
+from robust_jax import losses
 from robust_jax.attacks import ATTACKS, apply_universal, universal, universal_gradient, universal_targeted
-from robust_jax.checks import options_of
 from robust_jax.models import bind
-from robust_jax.threat_models import ThreatModel
+from robust_jax.options import options_of
+from robust_jax.spaces import threat_models
+from robust_jax.spaces.threat_models import ThreatModel
 from simple_models import Linear, Net
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

@@ -21,10 +21,10 @@ from robust_jax.attacks import (
     spsa,
     square,
     uniform_noise,
-)  # fmt: skip
-from robust_jax.robustness import Attack, robustness
-from robust_jax.summary import summarise
-from robust_jax.threat_models import ThreatModel
+)
+from robust_jax.evaluation.robustness import Attack, robustness
+from robust_jax.evaluation.summary import summarise
+from robust_jax.spaces.threat_models import ThreatModel
 from simple_models import Linear
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

@@ -12,7 +12,7 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from robust_jax.models import layers
+from robust_jax.models import cpu_convolution, layers
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -41,7 +41,7 @@ def forms(padding):
     make = lambda conv: partial(  # noqa: E731
         conv, window_strides=(1, 1), padding=padding, dimension_numbers=NHWC
     )
-    return make(layers.conv_general_dilated), make(lax.conv_general_dilated)
+    return make(cpu_convolution.conv_general_dilated), make(lax.conv_general_dilated)
 
 
 def assert_close(ours, theirs, tolerance=1e-4):
@@ -141,7 +141,7 @@ def test_convolution_under_pmap():
 def test_flax_convolution_with_any_option(options):
     x = jax.random.normal(jax.random.key(0), (2, 7, 6, 4))
     options = dict(kernel_size=(3, 3)) | options
-    ours = nn.Conv(6, **options, conv_general_dilated=layers.conv_general_dilated)
+    ours = nn.Conv(6, **options, conv_general_dilated=cpu_convolution.conv_general_dilated)
     theirs = nn.Conv(6, **options)
     variables = theirs.init(jax.random.key(1), x)
 

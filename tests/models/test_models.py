@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -242,8 +244,11 @@ def test_vgg_takes_larger_images():
 
 
 def test_create_errors():
-    with pytest.raises(ValueError, match="unknown model 'vgg12'; choose one of .*" + ", ".join(IMAGES)):
+    with pytest.raises(
+        ValueError, match="model.name='vgg12' is unknown: choose one of .*Did you mean 'vgg1[1-9]'"
+    ) as error:
         models.create("vgg12", num_classes=10)
+    assert all(repr(name) in str(error.value) for name in IMAGES) and "'module:name' of your own" in str(error.value)
     with pytest.raises(ValueError, match="'digits_cnn' has no field 'dropout'; it has .*dtype"):
         models.create("digits_cnn", num_classes=10, dropout=0.5)
     with pytest.raises(ValueError, match="no field 'batch_norm_axis'"):
@@ -253,6 +258,79 @@ def test_create_errors():
     with pytest.raises(ValueError, match="every value must be positive"):
         models.create("vgg11", num_classes=10, std=(0.1, 0.0, 0.1))
     models.create("small_cnn", num_classes=10, batch_norm_axis=None)
+
+
+OWN = """
+import flax.linen as nn
+from robust_jax.models import VGG
+
+
+class Linear(nn.Module):
+    num_classes: int
+    bias: bool = True
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return nn.Dense(self.num_classes, use_bias=self.bias)(images.reshape(len(images), -1))
+
+
+def half_vgg(num_classes, mean, std, dtype, depth=11):
+    return VGG(num_classes, depth=depth, mean=mean, std=std, dtype=dtype)
+
+
+def anything(**fields):
+    return Linear(fields["num_classes"])
+
+
+class Fixed(nn.Module):
+    width: int = 3
+
+
+def no_module(num_classes):
+    return lambda images: images
+
+
+number = 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    (tmp_path / "own_models.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("own_models", None)
+
+
+def test_a_model_of_ones_own_is_a_class_or_a_function_in_a_file_outside_of_the_package(own):
+    images = sample("digits_cnn")
+    shared = dict(num_classes=7, mean=0.3, std=0.2)
+    linear = models.create("own_models:Linear", **shared, bias=False, batch_norm_axis=None)
+    logits, variables = linear.init_with_output(jax.random.key(0), images)
+    np.testing.assert_allclose(logits, images.reshape(2, -1) @ variables["params"]["Dense_0"]["kernel"], rtol=1e-5)
+    np.testing.assert_array_equal(models.bind(linear, variables)(images), logits)
+    assert linear == models.create("own_models:Linear", **shared, bias=False)
+    vgg = models.create("own_models:half_vgg", **shared, dtype="bfloat16", depth=13)
+    assert vgg == models.create("vgg13", **shared, dtype="bfloat16")
+    assert models.create("own_models:anything", **shared, dtype="bfloat16", more=1).num_classes == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("own_models:Linaer", {}, "model.name='own_models:Linaer' cannot be imported: .*'Linaer'"),
+        ("nowhere:Linear", {}, "model.name='nowhere:Linear' cannot be imported: No module named 'nowhere'"),
+        ("own_models:Linear", {"depth": 3}, "'own_models:Linear' has no field 'depth'; it has bias, num_classes"),
+        ("own_models:Linear", {"dtype": "bfloat16"}, "'own_models:Linear' has no field 'dtype'"),
+        ("own_models:Linear", {"batch_norm_axis": "devices"}, "'own_models:Linear' has no field 'batch_norm_axis'"),
+        ("own_models:Fixed", {}, "'own_models:Fixed' has no field 'num_classes'; it has width"),
+        ("own_models:no_module", {}, "must return a flax.linen.Module"),
+        ("own_models:number", {}, "'own_models:number' is 3: it must be a flax.linen.Module class, or a function"),
+    ],
+)
+def test_mistaken_models_of_ones_own(own, name, fields, message):
+    with pytest.raises(ValueError, match=message):
+        models.create(name, num_classes=10, **fields)
 
 
 def test_equal_models_are_equal_and_hashable():

@@ -1,0 +1,111 @@
+"""Every key of a config with its default, its choices and its range."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from robust_jax.data.known import IMAGE_SHAPES, STATISTICS
+from robust_jax.options import Range
+
+SPLITS = ("test", "validation", "train")
+# Plain keys that take one of a few names. Those of optimizers and schedules are in `robust_jax.config.optimizers`.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "precision": ("float32", "tensorfloat32", "bfloat16", "default"),
+    "model.dtype": ("float32", "bfloat16"),
+    "evaluation.split": SPLITS,
+    "evaluation.checkpoint": ("latest", "best"),
+}
+# Plain keys that take numbers.
+RANGES: dict[str, Range] = {
+    **dict.fromkeys(("epochs", "batch_size", "eval_every_epochs", "log_every_steps"), Range(above=0)),
+    **dict.fromkeys(("seed", "select_limit", "checkpoint_every_steps"), Range(least=0)),
+    "data.validation": Range(above=0, below=1),  # checkpoints are chosen on the validation split
+    **dict.fromkeys(("data.limit", "data.eval_resize"), Range(least=0)),
+    **dict.fromkeys([f"data.augment.{key}" for key in ("resize", "padding")], Range(least=0)),
+    "optimizer.ema": Range(least=0, below=1),
+    **dict.fromkeys(
+        [f"optimizer.{key}" for key in ("weight_decay", "clip_norm", "max_norm", "adversarial_weights")], Range(least=0)
+    ),
+    **dict.fromkeys(("schedule.learning_rate", "schedule.warmup_epochs"), Range(least=0)),
+    "evaluation.batch_size": Range(above=0),
+    **dict.fromkeys([f"evaluation.{key}" for key in ("limit", "checks", "pictures")], Range(least=0)),
+}
+
+
+def nominal_shape(config: Mapping[str, Any]) -> tuple[tuple[int, int, int], int]:
+    """The images' (H, W, C) and the number of classes, as far as they are known before the data is read.
+
+    For a dataset that is not well known: (32, 32, C), with C the number of means of the model if there are several, 3
+    otherwise, and 1,000 classes, so that no class of a config is too large.
+    """
+    channels = np.size(config["model"]["mean"])
+    return IMAGE_SHAPES.get(config["data"]["name"], ((32, 32, channels if channels > 1 else 3), 1000))
+
+
+def base(dataset: str = "digits", model: str = "digits_cnn") -> ConfigDict:
+    """Every key with its default; an experiment adds terms, points and attacks, and changes the keys that differ."""
+    mean, std = STATISTICS.get(dataset, ((0.0,), (1.0,)))
+    return ConfigDict(
+        {
+            "seed": 0,
+            "epochs": 10.0,
+            "batch_size": 128,  # over all devices of all hosts
+            # Of matrix products: float32, or the faster tensorfloat32, bfloat16, default (the device's own choice).
+            "precision": "float32",
+            "data": {
+                "name": dataset,
+                "data_dir": "",  # of prepared TFDS datasets; "": $TFDS_DATA_DIR or ~/tensorflow_datasets
+                "validation": 0.1,  # the fraction of the training split on which checkpoints are chosen
+                "limit": 0,  # the number of training images used; 0: all
+                "augment": {"resize": 0, "padding": 0, "flip": False},
+                "eval_resize": 0,  # resize and centre-crop of validation and test images
+            },
+            # mean, std: normalisation inside the model. dtype: of its computations, float32 or bfloat16.
+            "model": {"name": model, "mean": mean, "std": std, "dtype": "float32", "options": {}},
+            "sync_batch_norm": False,  # batch statistics over all devices instead of each device's own
+            "optimizer": {
+                "name": "sgd",
+                "momentum": 0.9,
+                "nesterov": False,
+                "weight_decay": 0.0,
+                "decay_batch_norm": True,
+                "clip_norm": 0.0,
+                "max_norm": 0.0,  # the largest norm of a unit's incoming weights; 0: no bound
+                # The gradient is taken after a step uphill by this fraction of each layer's norm (AWP); 0: no step.
+                "adversarial_weights": 0.0,
+                "ema": 0.0,  # decay of an average of weights and BatchNorm statistics, used to evaluate; 0: none
+            },
+            "schedule": {
+                "name": "constant",
+                "learning_rate": 0.01,
+                "boundaries": (),  # epochs
+                "factor": 0.1,
+                "warmup_epochs": 0.0,
+            },
+            "points": {},
+            "terms": {},
+            "select_by": "clean",  # validation accuracy that chooses the best checkpoint: clean, or a name in attacks
+            "select_limit": 0,  # validation images for that; 0: all
+            "eval_every_epochs": 1.0,
+            "checkpoint_every_steps": 0,  # besides those after each validation; 0: none
+            "log_every_steps": 50,
+            "attacks": {},
+            "evaluation": {
+                "split": "test",
+                "limit": 0,  # the number of examples, the first ones of the split; 0: all
+                "batch_size": 250,  # halved if memory runs out
+                "checkpoint": "best",
+                # Each attack is given only the examples that no attack before it has broken: the same worst case in
+                # less time, and no curves.
+                "worst_case_only": False,
+                "checks": 64,  # the number of images examined for signs of masked gradients; 0: none
+                "signs": (),  # further signs of masked gradients, each "module:name"
+                "pictures": 10,  # the number of examples drawn per attack, at most 10
+            },
+        },
+        convert_dict=True,
+    )

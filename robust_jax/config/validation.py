@@ -1,0 +1,166 @@
+"""A config is completed with every default and checked as a whole before any data is read.
+
+A config file is short::
+
+    from robust_jax.config import base, complete
+
+    def get_config():
+        c = base("mnist", "small_cnn")
+        c.terms.ce = dict(kind="cross_entropy", at="clean", weight=1.0)
+        return complete(c)
+
+The checks are those of the parts themselves: of their options by their signatures (`robust_jax.options`), and of all
+else by calling them without computing anything (`robust_jax.config.dry_run`).
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from functools import reduce
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from robust_jax.attacks import ATTACKS
+from robust_jax.config import dry_run
+from robust_jax.config.build import check_attack, create_model, every_attack
+from robust_jax.config.defaults import CHOICES, RANGES, SPLITS, base, nominal_shape
+from robust_jax.config.optimizers import OF_STEP, make_optimizer, make_schedule
+from robust_jax.config.values import number
+from robust_jax.extensions import choose, find
+from robust_jax.models import MODELS
+from robust_jax.objectives.objective import make_objective
+from robust_jax.objectives.points import POINTS
+from robust_jax.objectives.terms import TERMS, every_term
+from robust_jax.options import REQUIRED, Option, function_of, options_of, with_path
+
+__all__ = ["KINDS", "SPLITS", "check", "complete", "number", "option_at"]
+
+# Section of a config -> (its built-in parts by name, the options that all of its entries have).
+KINDS: dict[str, tuple[Mapping[str, Callable[..., Any]], dict[str, Option]]] = {
+    "points": (POINTS, {}),
+    "terms": (TERMS, options_of(every_term)),
+    "attacks": (ATTACKS, options_of(every_attack)),
+}
+
+
+def complete(config: ConfigDict) -> ConfigDict:
+    """The config with the default of every option of its points, terms and attacks, and all of it checked.
+
+    Fractions such as "8/255" become numbers.
+
+    Raises:
+      ValueError: what `check` raises.
+    """
+    config = config.copy_and_resolve_references()
+    _check_keys(config.to_dict(), base())
+    for section in KINDS:
+        for name, entry in config[section].items():
+            config[section][name] = ConfigDict(_filled(entry, options_at(section, name, entry)))
+    check(config)
+    return config
+
+
+def options_at(section: str, name: str, entry: Mapping[str, Any]) -> dict[str, Option]:
+    """The options of a point, term or attack of a config, those of its section first.
+
+    Raises:
+      ValueError: an unknown kind, or type hints that cannot be resolved.
+    """
+    known, own = KINDS[section]
+    path = f"{section}.{name}"
+    return own | with_path(path, options_of, function_of(f"{path}.kind", entry.get("kind"), known))
+
+
+def option_at(config: Mapping[str, Any], path: str) -> Option | None:
+    """The option at a path such as "terms.fgr.weight"; None of a key that is no option of a part."""
+    section, _, rest = path.partition(".")
+    name, _, option = rest.partition(".")
+    if section not in KINDS or name not in config[section]:
+        return None
+    return options_at(section, name, config[section][name]).get(option)
+
+
+def _filled(entry: Mapping[str, Any], options: Mapping[str, Option]) -> dict[str, Any]:
+    """An entry with its options' defaults, and numbers in place of fractions."""
+    defaults = {name: _plain(option.default) for name, option in options.items() if option.default is not REQUIRED}
+    filled = defaults | {name: _value(options.get(name), value) for name, value in entry.items()}
+    whole = {name for name, option in options.items() if option.is_whole}
+    # 1 for 1.0 would make an override by 1.5 a type error.
+    filled |= {name: float(value) for name, value in filled.items() if type(value) is int and name not in whole}
+    schedules = {name: value for name, value in filled.items() if isinstance(value, Mapping | ConfigDict)}
+    return filled | {name: {k: _float(number(v)) for k, v in value.items()} for name, value in schedules.items()}
+
+
+def _value(option: Option | None, value: Any) -> Any:
+    """A value as its option takes it: text that looks like a number stays text where text is expected."""
+    return value if option is not None and option.is_text else number(value)
+
+
+def _float(value: Any) -> Any:
+    return float(value) if type(value) is int else value
+
+
+def _plain(default: Any) -> Any:
+    return getattr(default, "__name__", default) if callable(default) else default
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Checks names, options and combinations of a whole config.
+
+    Raises:
+      ValueError: the first mistake, with the path of its key and all valid choices.
+    """
+    config = config.to_dict() if isinstance(config, ConfigDict) else config
+    _check_keys(config, base())
+    _check_values(config)
+    shape, classes = nominal_shape(config)
+    # `create_model` is called again before training, then with the axis of sync_batch_norm.
+    create_model({**config, "sync_batch_norm": False}, classes)
+    for name, spec in config["attacks"].items():
+        dry_run.ignoring_libraries(check_attack, f"attacks.{name}", spec, shape, classes)
+    make_objective(config["points"], config["terms"])
+    dry_run.ignoring_libraries(dry_run.of_objective, config["points"], config["terms"], shape, classes)
+    _check_finite_differences(config)
+
+
+def _check_keys(config: Mapping[str, Any], template: Mapping[str, Any], path: str = "") -> None:
+    """Raises ValueError for a key that `base` does not have, or one that is missing."""
+    for key in sorted({*config} ^ {*template}):
+        state = "is unknown" if key in config else "is missing"
+        raise ValueError(f"{path}{key} {state}: the keys there are {sorted(template)}.")
+    for key, value in template.items():
+        if isinstance(value, Mapping | ConfigDict) and key not in (*KINDS, "options"):
+            _check_keys(config[key], value, f"{path}{key}.")
+
+
+def _check_values(config: Mapping[str, Any]) -> None:
+    """Raises ValueError for a plain value out of its choices or range, see `robust_jax.config.defaults`."""
+    for path, choices in CHOICES.items():
+        choose(path, _at(config, path), choices)
+    for path, bounds in RANGES.items():
+        bounds.check(path, _at(config, path))
+    find("model.name", config["model"]["name"], MODELS)
+    choose("select_by", config["select_by"], ("clean", *config["attacks"]))
+    schedule = make_schedule(**config["schedule"], epochs=config["epochs"], steps_per_epoch=100)
+    make_optimizer(schedule, **{name: v for name, v in config["optimizer"].items() if name not in OF_STEP})
+
+
+def _at(config: Mapping[str, Any], path: str) -> Any:
+    return reduce(operator.getitem, path.split("."), config)
+
+
+def _check_finite_differences(config: Mapping[str, Any]) -> None:
+    """Raises ValueError for terms by finite differences where model or devices make them meaningless."""
+    for name, term in config["terms"].items():
+        path = f"terms.{name}.method=finite_difference"
+        if term.get("method") != "finite_difference":
+            continue
+        if config["model"]["dtype"] != "float32":
+            raise ValueError(f"{path} needs model.dtype=float32: its step is lost in bfloat16.")
+        if config["sync_batch_norm"]:
+            raise ValueError(
+                f"{path} moves the examples of each device by a scale of their own, which sync_batch_norm couples: "
+                f"use double_backprop or directional."
+            )

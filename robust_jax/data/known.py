@@ -1,0 +1,40 @@
+"""Facts about well-known datasets that a config needs before any data is read. It imports neither grain nor TFDS.
+
+A dataset needs no entry: without one its images are not normalised unless the config says how.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Facts(NamedTuple):
+    """What is known about a dataset.
+
+    Attributes:
+      image_shape: (height, width, channels) of every image.
+      num_classes: labels are 0 to ``num_classes - 1``.
+      mean: of the training images in [0, 1], one per channel.
+      std: their standard deviation, one per channel.
+    """
+
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+KNOWN = {
+    "digits": Facts((8, 8, 1), 10, (0.305,), (0.376,)),
+    "mnist": Facts((28, 28, 1), 10, (0.1307,), (0.3081,)),
+    "fashion_mnist": Facts((28, 28, 1), 10, (0.2860,), (0.3530,)),
+    "cifar10": Facts((32, 32, 3), 10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": Facts((32, 32, 3), 100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "svhn_cropped": Facts((32, 32, 3), 10, (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+}
+NAMES = tuple(KNOWN)
+"""The names of these datasets; any other image-classification dataset of TFDS can be loaded too."""
+STATISTICS = {name: (facts.mean, facts.std) for name, facts in KNOWN.items()}
+"""Name -> mean and standard deviation of the training images, in [0, 1]."""
+IMAGE_SHAPES = {name: (facts.image_shape, facts.num_classes) for name, facts in KNOWN.items()}
+"""Name -> (image shape, number of classes)."""

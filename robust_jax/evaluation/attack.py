@@ -1,0 +1,90 @@
+"""An attack to evaluate with: its function, threat model and settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from robust_jax.attacks.define import about
+from robust_jax.options import check_call
+from robust_jax.spaces.threat_models import ThreatModel
+
+
+class Source(NamedTuple):
+    """Another model, whose adversarial images are tried on the evaluated one: a transfer attack.
+
+    Attributes:
+      name: in reports.
+      logits_fn: images ``[B, H, W, C]`` in [0, 1] to logits ``[B, K]``.
+    """
+
+    name: str
+    logits_fn: Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """An attack to evaluate with.
+
+    Example::
+
+        Attack(attacks.pgd, ThreatModel("flow", "linf", 0.155), {"steps": 20, "restarts": 3}, curve=(0, 0.5, 1, 2))
+
+    Attributes:
+      function: an attack of `robust_jax.attacks`, or a function like them:
+        `(logits_fn, images, labels, threat, *, key, **settings)`, jittable, with one key per example,
+        whose result has `images` and `delta`.
+      threat: the threat model. Its radius is traced, so that all radii of a curve share one compilation.
+      settings: keyword arguments of `function`, hashable. A `step_size` scales with the radius.
+      curve: multiples of the radius at which the accuracy is measured too; 0 is the clean accuracy.
+      source: the model that is attacked, if it is not the evaluated one: a transfer attack.
+
+    Raises:
+      ValueError: a multiple that is negative or not finite; ``targeted=True``; for a function defined by
+        `robust_jax.attacks.define.attack`, an unknown option, one out of its type, choices or range, or a threat
+        model that the attack does not take.
+    """
+
+    function: Callable[..., Any]
+    threat: ThreatModel
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    curve: Sequence[float] = ()
+    source: Source | None = None
+
+    def __post_init__(self) -> None:
+        if any(not np.isfinite(m) or m < 0 for m in self.curve):
+            raise ValueError(f"curve={self.curve!r}: give multiples >= 0 of the radius, such as (0, 0.5, 1, 2)")
+        if self.settings.get("targeted"):
+            raise ValueError(
+                "targeted=True: an evaluation knows true labels only, which are no targets. For targeted attacks call "
+                "the attack itself with the target classes as labels."
+            )
+        self._check_settings()
+
+    def _check_settings(self) -> None:
+        """Raises ValueError for what a function defined as an attack does not take."""
+        known = about(self.function)
+        if known is None:
+            return
+        name, parameters = self.function.__name__, inspect.signature(self.function).parameters
+        valid = sorted(n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY and n != "key")
+        if unknown := sorted(set(self.settings) - set(valid)):
+            raise ValueError(f"{name} has no option {unknown}: valid are {valid}.")
+        check_call(name, self.function, self.settings)
+        if known.check is not None:
+            known.check(name, self.threat)
+
+    def multiples(self) -> list[float]:
+        """The multiples of the radius at which the attack runs, in increasing order; 1 is one of them, 0 is not."""
+        return sorted({1.0, *map(float, self.curve)} - {0.0})
+
+    def all_settings(self) -> dict[str, Any]:
+        """The settings with the function's defaults filled in: what runs, for the report."""
+        parameters = inspect.signature(self.function).parameters.values()
+        named = {p.name: p.default for p in parameters if p.default is not p.empty}
+        source = {"source": self.source.name} if self.source else {}
+        return {"attack": getattr(self.function, "__name__", "attack")} | source | named | dict(self.settings)

@@ -1,0 +1,116 @@
+"""Batches of examples on their way to a model: only the selected ones, in sizes that fit into memory.
+
+A batch is a dict of equally long arrays: image, label, id, and mask, which is False on padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jaxtyping import Bool
+
+Batch = Mapping[str, Any]
+Rows = dict[str, np.ndarray]
+"""Arrays with one row per example."""
+
+
+def with_ids_and_masks(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches with images as floats in [0, 1], and with id and mask added if they have none.
+
+    Args:
+      batches: dicts of image ``[B, H, W, C]`` (uint8, or float in [0, 1]), label ``[B]``, and optionally id ``[B]``
+        (default: the position among all examples) and mask ``[B]`` (default: True).
+    """
+    seen = 0
+    for batch in batches:
+        images, labels = jnp.asarray(batch["image"]), jnp.asarray(batch["label"])
+        if images.dtype == jnp.uint8:
+            images = images.astype(jnp.float32) / 255
+        ids = jnp.asarray(batch.get("id", np.arange(seen, seen + len(labels))))
+        mask = np.asarray(batch.get("mask", np.ones(len(labels), bool)))
+        seen += int(mask.sum())
+        yield {"image": images, "label": labels, "id": ids, "mask": mask}
+
+
+def selected(batches: Iterable[Batch], chosen: Bool[np.ndarray, " n"]) -> Iterator[Batch]:
+    """The chosen ones of n examples, in their order and repacked into full batches.
+
+    All batches yielded have one size: the first batch's, halved (and rounded up to a multiple of 8, which splits over
+    the devices of usual hosts) as long as that leaves the number of batches unchanged. If all examples are chosen the
+    batches are yielded unchanged.
+
+    Args:
+      batches: with masks; together n examples, padding not counted.
+      chosen: ``[n]``, in the order of the batches.
+    """
+    if chosen.all():
+        yield from batches
+        return
+    left, seen, size = int(chosen.sum()), 0, 0
+    waiting: dict[str, np.ndarray] = {}
+    for batch in batches:
+        if not left and not waiting:
+            return
+        mask = np.asarray(batch["mask"])
+        size = size or _smallest_size(len(mask), left)
+        rows = np.flatnonzero(mask)
+        rows, seen = rows[chosen[seen : seen + len(rows)]], seen + len(rows)
+        if len(rows):
+            taken = {k: np.asarray(v)[rows] for k, v in batch.items()}
+            waiting = {k: np.concatenate([waiting[k], v]) for k, v in taken.items()} if waiting else taken
+            left -= len(rows)
+        while waiting and (len(waiting["mask"]) >= size or not left):
+            yield _padded({k: v[:size] for k, v in waiting.items()}, size)
+            waiting = {k: v[size:] for k, v in waiting.items()} if len(waiting["mask"]) > size else {}
+
+
+def _smallest_size(size: int, count: int) -> int:
+    """The batch size halved, to multiples of 8, while ``count`` examples still take the same number of batches."""
+    while (half := -(-size // 16) * 8) < size and -(-count // half) == -(-count // size):
+        size = half
+    return size
+
+
+def _padded(batch: Batch, size: int) -> Batch:
+    """The batch extended to a size by copies of its last example, with a mask of False there."""
+    missing = size - len(batch["mask"])
+    if not missing:
+        return batch
+    longer = {k: np.concatenate([v, np.repeat(np.asarray(v)[-1:], missing, 0)]) for k, v in batch.items()}
+    longer["mask"][-missing:] = False
+    return longer
+
+
+def in_parts(run: Callable[[Batch], Rows], batch: Batch, size: int | None) -> tuple[Rows, int]:
+    """The result of ``run`` for a batch, concatenated from those of smaller parts if the whole exceeds the memory.
+
+    Args:
+      run: batch -> arrays with one row per example, padding left out.
+      batch: of any size.
+      size: the size of the parts to begin with; None: the whole batch. It is halved until the memory suffices.
+
+    Returns:
+      The rows, and the size that fitted, to begin with for the next batch.
+
+    Raises:
+      jax.errors.JaxRuntimeError: any error of ``run`` but RESOURCE_EXHAUSTED, or that one for a single example.
+    """
+    count = len(batch["mask"])
+    size = min(size or count, count)
+    while True:
+        try:
+            if size == count:
+                return run(batch), size
+            slices = [{k: np.asarray(v)[i : i + size] for k, v in batch.items()} for i in range(0, count, size)]
+            found = [run(_padded(part, size)) for part in slices]
+            return {k: np.concatenate([rows[k] for rows in found]) for k in found[0]}, size
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) or size == 1:
+                raise
+        size = -(-size // 2)
+        logging.warning("Out of memory: continuing with %d examples at a time.", size)

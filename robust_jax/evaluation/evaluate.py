@@ -1,0 +1,101 @@
+"""Evaluates trained work directories: what `eval.py` runs.
+
+`evaluate(["/tmp/standard", "/tmp/fgr"])` restores each model, attacks it, prints one table, and
+leaves
+
+    DIR/evaluation.json        every number with its interval, settings, versions and warnings
+    DIR/per_example.npz        what each attack did to each example
+    DIR/adversarial_NAME.png   examples of each attack
+    FIRST/robustness_NAME.png  robust accuracy against the radius, all workdirs in one chart
+    FIRST/trade_off.png        robust against clean accuracy, if the workdirs' configs differ in one key
+
+An interrupted evaluation continues after the last attack that finished, if nothing that its numbers depend on has
+changed. `robust_jax.evaluation.measure` measures one workdir; `robust_jax.robustness` does the measuring itself and
+needs no workdir.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from robust_jax.evaluation.attack import Attack
+
+
+def evaluate(
+    workdirs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    attacks: Mapping[str, Attack | Mapping[str, Any]] | None = None,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    batch_size: int | None = None,
+    checkpoint: str | None = None,
+    seed: int | None = None,
+    data_dir: str | None = None,
+    worst_case_only: bool | None = None,
+    checks: int | None = None,
+    pictures: int | None = None,
+    signs: Sequence[str] | None = None,
+    progress: bool = True,
+) -> dict[str, dict[str, Any]]:
+    """Clean and attacked accuracy of trained work directories, on screen and in their folders.
+
+    Everything but ``data_dir`` and ``progress`` is by default as each workdir's own config says: its ``attacks``,
+    ``seed`` and ``evaluation``.
+
+    Args:
+      workdirs: one, or several to compare.
+      attacks: NAME -> `Attack`, or its entry in a config: `dict(kind="pgd", perturbation="flow",
+        norm="linf", radius=0.155, curve=(0, 0.5, 1, 2), steps=20, ...)`, see `attack_from`.
+      split: "test", "validation" or "train".
+      limit: the number of examples, the first ones of the split; 0: all.
+      batch_size: examples at a time, over all local devices, fewer if memory runs out. The numbers do not depend on
+        it.
+      checkpoint: "best" (on validation) or "latest".
+      seed: of the attacks.
+      data_dir: of the prepared datasets; default: the config's.
+      worst_case_only: whether each attack sees only the examples that those before it have not broken, and no curves
+        are measured. An attack's accuracy is then that under all attacks so far; ``seen`` and ``after`` say so.
+      checks: the number of images on which further signs of masked gradients are looked for, see
+        `robust_jax.evaluation.masking.probe`; 0: none.
+      pictures: the number of examples of each attack that are drawn, at most 10; 0: none.
+      signs: your own signs of masked gradients, by their names ``"module:name"``, see
+        `robust_jax.evaluation.signs.define`.
+      progress: whether to show a progress bar, if this is a terminal.
+
+    Returns:
+      Workdir -> the content of its `evaluation.json`.
+
+    Raises:
+      ValueError: no workdir, one without config or checkpoint, an unknown split, attack or sign.
+    """
+    # Loads drawing, data and checkpoints, which `import robust_jax.evaluation` should not.
+    from robust_jax import parallel
+    from robust_jax.evaluation import outcome_cache, report
+    from robust_jax.evaluation.measure import Settings, chosen_attacks, measure
+    from robust_jax.workdir import runs
+
+    folders = [Path(w) for w in ([workdirs] if isinstance(workdirs, str | os.PathLike) else workdirs)]
+    if not folders:
+        raise ValueError("evaluate got no workdir: give at least one folder that train.py wrote")
+    given: dict[str, Any] = {
+        "split": split, "limit": limit, "batch_size": batch_size, "seed": seed, "worst_case_only": worst_case_only,
+        "checks": checks, "pictures": pictures, "signs": signs,
+    }  # fmt: skip
+    given = {name: value for name, value in given.items() if value is not None}
+    Settings(**given)  # what the call says is checked before anything is loaded
+    reports: dict[str, dict[str, Any]] = {}
+    configs = []
+    for folder in folders:
+        restored = runs.restore(folder, checkpoint, data_dir)
+        settings = Settings.of(restored.config, given)
+        chosen = chosen_attacks(restored.config.attacks if attacks is None else attacks, data_dir)
+        reports[str(folder)] = measure(folder, restored, chosen, settings, progress)
+        configs.append(restored.config)
+    if parallel.is_main():
+        for folder in folders:
+            outcome_cache.clear(folder)
+        report.compare(reports, runs.swept(configs))
+    return reports

@@ -1,0 +1,38 @@
+"""An attack of an evaluation from its entry in a config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from robust_jax import models, parallel
+from robust_jax.config.build import build_attack
+from robust_jax.evaluation.attack import Attack, Source
+from robust_jax.options import with_path
+from robust_jax.workdir import runs
+
+
+def attack_from(name: str, spec: Mapping[str, Any], data_dir: str | None = None) -> Attack:
+    """An `Attack` from its entry in a config.
+
+    Args:
+      name: of the attack in the config and in reports.
+      spec: ``dict(kind=..., perturbation=..., norm=..., radius=..., curve=..., source=..., **options)``. ``kind`` is a
+        name in `robust_jax.attacks`, or ``"module:name"`` of your own; the options are those of the attack. ``source``
+        is the workdir of another model, whose best checkpoint is attacked in place of the evaluated model; that one
+        then sees the adversarial images: a transfer attack.
+      data_dir: of the prepared datasets, for the source; default: as its config says.
+
+    Raises:
+      ValueError: an unknown kind, loss or option, no radius, or a source that is no workdir; valid choices are listed.
+    """
+    path = f"attacks.{name}"
+    built = build_attack(path, spec)
+    source = None
+    if built.source:
+        restored = runs.restore(Path(built.source), "best", data_dir)
+        bound = models.bind(restored.model, restored.variables)
+        source = Source(str(built.source), parallel.everywhere(bound))
+    attack: Attack = with_path(path, Attack, built.function, built.threat, built.settings, built.curve, source)
+    return attack

@@ -1,0 +1,116 @@
+"""Signs of masked gradients: attacks fail against the model although it is not robust (Athalye et al. 2018).
+
+`compare` finds signs in what attacks that have run did to all examples; `probe` looks at the model itself and runs more
+attacks on a few images. Each sign is one function in `robust_jax.evaluation.signs`, and `signs` lists them; a sign of
+your own is named ``"module:name"`` in ``config.evaluation.signs``, see `robust_jax.evaluation.signs.define`.
+
+The signs follow the lists of Athalye et al. (2018, section 3.1), Carlini et al. (2019, section 5) and AutoAttack's own
+checks. Two attacks are compared on the same examples by McNemar's test: a lead within two standard deviations is
+noise. No sign proves that gradients are masked, and the absence of all does not prove that they are not.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from robust_jax import extensions
+from robust_jax.evaluation import signs as package
+from robust_jax.evaluation.outcomes import PerExample
+from robust_jax.evaluation.signs.define import NEEDS, Look, Sign, sign
+from robust_jax.spaces.perturbations import Images
+
+__all__ = ["Look", "Sign", "compare", "find", "probe", "sign", "signs"]
+
+
+@functools.cache
+def signs() -> dict[str, Sign]:
+    """The built-in signs by name, in the order in which they are looked for: those that cost the least come first.
+
+    Example::
+
+        for name, sign in masking.signs().items():
+            print(f"{name}: {sign.__doc__}")
+    """
+    found = extensions.collect(package.__name__, package.__path__, lambda value: hasattr(value, "needs"))
+    order = sorted(found.values(), key=lambda s: (NEEDS.index(s.needs), s.__module__, s.__code__.co_firstlineno))
+    return {s.__name__: s for s in order}
+
+
+def find(names: Iterable[str]) -> list[Sign]:
+    """The user's own signs by their names ``"module:name"``.
+
+    Raises:
+      ValueError: another form, a module that cannot be imported, or a function that is not decorated as a sign.
+    """
+    if isinstance(names, str):
+        raise ValueError(f"evaluation.signs={names!r}: give a tuple of names, ({names!r},).")
+    found = []
+    for name in names:
+        function = extensions.find("evaluation.signs", name, signs())
+        if not hasattr(function, "needs"):
+            raise ValueError(
+                f"evaluation.signs={name!r} is no sign of masked gradients: decorate the function with "
+                f"robust_jax.evaluation.masking.sign, which takes one of {list(NEEDS)}."
+            )
+        found.append(function)
+    return found
+
+
+def compare(measured: PerExample, own: Sequence[Sign] = ()) -> list[str]:
+    """The signs that need only outcomes: what attacks that ran say about each other, in the same threat model.
+
+    A threat model with few parameters, such as affine maps, gives no sign: attacks without gradients are known to be
+    the stronger ones there.
+
+    Args:
+      measured: the result of `robustness`.
+      own: signs besides the built-in ones.
+
+    Returns:
+      The warnings.
+    """
+    look = Look(measured)
+    return [warning for one in _needing(("outcomes",), own) for warning in one(look)]
+
+
+def probe(
+    logits_fn: Callable[[Images], Float[Array, "b k"]],
+    images: Images,
+    labels: Int[Array, " b"],
+    measured: PerExample,
+    *,
+    key: Key[Array, ""],
+    own: Sequence[Sign] = (),
+) -> list[str]:
+    """All other signs, on a few images, by attacks of at most 20 steps, 200 queries or twice the steps that ran.
+
+    Args:
+      logits_fn: images in [0, 1] to logits, as in `robustness`.
+      images: some dozens.
+      labels: the true labels.
+      measured: the result of `robustness` on examples of which these images are the first. Every ball in which an
+        ascent such as PGD or APGD ran and left some of the images is tried again with FGSM, with twice the steps, and
+        with Square if no attack without gradients ran there.
+      key: one typed key.
+      own: signs besides the built-in ones.
+
+    Returns:
+      The warnings.
+    """
+    look = Look(measured, logits_fn, jnp.asarray(images), labels, key)
+    warnings = []
+    for one in _needing(NEEDS[1:], own):
+        # More attacks would only repeat that there is no gradient.
+        if one.needs != "attacks" or look.gradient_error is None:  # type: ignore[attr-defined]
+            warnings += one(look)
+    return warnings
+
+
+def _needing(needs: Sequence[str], own: Sequence[Sign]) -> list[Sign]:
+    """The built-in signs and one's own of some needs, each once and in the order of the needs."""
+    known = dict.fromkeys([*signs().values(), *own])
+    return sorted((s for s in known if s.needs in needs), key=lambda s: NEEDS.index(s.needs))  # type: ignore[attr-defined]

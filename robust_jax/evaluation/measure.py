@@ -1,0 +1,189 @@
+"""Measures one trained work directory, and leaves the results in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from robust_jax import models, parallel
+from robust_jax.attacks.define import Problem, cost_of
+from robust_jax.config.validation import SPLITS
+from robust_jax.data.batches import Batches
+from robust_jax.evaluation import masking, outcome_cache, report
+from robust_jax.evaluation.attack import Attack
+from robust_jax.evaluation.from_config import attack_from
+from robust_jax.evaluation.outcomes import PerExample
+from robust_jax.evaluation.robustness import robustness
+from robust_jax.evaluation.summary import summarise
+from robust_jax.extensions import choose
+from robust_jax.workdir.runs import Restored
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a workdir is measured: ``config.evaluation``, the seed and the precision.
+
+    Attributes:
+      split: "test", "validation" or "train".
+      limit: the number of examples, the first ones of the split; 0: all.
+      batch_size: examples at a time.
+      worst_case_only: whether each attack sees only what those before it have not broken.
+      checks: the number of images on which further signs of masked gradients are looked for; 0: none.
+      pictures: the number of examples drawn per attack; 0: none.
+      signs: the user's own signs of masked gradients, ``"module:name"``.
+      seed: of the attacks.
+      precision: of matrix products.
+
+    Raises:
+      ValueError: an unknown split or sign, or a number out of range.
+    """
+
+    split: str = "test"
+    limit: int = 0
+    batch_size: int = 250
+    worst_case_only: bool = False
+    checks: int = 64
+    pictures: int = 10
+    signs: tuple[str, ...] = ()
+    seed: int = 0
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        choose("split", self.split, SPLITS)
+        for name, least, meaning in (
+            ("limit", 0, "0 for all examples"), ("checks", 0, "0 for none"), ("pictures", 0, "0 for none"),
+            ("batch_size", 1, "the number of examples at a time"),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value < least:
+                raise ValueError(f"{name}={value} must be at least {least}: {meaning}.")
+        masking.find(self.signs)
+
+    @classmethod
+    def of(cls, config: ConfigDict, given: Mapping[str, Any]) -> Settings:
+        """The settings of a workdir's config, replaced by those given in the call of `evaluate`."""
+        own = {field.name: config.evaluation[field.name] for field in dataclasses.fields(cls)
+               if field.name in config.evaluation}  # fmt: skip
+        own |= {"seed": int(config.seed), "precision": config.get("precision", "float32")}
+        return cls(**(own | dict(given)))
+
+
+def chosen_attacks(attacks: Mapping[str, Attack | Mapping[str, Any]], data_dir: str | None = None) -> dict[str, Attack]:
+    """The attacks, those in the form of a config built, see `attack_from`."""
+    return {
+        name: given if isinstance(given, Attack) else attack_from(name, given, data_dir)
+        for name, given in attacks.items()
+    }
+
+
+def measure(
+    workdir: Path,
+    restored: Restored,
+    attacks: Mapping[str, Attack],
+    settings: Settings,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Measures one workdir and writes its files.
+
+    Args:
+      workdir: where the files go.
+      restored: its config, model, variables, dataset and step.
+      attacks: NAME -> attack.
+      settings: how to measure.
+      progress: whether to show a progress bar, if this is a terminal.
+
+    Returns:
+      The content of `evaluation.json`.
+    """
+    source = getattr(restored.dataset, settings.split)
+    n = min(settings.limit or len(source), len(source))
+    batches = partial(Batches, source, resize=restored.config.data.get("eval_resize", 0))
+    passes = 1 + sum(1 if settings.worst_case_only else len(attack.multiples()) for attack in attacks.values())
+    shown = progress and sys.stderr.isatty()
+    logits_fn = parallel.everywhere(models.bind(restored.model, restored.variables))
+    with (
+        jax.default_matmul_precision(settings.precision),
+        tqdm(total=n * passes, desc=workdir.name, unit="image", disable=not shown) as bar,
+    ):
+        prints = _fingerprints(restored, attacks, settings, n)
+        measured = robustness(
+            logits_fn, batches(n, settings.batch_size), attacks, key=jax.random.key(settings.seed),
+            place=parallel.spread, worst_case_only=settings.worst_case_only, progress=partial(_tick, bar),
+            finished=outcome_cache.load(workdir, attacks, prints),
+            keep=outcome_cache.saver(workdir, prints if parallel.is_main() else {}),
+        )  # fmt: skip
+        summary = summarise(measured, masking.find(settings.signs))
+        if checked := min(settings.checks, n):
+            bar.set_postfix_str("checks for masked gradients")
+            (few,) = batches(checked, checked)
+            summary["warnings"] += _further_warnings(logits_fn, few, checked, measured, settings)
+    _add_costs(summary, attacks, source.image_shape, restored.dataset.num_classes)
+    summary |= {
+        "checks": checked,
+        "split": settings.split,
+        "checkpoint_step": int(restored.step),
+        "batch_norm": "eval" if "batch_stats" in restored.variables else "none",
+        "precision": settings.precision,
+        "versions": versions(),
+        "seed": settings.seed,
+    }
+    if parallel.is_main():
+        report.write(workdir, summary, measured, settings.pictures)
+    return summary
+
+
+def _fingerprints(restored: Restored, attacks: Mapping[str, Attack], settings: Settings, n: int) -> dict[str, str]:
+    """See `outcome_cache.fingerprints`; none for a model or dataset of the user's own, whose code is not seen."""
+    config = restored.config
+    if ":" in f"{config.model.name}{config.data.name}":
+        return {}
+    rest = [config.data.to_dict(), config.model.to_dict(), restored.step, settings.split, n, settings.seed,
+            settings.precision, versions()]  # fmt: skip
+    return outcome_cache.fingerprints(attacks, restored.variables, rest, settings.worst_case_only)
+
+
+def _further_warnings(
+    logits_fn: models.BoundModel, batch: Mapping[str, Any], count: int, measured: PerExample, settings: Settings
+) -> list[str]:
+    """Signs of masked gradients on the first ``count`` images of a batch, which may be padded."""
+    images, labels = (jnp.asarray(np.asarray(batch[name])[:count]) for name in ("image", "label"))
+    key = jax.random.key(settings.seed)
+    return masking.probe(logits_fn, images, labels, measured, key=key, own=masking.find(settings.signs))
+
+
+def _add_costs(
+    summary: dict[str, Any], attacks: Mapping[str, Attack], image_shape: tuple[int, ...], classes: int
+) -> None:
+    """Adds to each attack its largest cost per image at one radius, if it is known."""
+    for name, attack in attacks.items():
+        problem = Problem(image_shape, classes, attack.threat)
+        if cost := cost_of(attack.function, attack.settings, problem):
+            summary["attacks"][name]["cost"] = cost._asdict()
+
+
+def versions() -> dict[str, str]:
+    """What computed the numbers: the versions of packages and Python, and the device."""
+    found = {"python": platform.python_version(), "device": parallel.device_kind()}
+    for package in ("robust_jax", "jax", "jaxlib", "flax", "numpy"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _tick(bar: tqdm, name: str, robust: int, examples: int) -> None:
+    bar.set_postfix_str(f"{name}: {robust}/{examples} right in this batch", refresh=False)
+    bar.update(examples)

@@ -1,0 +1,84 @@
+"""Results of `robust_jax.robustness`, per example."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from robust_jax.evaluation.attack import Attack
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What one attack did to each of n examples.
+
+    Attributes:
+      attack: the attack.
+      broken: `[n]`, misclassified either clean or at the adversarial image.
+      prediction: `[n]`, the class predicted for the adversarial image; -1 if its logits are not finite.
+      loss: `[n]`, the cross-entropy of the adversarial image.
+      size: `[n]`, ‖δ / radius‖, the largest over the curve: at most 1 inside the ball.
+      excess: `[n]`, the largest difference of a pixel from T(x, δ) clipped to [0, 1], the largest over the curve.
+      curve: multiple of the radius -> `broken` at that radius.
+      seconds: wall-clock time of all radii, compilation included.
+      sample: a few examples to draw, as arguments of `pictures.adversarial_grid`; empty if the attack saw none.
+      seen: `[n]`, the examples that the attack was tried on; the others count as broken. None: all.
+      after: the names of the attacks before this one, if it was tried only on correctly classified examples that those
+        did not break; otherwise None.
+    """
+
+    attack: Attack
+    broken: Bool[np.ndarray, " n"]
+    prediction: Int[np.ndarray, " n"]
+    loss: Float[np.ndarray, " n"]
+    size: Float[np.ndarray, " n"]
+    excess: Float[np.ndarray, " n"]
+    curve: dict[float, Bool[np.ndarray, " n"]]
+    seconds: float
+    sample: dict[str, Any]
+    seen: Bool[np.ndarray, " n"] | None = None
+    after: tuple[str, ...] | None = None
+
+
+@dataclasses.dataclass
+class PerExample:
+    """The result of `robustness`; arrays have one entry per example, in the order of the batches.
+
+    Attributes:
+      id: `[n]`.
+      label: `[n]`, the true classes.
+      prediction: `[n]`, the classes predicted for the clean images; -1 if the logits are not finite.
+      loss: `[n]`, the cross-entropy of the clean images.
+      attacks: NAME -> what the attack did.
+    """
+
+    id: Int[np.ndarray, " n"]
+    label: Int[np.ndarray, " n"]
+    prediction: Int[np.ndarray, " n"]
+    loss: Float[np.ndarray, " n"]
+    attacks: dict[str, Outcome]
+
+    @property
+    def correct(self) -> Bool[np.ndarray, " n"]:
+        """`[n]`, whether the clean image is classified correctly."""
+        return self.prediction == self.label
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All results as named arrays, as in `per_example.npz`: `NAME/broken`, `NAME/loss`, ..."""
+        flat = {
+            "id": self.id,
+            "label": self.label,
+            "clean/prediction": self.prediction,
+            "clean/loss": self.loss,
+        }
+        for name, o in self.attacks.items():
+            flat |= {f"{name}/{k}": getattr(o, k) for k in ("broken", "prediction", "loss", "size")}
+            if o.seen is not None and o.after is not None:
+                flat[f"{name}/seen"] = o.seen
+            if o.curve:
+                flat[f"{name}/curve_multiple"] = np.asarray(list(o.curve))
+                flat[f"{name}/curve_broken"] = np.stack(list(o.curve.values()))
+        return flat

@@ -1,0 +1,306 @@
+"""Pictures of adversarial examples, and of the perturbations of several norms side by side.
+
+Each function draws on a `matplotlib.figure.Figure` of its own, so no global state changes: no `pyplot`, no backend to
+choose, no window. It writes a PNG to `path` (a path or an open binary file) and returns the figure, which a notebook
+displays.
+"""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+RIGHT, WRONG, MUTED, ARROW = "#00714f", "#c03000", "#666666", "#b51d00"
+
+SIGNED = LinearSegmentedColormap.from_list("signed", ["#2166ac", "#ffffff", "#b2182b"])
+
+Target = str | os.PathLike[str] | BinaryIO
+
+
+def adversarial_grid(
+    clean: np.ndarray,
+    adversarial: np.ndarray,
+    delta: Any,
+    labels: np.ndarray,
+    clean_predictions: np.ndarray,
+    adversarial_predictions: np.ndarray,
+    *,
+    path: Target,
+    class_names: Sequence[str] | None = None,
+    title: str = "",
+) -> Figure:
+    """Draws one column per example: clean image, adversarial image, what changed, and the two predictions.
+
+    A flow `[B, H, W, 2]` is drawn as arrows over the clean image, from a pixel to the place from which its new value
+    is sampled (dx to the right and dy downwards, as in the image), magnified by a factor that is stated. Any other
+    perturbation is drawn as the difference of the images on a symmetric scale, which is stated too.
+
+    Args:
+      clean: `[B, H, W, C]` in [0, 1], C = 1 or 3; B columns, of which at most about 10 are readable.
+      adversarial: `[B, H, W, C]`, the images that the attack returned.
+      delta: the attack's perturbation; it is used only if it is a flow.
+      labels: `[B]` true classes.
+      clean_predictions: `[B]`.
+      adversarial_predictions: `[B]`.
+      path: the PNG file, or an open binary file.
+      class_names: one per class, in place of its number.
+      title: above the picture.
+
+    Returns:
+      The figure.
+
+    Raises:
+      ValueError: images that are neither grey nor RGB, or no example.
+    """
+    clean, adversarial = np.asarray(clean), np.asarray(adversarial)
+    if clean.ndim != 4 or clean.shape[-1] not in (1, 3) or not len(clean):
+        raise ValueError(f"adversarial_grid needs [B, H, W, 1 or 3] images with B > 0, got {clean.shape}")
+    flow = _as_flow(delta, clean.shape)
+    difference = adversarial - clean
+    scale = float(np.abs(difference).max()) or 1.0
+    magnify, stride = _arrow_scale(flow) if flow is not None else (1.0, 1)
+    changed, caption = _legend(flow, magnify, stride, scale, grey=clean.shape[-1] == 1)
+    layout = _layout(clean.shape, caption, bool(title))
+    figure, axes = _axes(layout, len(clean))
+
+    names = list(class_names or ())
+    for i in range(len(clean)):
+        axes[0][i].set_title(_name(names, labels[i]), fontsize=9, pad=3)
+        _show(axes[0][i], clean[i])
+        _show(axes[1][i], adversarial[i])
+        if flow is not None:
+            _show(axes[2][i], 0.6 + 0.4 * clean[i])  # pale, under the arrows
+            _arrows(axes[2][i], flow[i], magnify, stride)
+        else:
+            _show_difference(axes[2][i], difference[i], scale)
+        classes = (int(clean_predictions[i]), int(adversarial_predictions[i]), int(labels[i]))
+        _show_predictions(axes[3][i], classes, names, layout.cell)
+
+    _write_margins(figure, axes, layout, ("clean", "adversarial", changed, "predicted"))
+    figure.text(layout.left / layout.across, 1 - 0.12 / layout.tall, title, fontsize=11, va="top")
+    figure.savefig(path, format="png")
+    return figure
+
+
+class _Layout(NamedTuple):
+    """Measures of a grid of examples, in inches.
+
+    Attributes:
+      cell: the width of an image.
+      image: the height of an image.
+      line: the height of the row of predictions.
+      left: the margin for the names of the rows.
+      bottom: the margin for the caption.
+      top: the margin for the title.
+      across: the width of the whole.
+      tall: the height of the whole.
+      caption: wrapped to the width.
+    """
+
+    cell: float
+    image: float
+    line: float
+    left: float
+    bottom: float
+    top: float
+    across: float
+    tall: float
+    caption: str
+
+
+def _layout(shape: tuple[int, ...], caption: str, titled: bool) -> _Layout:
+    count, height, width, _ = shape
+    cell, left, line = float(np.clip(8.2 / count, 0.82, 1.6)), 1.25, 0.4
+    across = left + count * cell + 0.1
+    caption = textwrap.fill(caption, int(13 * (across - 0.3)))
+    bottom, top = 0.2 + 0.16 * (1 + caption.count("\n")), 0.62 if titled else 0.35
+    tall = 3 * cell * height / width + line + bottom + top
+    return _Layout(cell, cell * height / width, line, left, bottom, top, across, tall, caption)
+
+
+def _axes(layout: _Layout, count: int) -> tuple[Figure, list[list[Axes]]]:
+    """A figure with three rows of images and one of predictions, without ticks and frames."""
+    figure = Figure(figsize=(layout.across, layout.tall), dpi=150)
+    grid = figure.add_gridspec(
+        4,
+        count,
+        height_ratios=[layout.image] * 3 + [layout.line],
+        wspace=0.06,
+        hspace=0.05,
+        left=layout.left / layout.across,
+        right=1 - 0.1 / layout.across,
+        bottom=layout.bottom / layout.tall,
+        top=1 - layout.top / layout.tall,
+    )
+    axes = [[figure.add_subplot(grid[row, column]) for column in range(count)] for row in range(4)]
+    for one in (one for row in axes for one in row):
+        one.set(xticks=[], yticks=[])
+        one.spines[:].set_visible(False)
+    return figure, axes
+
+
+def _show_predictions(axes: Axes, classes: tuple[int, int, int], names: Sequence[str], cell: float) -> None:
+    """The classes predicted before and after the attack, coloured by the true class, the last of ``classes``."""
+    before, after, truth = classes
+    colour = MUTED if before != truth else RIGHT if after == truth else WRONG
+    text = _name(names, before)
+    if before != after:
+        text += ("\n→ " if len(text) > 4 else " → ") + _name(names, after)
+    longest = max(len(part) for part in text.split("\n"))
+    axes.text(
+        0.5,
+        0.5,
+        text,
+        ha="center",
+        va="center",
+        color=colour,
+        linespacing=1.1,
+        fontsize=float(np.clip(100 * cell / longest, 5, 9 if "\n" in text else 10)),
+        fontweight="bold" if before != after else "normal",
+    )
+
+
+def _write_margins(figure: Figure, axes: list[list[Axes]], layout: _Layout, rows: Sequence[str]) -> None:
+    """The names of the rows to their left, and the caption below."""
+    edge = (layout.left - 0.12) / layout.across
+    for row, text in enumerate(rows):
+        box = axes[row][0].get_position()
+        figure.text(edge, (box.y0 + box.y1) / 2, text, ha="right", va="center", fontsize=9)
+    above = axes[0][0].get_position().y1 + 0.045 / layout.tall
+    figure.text(edge, above, "true class", ha="right", va="baseline", fontsize=9)
+    figure.text(0.12 / layout.across, 0.1 / layout.tall, layout.caption, fontsize=8, color=MUTED, va="bottom")
+
+
+def perturbation_grid(
+    images: np.ndarray, perturbations: Mapping[str, np.ndarray], *, path: Target, title: str = ""
+) -> Figure:
+    """Draws images, and below each its perturbations, one row per kind.
+
+    Each perturbation is drawn on a symmetric scale of its own, up to the 99.5th percentile of its absolute values:
+    norms near l1 concentrate on few pixels.
+
+    Args:
+      images: `[B, H, W, C]` in [0, 1], C = 1 or 3.
+      perturbations: name -> `[B, H, W, C]`, to be added to the images.
+      path: the PNG file, or an open binary file.
+      title: above the picture.
+
+    Returns:
+      The figure.
+
+    Raises:
+      ValueError: a perturbation that is not of the images' shape.
+    """
+    for name, perturbation in perturbations.items():
+        if perturbation.shape != images.shape:
+            raise ValueError(f"perturbation {name!r} has shape {perturbation.shape}, the images have {images.shape}.")
+    rows, columns = 1 + len(perturbations), len(images)
+    figure = Figure(figsize=(0.9 + 0.85 * columns, 0.4 + 0.85 * rows), dpi=150, layout="constrained")
+    axes = np.reshape(figure.subplots(rows, columns), (rows, columns))
+    for one in axes.flat:
+        one.set(xticks=[], yticks=[])
+    for i in range(columns):
+        _show(axes[0, i], images[i])
+        for row, perturbation in zip(axes[1:], perturbations.values(), strict=True):
+            _show_difference(row[i], perturbation[i], float(np.quantile(np.abs(perturbation[i]), 0.995)) or 1.0)
+    for one, name in zip(axes[:, 0], ["image", *perturbations], strict=True):
+        one.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, format="png")
+    return figure
+
+
+def _as_flow(delta: Any, shape: tuple[int, ...]) -> np.ndarray | None:
+    """`delta` if it is a flow with one vector per pixel of these images, otherwise None."""
+    if isinstance(delta, (tuple, list, Mapping)) or delta is None:
+        return None
+    delta = np.asarray(delta)
+    return delta if delta.shape == (*shape[:3], 2) else None
+
+
+def _legend(flow: np.ndarray | None, magnify: float, stride: int, scale: float, *, grey: bool) -> tuple[str, str]:
+    """The name of the row that shows the change, with its scale, and its caption."""
+    if flow is None:
+        caption = "White is no change, red brighter, blue darker." if grey else "Grey is no change."
+        return f"difference\n±{scale:.3g}", caption
+    every = "" if stride == 1 else f",\nevery {_ordinal(stride)} pixel"
+    longest = float(np.linalg.norm(flow, axis=-1).max())
+    return f"flow\narrows ×{magnify:.3g}{every}", (
+        "An arrow points from a pixel to the place its new value is taken from. "
+        f"The longest stands for {longest:.3g} px."
+    )
+
+
+def _arrow_scale(flow: np.ndarray) -> tuple[float, int]:
+    """The factor that makes the longest arrow span the stride, and the stride: about 9 arrows per side."""
+    stride = max(1, round(max(flow.shape[1:3]) / 9))
+    longest = float(np.linalg.norm(flow, axis=-1).max())
+    if longest == 0:
+        return 1.0, stride
+    factor = stride / longest
+    digits = 10 ** np.floor(np.log10(factor))  # to one digit, as stated and drawn
+    return float(max(np.floor(factor / digits), 1) * digits), stride
+
+
+def _show(axes: Axes, image: np.ndarray) -> None:
+    """Draws one image, grey or RGB, each pixel as a square."""
+    grey = image.shape[-1] == 1
+    axes.imshow(
+        image[..., 0] if grey else image,
+        cmap="gray" if grey else None,
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
+    )
+
+
+def _show_difference(axes: Axes, difference: np.ndarray, scale: float) -> None:
+    """Draws a signed difference on a symmetric scale: from blue over white to red, or for RGB around grey."""
+    if difference.shape[-1] == 1:
+        axes.imshow(difference[..., 0], cmap=SIGNED, vmin=-scale, vmax=scale, interpolation="nearest")
+        axes.spines[:].set(visible=True, color="#cccccc", linewidth=0.6)
+    else:
+        axes.imshow(np.clip(0.5 + difference / (2 * scale), 0, 1), interpolation="nearest")
+
+
+def _arrows(axes: Axes, flow: np.ndarray, magnify: float, stride: int) -> None:
+    """Draws the arrows of a flow on every `stride`-th pixel: dx to the right, dy downwards."""
+    rows = np.arange(stride // 2, flow.shape[0], stride)
+    columns = np.arange(stride // 2, flow.shape[1], stride)
+    picked = flow[np.ix_(rows, columns)] * magnify
+    # In data units a vector follows the axes, and imshow's y axis grows downwards.
+    axes.quiver(
+        columns,
+        rows,
+        picked[..., 1],
+        picked[..., 0],
+        angles="xy",
+        scale_units="xy",
+        scale=1,
+        color=ARROW,
+        units="width",
+        width=0.013,
+        headwidth=4,
+        headlength=4,
+        headaxislength=3.5,
+        minlength=0.3,
+    )
+
+
+def _name(names: Sequence[str], label: Any) -> str:
+    """The name of a class, or its number if it has none; '?' for -1, the class of non-finite logits."""
+    label = int(label)
+    return "?" if label < 0 else str(names[label]) if label < len(names) else str(label)
+
+
+def _ordinal(number: int) -> str:
+    """2nd, 3rd, 4th, ..."""
+    suffix = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th") if number not in (11, 12, 13) else "th"
+    return f"{number}{suffix}"

@@ -1,0 +1,188 @@
+"""The output of an evaluation: JSON, arrays, pictures, and a table on screen."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from robust_jax.evaluation import curves, pictures
+from robust_jax.evaluation.outcomes import PerExample
+from robust_jax.files import write_atomically
+
+Reports = Mapping[str, Mapping[str, Any]]
+"""Workdir -> the content of its evaluation.json."""
+
+
+def write(folder: Path, report: Mapping[str, Any], measured: PerExample, drawn: int) -> None:
+    """Writes the files of one workdir; the JSON comes last, so that if it exists all others do.
+
+    Args:
+      folder: the workdir.
+      report: the content of evaluation.json.
+      measured: the results per example.
+      drawn: the number of examples drawn per attack; 0: none.
+    """
+    table = io.BytesIO()
+    np.savez_compressed(table, **measured.arrays())  # type: ignore[arg-type]
+    write_atomically(folder / "per_example.npz", table.getvalue())
+    for name, outcome in measured.attacks.items():
+        if drawn and outcome.sample and outcome.sample["clean"].shape[-1] in (1, 3):
+            examples = jax.tree.map(lambda leaf: leaf[:drawn], outcome.sample)
+            picture = io.BytesIO()
+            title = f"{name}: {_threat(report['attacks'][name])}, {_effort(report['attacks'][name])}"
+            pictures.adversarial_grid(**examples, path=picture, title=title)
+            write_atomically(folder / _file("adversarial", name), picture.getvalue())
+    text = json.dumps(report, indent=1, allow_nan=False) + "\n"
+    write_atomically(folder / "evaluation.json", text.encode())
+
+
+def compare(reports: Reports, sweep: tuple[str, Sequence[Any]] | None) -> None:
+    """Compares workdirs: curves and trade-off as pictures in the first one, and one table on screen.
+
+    Args:
+      reports: of at least one workdir.
+      sweep: the one key in which the workdirs' configs differ, and its values; None unless there is exactly one.
+    """
+    draw_curves(reports)
+    if sweep:
+        draw_trade_off(reports, *sweep)
+    show(reports)
+
+
+def draw_curves(reports: Reports) -> None:
+    """Draws one chart per attack that has a curve and that all workdirs were evaluated with in the same way."""
+    first_folder = next(iter(reports))
+    for name, same in _shared(reports).items():
+        attack = same[0]
+        if not all("curve" in a for a in same):
+            continue
+        radius = attack["threat"]["radius"]
+        by_radius = isinstance(radius, (int, float))
+        unit = attack["threat"].get("unit", "")
+        picture = io.BytesIO()
+        curves.accuracy_curves(
+            {
+                label: a["curve"] if by_radius else a["curve"] | {"radius": a["curve"]["multiple"]}
+                for label, a in zip(_labels(reports), same, strict=True)
+            },
+            picture,
+            title=f"{name}: {_space(attack)}, {_effort(attack)}, n = {attack['n']}",
+            xlabel=f"radius{f' ({unit})' if unit else ''}" if by_radius else f"radius / {radius}",
+            highlight=radius if by_radius else 1.0,
+        )
+        write_atomically(Path(first_folder) / _file("robustness", name), picture.getvalue())
+
+
+def draw_trade_off(reports: Reports, key: str, values: Sequence[Any]) -> None:
+    """Draws robust against clean accuracy of workdirs whose configs differ in one key, in the order of its values."""
+    shared = _shared(reports)
+    order = sorted(range(len(values)), key=values.__getitem__) if all(map(_is_number, values)) else range(len(values))
+    runs = [list(reports.values())[i] for i in order]
+    picture = io.BytesIO()
+    curves.trade_off(
+        [run["clean"]["accuracy"] for run in runs],
+        {f"{name}: {_threat(same[0])}": [same[i]["accuracy"] for i in order] for name, same in shared.items()},
+        [f"{values[i]:g}" if _is_number(values[i]) else str(values[i]) for i in order],
+        picture,
+        title=f"{key}, n = {runs[0]['clean']['n']}",
+    )
+    write_atomically(Path(next(iter(reports))) / "trade_off.png", picture.getvalue())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _shared(reports: Reports) -> dict[str, list[Mapping[str, Any]]]:
+    """The attacks that all workdirs were evaluated with in the same way: name -> one entry per workdir."""
+    first, *others = [r["attacks"] for r in reports.values()]
+    return {
+        name: [attack, *(other[name] for other in others)]
+        for name, attack in first.items()
+        if all(name in other and _alike(other[name], attack) for other in others)
+    }
+
+
+def show(reports: Reports) -> None:
+    """Prints a table with a row per attack and a column per workdir, and below it what casts doubt on the numbers."""
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(_table(reports))
+    for label, (folder, report) in zip(_labels(reports), reports.items(), strict=True):
+        if attacks := report["attacks"].values():
+            size, excess = (max(float(a["largest"][k]) for a in attacks) for k in ("size", "excess"))
+            console.print(f"{label}: ‖δ‖ <= {size:.5g} x the radius; images within {excess:.1g} of T(x, δ) in [0, 1]")
+        for warning in report["warnings"]:
+            console.print(f"Warning, {label}: {warning}", style="yellow", markup=False)
+        console.print(f"Written to {folder}", markup=False, soft_wrap=True)
+
+
+def _table(reports: Reports) -> Table:
+    """Accuracies with their intervals: a row per attack, a column per workdir."""
+    sizes = sorted({report["clean"]["n"] for report in reports.values()})
+    split = next(iter(reports.values()))["split"]
+    table = Table(title=f"Accuracy on the {split} split, n = {' and '.join(map(str, sizes))}, 95% intervals")
+    for column in ("attack", "threat", "effort"):
+        table.add_column(column)
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for label, report in zip(_labels(reports), reports.values(), strict=True):
+        table.add_column(label, justify="right")
+        entries: list[tuple[tuple[str, ...], Any]] = [(("clean", "", ""), report["clean"])]
+        entries += [((n, _threat(a), _effort(a)), a) for n, a in report["attacks"].items()]
+        if len(report["attacks"]) > 1:
+            entries += [(("worst case", "any of them", ""), report["worst_case"])]
+        for row, entry in entries:
+            low, high = entry["interval"]
+            cell = f"{100 * entry['accuracy']:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
+            rows.setdefault(row, {})[label] = cell.replace("[", "\\[")
+    # Each workdir may have other attacks: the worst case stays last.
+    for row in sorted(rows, key=lambda row: row[0] == "worst case"):
+        table.add_row(*row, *(rows[row].get(label, "") for label in _labels(reports)))
+    return table
+
+
+def _file(kind: str, name: str) -> str:
+    return f"{kind}_{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)}.png"
+
+
+def _labels(folders: Iterable[str]) -> list[str]:
+    """The names of the folders if all differ, else their whole paths."""
+    folders = list(folders)
+    names = [Path(folder).name for folder in folders]
+    return names if len(set(names)) == len(names) else folders
+
+
+def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return all(one[key] == other[key] for key in ("threat", "settings"))
+
+
+def _space(attack: Mapping[str, Any]) -> str:
+    threat = attack["threat"]
+    norm = threat["norm"]
+    return f"{threat['perturbation']} {norm if isinstance(norm, (str, float)) else tuple(norm)}"
+
+
+def _threat(attack: Mapping[str, Any]) -> str:
+    """The threat model in words, "flow linf 0.155 px"."""
+    radius = attack["threat"]["radius"]
+    text = f"{radius:.4g}" if isinstance(radius, (int, float)) else str(radius)
+    return f"{_space(attack)} {text} {attack['threat'].get('unit', '')}".rstrip()
+
+
+def _effort(attack: Mapping[str, Any]) -> str:
+    """The attack's effort, "pgd, 20 steps × 3 restarts", and the model that it was made on if that is another."""
+    settings = attack["settings"]
+    steps = f", {settings['steps']} steps" if "steps" in settings else ""
+    restarts = f" × {settings['restarts']} restarts" if settings.get("restarts", 1) != 1 else ""
+    source = f", made on {settings['source']}" if "source" in settings else ""
+    left = ", on what was left" if attack.get("after") else ""
+    return f"{settings['attack']}{steps}{restarts}{source}{left}"

@@ -1,0 +1,260 @@
+"""Clean and attacked accuracy of a function of images, example by example, and the worst case.
+
+No config, model or file is needed:
+
+    threat = ThreatModel("flow", "linf", 0.155)
+    attacks = {"flow": Attack(pgd, threat, {"steps": 20, "restarts": 3})}
+    measured = robustness(logits_fn, batches, attacks, key=jax.random.key(0))
+    summarise(measured)["attacks"]["flow"]["accuracy"]
+
+An example counts as robust to an attack if it is classified correctly both clean and at the adversarial image. What an
+attack reports is not relied on: its image is classified again, and its norm, its box, and that it equals T(x, δ) are
+measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from robust_jax import losses
+from robust_jax.attacks.wrappers import as_pytree
+from robust_jax.checks import check_attack_name, check_batch
+from robust_jax.evaluation.attack import Attack
+from robust_jax.evaluation.batching import Batch, Rows, in_parts, selected, with_ids_and_masks
+from robust_jax.evaluation.outcomes import Outcome, PerExample
+from robust_jax.spaces import threat_models
+
+Progress = Callable[[str, int, int], None]
+"""``(name, robust, examples)``: how many of the examples of a batch are robust."""
+
+
+def robustness(
+    logits_fn: Callable[[Float[Array, "b h w c"]], Float[Array, "b k"]],
+    batches: Iterable[Batch],
+    attacks: Mapping[str, Attack],
+    *,
+    key: Key[Array, ""],
+    worst_case_only: bool = False,
+    place: Callable[[Batch], Batch] = dict,
+    finished: Mapping[str, Outcome] | None = None,
+    keep: Callable[[str, Outcome], None] | None = None,
+    progress: Progress | None = None,
+) -> PerExample:
+    """Measures every example, clean and under every attack.
+
+    Random numbers are drawn from the example's id and the attack's name: they do not depend on the batch size, the
+    order or the other attacks. A pytree `logits_fn` (`rj.bind`) compiles once for all weights. If memory runs out,
+    batches are halved until they fit.
+
+    Args:
+      logits_fn: images `[B, H, W, C]` in [0, 1] to logits `[B, K]`.
+      batches: dicts of image `[B, H, W, C]` (uint8, or float in [0, 1]), label `[B]`, and optionally id `[B]` (default:
+        the position) and mask `[B]`, False for padding. Equal batch sizes save compilations. They are iterated over
+        once for the clean images and once per attack; an iterator, which allows one pass only, is kept in memory.
+      attacks: NAME -> attack.
+      key: one typed key.
+      worst_case_only: each attack sees only the correctly classified examples that no attack before it has broken,
+        repacked into full batches, and no curves are measured. The worst case is the same and found sooner; the
+        accuracy under each attack alone is unknown.
+      place: applied to a batch before the model sees it, such as `parallel.spread`.
+      finished: NAME -> outcome of an attack on these examples, which is not run again.
+      keep: called as `keep(NAME, outcome)` after an attack has run.
+      progress: called as `progress(NAME, robust, examples)` after every batch at every radius, and once for all
+        examples that an attack need not see.
+
+    Returns:
+      The results per example; `summarise` turns them into accuracies.
+
+    Raises:
+      ValueError: no example; images, labels or logits of a wrong shape or range; an attack named clean or worst_case.
+    """
+    for name in attacks:
+        check_attack_name(name)
+    model = as_pytree(logits_fn)
+    report = progress or (lambda *_: None)
+    batches = list(batches) if isinstance(batches, Iterator) else batches
+    measured = _clean_images(model, batches, place, report)
+    left = measured.correct
+    for name, attack in attacks.items():
+        seen, before = (left, tuple(measured.attacks)) if worst_case_only else (np.ones_like(left), None)
+        if before is not None:
+            attack = dataclasses.replace(attack, curve=())
+            report(name, 0, int((~left).sum()))
+        if finished and name in finished:
+            outcome = dataclasses.replace(finished[name], attack=attack)
+            report(name, int((~outcome.broken).sum()), int(seen.sum()) * len(attack.multiples()))
+        else:
+            source = model if attack.source is None else as_pytree(attack.source.logits_fn)
+            trial = _Trial(model, source, attack, jax.random.fold_in(key, zlib.crc32(name.encode())), place)
+            outcome = _outcome(trial, batches, measured, seen, partial(_report_radius, report, name))
+            if keep:
+                keep(name, outcome)
+        measured.attacks[name] = dataclasses.replace(outcome, after=before)
+        left = left & ~outcome.broken
+    return measured
+
+
+class _Trial(NamedTuple):
+    """One attack on one model, the same for all batches.
+
+    Attributes:
+      model: the model that is evaluated, a pytree.
+      source: the model that is attacked: the same one, except in a transfer attack.
+      attack: the attack.
+      key: of this attack.
+      place: applied to a batch before the model sees it.
+    """
+
+    model: Any
+    source: Any
+    attack: Attack
+    key: Key[Array, ""]
+    place: Callable[[Batch], Batch]
+
+
+def _report_radius(report: Progress, name: str, multiple: float, robust: int, examples: int) -> None:
+    report(name if multiple == 1 else f"{name} x {multiple:g}", robust, examples)
+
+
+def _clean_images(
+    model: Any, batches: Iterable[Batch], place: Callable[[Batch], Batch], report: Progress
+) -> PerExample:
+    """The predictions and losses of the clean images, without attacks."""
+    clean, size = [], None
+    for batch in with_ids_and_masks(batches):
+        check_batch(batch["image"], batch["label"], model)
+        rows, size = in_parts(partial(_clean_rows, model, place), batch, size)
+        clean.append(rows)
+        report("clean", int((rows["prediction"] == rows["label"]).sum()), len(rows["label"]))
+    if not clean:
+        raise ValueError("robustness got no example: the batches are empty")
+    return PerExample(**_joined(clean), attacks={})
+
+
+def _clean_rows(model: Any, place: Callable[[Batch], Batch], batch: Batch) -> Rows:
+    placed = place(batch)
+    return _host(
+        _clean(model, placed["image"], placed["label"]) | {k: batch[k] for k in ("id", "label")}, batch["mask"]
+    )
+
+
+@jax.jit
+def _clean(model: Any, images: Array, labels: Array) -> dict[str, Array]:
+    logits = model(images)
+    return {"prediction": _predict(logits), "loss": losses.cross_entropy(logits, labels)}
+
+
+def _predict(logits: Float[Array, "b k"]) -> Int[Array, " b"]:
+    """The predicted class; -1, which is never right, if a logit is not finite."""
+    return jnp.where(jnp.isfinite(logits).all(-1), logits.argmax(-1), -1)
+
+
+def _outcome(
+    trial: _Trial,
+    batches: Iterable[Batch],
+    measured: PerExample,
+    seen: Bool[np.ndarray, " n"],
+    report: Callable[[float, int, int], None],
+) -> Outcome:
+    """One attack at all its radii on the examples that it sees."""
+    found: dict[float, list[Rows]] = {m: [] for m in trial.attack.multiples()}
+    sample: dict[str, Any] = {}
+    seconds, size, left = 0.0, None, measured.prediction[seen]
+
+    def run(multiple: float, before: np.ndarray, part: Batch) -> Rows:
+        images, delta, new = _attacked(trial, trial.place(part), multiple)
+        rows = _host(new, part["mask"])
+        if multiple == 1 and not sample and len(rows["loss"]):
+            sample.update(_sample(part, images, delta, before, rows["prediction"]))
+        return rows
+
+    for batch in selected(with_ids_and_masks(batches), seen):
+        labels = np.asarray(batch["label"])[batch["mask"]]
+        before, left = left[: len(labels)], left[len(labels) :]
+        for multiple, rows in found.items():
+            start = time.perf_counter()
+            new, size = in_parts(partial(run, multiple, before), batch, size)
+            rows.append(new)
+            seconds += time.perf_counter() - start
+            right = (before == labels) & (new["prediction"] == labels)
+            report(multiple, int(right.sum()), len(labels))
+
+    at = {multiple: _for_all_examples(rows, measured, seen) for multiple, rows in found.items()}
+    broken = {m: ~measured.correct | ~seen | (f["prediction"] != measured.label) for m, f in at.items()}
+    broken[0.0] = ~measured.correct
+    curve = {m: broken[m] for m in sorted({1.0, *map(float, trial.attack.curve)}) if trial.attack.curve}
+    largest, excess = (np.max([f[k] for f in at.values()], 0) for k in ("size", "excess"))
+    return Outcome(
+        trial.attack, broken[1.0], at[1.0]["prediction"], at[1.0]["loss"], largest, excess,
+        curve=curve, seconds=seconds, sample=sample, seen=seen,
+    )  # fmt: skip
+
+
+def _for_all_examples(rows: Sequence[Rows], measured: PerExample, seen: Bool[np.ndarray, " n"]) -> Rows:
+    """The rows of the seen examples among those of all; the others keep their clean prediction and loss, and δ = 0."""
+    zeros = np.zeros(len(seen), np.float32)
+    full = {"prediction": measured.prediction, "loss": measured.loss, "size": zeros, "excess": zeros}
+    full = {k: v.copy() for k, v in full.items()}
+    for k, v in _joined(rows).items() if rows else ():
+        full[k][seen] = v
+    return full
+
+
+def _attacked(trial: _Trial, batch: Batch, multiple: float) -> tuple[Array, Any, dict[str, Array]]:
+    """One batch at a multiple of the radius: the adversarial images, δ, and what is recorded of them."""
+    attack = trial.attack
+    settings = dict(attack.settings)
+    # The radius and the step size scale together and are traced; the rest is static: one compilation.
+    scale = partial(jax.tree.map, lambda r: jnp.asarray(r, jnp.float32) * multiple)
+    traced = {"threat": scale(attack.threat)}
+    if settings.get("step_size") is not None:
+        traced["step_size"] = scale(settings.pop("step_size"))
+    examples = (batch["image"], batch["label"], batch["id"])
+    return _run(trial.model, trial.source, examples, trial.key, traced, attack.function, tuple(settings.items()))
+
+
+@partial(jax.jit, static_argnames=("function", "settings"))
+def _run(model, source, examples, key, traced, function, settings):
+    images, labels, ids = examples
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
+    result = function(source, images, labels, key=keys, **traced, **dict(settings))
+    threat, logits = traced["threat"], model(result.images)
+    recomputed = jnp.clip(threat.perturbation.apply(images, result.delta), 0, 1)
+    found = {
+        "prediction": _predict(logits),
+        "loss": losses.cross_entropy(logits, labels),
+        "size": threat_models.size(threat, result.delta),
+        "excess": jnp.abs(result.images - recomputed).max((1, 2, 3)),
+    }
+    return result.images, result.delta, found
+
+
+def _host(found: Mapping[str, Array], real: Bool[np.ndarray, " b"]) -> Rows:
+    """The rows of real examples as NumPy arrays, padding left out."""
+    return {name: np.asarray(value)[real] for name, value in found.items()}
+
+
+def _joined(batches: Sequence[Rows]) -> Rows:
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def _sample(batch: Batch, images: Array, delta: Any, before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
+    """Up to ten examples of a batch to draw: the first of each class, not the most impressive."""
+    labels = np.asarray(batch["label"])[batch["mask"]]
+    picked = np.unique(labels, return_index=True)[1][:10]
+    device = {"clean": batch["image"], "adversarial": images, "delta": delta}
+    return jax.tree.map(lambda x: np.asarray(x)[batch["mask"]][picked], device) | {
+        "labels": labels[picked],
+        "clean_predictions": before[picked],
+        "adversarial_predictions": after[picked],
+    }

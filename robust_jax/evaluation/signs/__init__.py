@@ -1,0 +1,1 @@
+"""Signs of masked gradients: one decorated function each, see `robust_jax.evaluation.signs.define`."""

@@ -1,0 +1,39 @@
+"""`bind`: a model joined to its variables, as the function of images that attacks and penalties take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["variables"], meta_fields=["model"])
+@dataclass(frozen=True, eq=False)  # hashed by identity, because its variables cannot be hashed
+class BoundModel:
+    """A model and its variables: a function of images, and a pytree of the variables."""
+
+    model: nn.Module
+    variables: Mapping[str, Any]
+
+    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b classes"]:
+        """Logits of the images in eval mode."""
+        logits: Any = self.model.apply(self.variables, images, train=False)
+        return logits
+
+
+def bind(model: nn.Module, variables: Mapping[str, Any]) -> BoundModel:
+    """Joins a model to its variables: `bind(model, variables)(images)` gives logits in eval mode.
+
+    The result is a pytree, so that it can be an argument of a jitted function, which then compiles
+    once for all weights of equal models:
+
+        attack = jax.jit(functools.partial(pgd, steps=40))
+        for variables in checkpoints:
+            attack(bind(model, variables), images, labels, threat, key=key)
+    """
+    return BoundModel(model, variables)

@@ -1,0 +1,71 @@
+"""How a point or a term is defined: a function, marked by a decorator that says what others need to know of it.
+
+Example, in a file of your own, named in a config as ``kind="my_parts:entropy"``::
+
+    @term
+    def entropy(point: PointOutput, *, temperature: Positive = 1.0):
+        log_p = jax.nn.log_softmax(point.logits / temperature)
+        return -(jnp.exp(log_p) * log_p).sum(-1)
+
+A plain function without the decorator serves as well: then a point remembers nothing, and a term does not classify.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, overload
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@overload
+def point(function: Function) -> Function: ...
+@overload
+def point(*, memory: Callable[..., Any] | None = None) -> Callable[[Function], Function]: ...
+def point(function: Any = None, *, memory: Callable[..., Any] | None = None) -> Any:
+    """Marks a function ``(model, images, labels, keys, *, options) -> Point`` as a point of an objective.
+
+    Args:
+      function: the point.
+      memory: ``(examples, classes, **options) -> memory`` before the first step, of a point that carries something from
+        step to step; ``examples(n)`` are the first n training images and labels. The point then takes ``memory`` and
+        ``steps_done`` too, and returns what to remember as ``Point.memory``.
+    """
+    return _mark(function, part="point", memory=memory)
+
+
+@overload
+def term(function: Function) -> Function: ...
+@overload
+def term(*, classifies: bool = False) -> Callable[[Function], Function]: ...
+def term(function: Any = None, *, classifies: bool = False) -> Any:
+    """Marks a function ``(point, *, options) -> [B]`` as a term of an objective.
+
+    Args:
+      function: the term.
+      classifies: whether it is a classification loss: accuracy and running statistics are those at its point.
+    """
+    return _mark(function, part="term", classifies=classifies)
+
+
+def _mark(function: Function | None, **marks: Any) -> Any:
+    def decorate(function: Function) -> Function:
+        vars(function).update(marks)
+        return function
+
+    return decorate if function is None else decorate(function)
+
+
+def marked(module: Mapping[str, Any], part: str) -> dict[str, Callable[..., Any]]:
+    """The functions of a module that are marked as points or as terms, by name."""
+    return {name: value for name, value in module.items() if getattr(value, "part", None) == part}
+
+
+def memory_of(function: Callable[..., Any]) -> Callable[..., Any] | None:
+    """What makes the memory of a point before the first step; None if it remembers nothing."""
+    return getattr(function, "memory", None)
+
+
+def classifies(function: Callable[..., Any]) -> bool:
+    """Whether a term is a classification loss."""
+    return getattr(function, "classifies", False)

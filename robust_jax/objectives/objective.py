@@ -1,0 +1,214 @@
+"""Training objectives: named points and weighted terms, each term at a point.
+
+A **point** is a batch of images at which the model is run: the clean images, randomly perturbed ones, attacked ones. It
+is computed once per step, is a constant of the step, and is shared by all terms that name it. A **term** is a loss of
+each example at a point. The objective is ``Σ_terms weight * mean_i term_i``::
+
+    points = {"warped": dict(kind="random", perturbation="flow", sigma=0.155)}
+    terms = {
+        "ce": dict(kind="cross_entropy", at="warped", weight=1.0),
+        "fgr": dict(kind="gradient_norm", at="warped", perturbation="flow", norm="l2", power=2, weight=4.4),
+    }
+    total, outcome = make_objective(points, terms)(model, images, labels, keys)
+
+A weight, radius or sigma may be a schedule, ``dict(start=0.0, end=4.4, epochs=10.0)``: linear over the first epochs,
+then constant. A new method is a function, see `robust_jax.objectives.define`; ``kind="module:name"`` names one of your
+own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from robust_jax import losses
+from robust_jax.extensions import choose
+from robust_jax.objectives.define import classifies, memory_of
+from robust_jax.objectives.points import POINTS, Examples, Keys, Labels, Model, Point
+from robust_jax.objectives.terms import TERMS, PerExample, PointOutput, every_term
+from robust_jax.options import SCHEDULE, arguments, arguments_of, check_options, function_of, options_of, with_path
+from robust_jax.spaces import per_example
+from robust_jax.spaces.perturbations import Images
+
+
+class Outcome(NamedTuple):
+    """What a step reports.
+
+    Attributes:
+      terms: the mean of each term, without its weight.
+      accuracy: at the point of the first classifying term by name, or without one at the first point.
+      state: the model's new state at the same point, such as running statistics.
+    """
+
+    terms: dict[str, Float[Array, ""]]
+    accuracy: Float[Array, ""]
+    state: Any
+
+
+class Objective(NamedTuple):
+    """A training objective: called as ``(model, images, labels, keys) -> (total, Outcome)``.
+
+    Attributes:
+      find: ``(model, images, labels, keys [B], memory=None, steps_done=0, epoch=0.0) -> {NAME: Point}``, constants of
+        the step. There is one key per example, so that the points do not depend on how a batch is split over devices.
+      loss: ``(model, found, labels, epoch=0.0) -> (total, Outcome)``, given the points.
+      remember: ``(examples, classes) -> memory`` before the first step; ``examples(n)`` are the first n training
+        examples.
+    """
+
+    find: Callable[..., dict[str, Point]]
+    loss: Callable[..., tuple[Float[Array, ""], Outcome]]
+    remember: Callable[[Examples, int], dict[str, Any]]
+
+    def __call__(self, model: Model, images: Images, labels: Labels, keys: Keys) -> tuple[Float[Array, ""], Outcome]:
+        """The loss at the points, for an objective without memory."""
+        return self.loss(model, self.find(model, images, labels, keys), labels)
+
+
+class _PointEntry(NamedTuple):
+    """A point as a config describes it; its ``place`` among all points is folded into its keys."""
+
+    path: str
+    function: Callable[..., Point]
+    options: dict[str, Any]
+    place: int
+
+
+class _TermEntry(NamedTuple):
+    """A term as a config describes it: at a point, perhaps compared with others (option -> point)."""
+
+    path: str
+    function: Callable[..., PerExample]
+    options: dict[str, Any]
+    weight: Any
+    at: str
+    others: dict[str, str]
+
+
+def scheduled(option: Any, epoch: Any) -> Any:
+    """An option's value at an epoch: ``start + (end - start) min(epoch / epochs, 1)`` of a schedule, else itself."""
+    if not isinstance(option, Mapping):
+        return option
+    start, end, epochs = (option[name] for name in SCHEDULE)
+    return start + (end - start) * jnp.minimum(epoch / epochs, 1.0)
+
+
+def make_objective(points: Mapping[str, Any], terms: Mapping[str, Any]) -> Objective:
+    """An objective from its description in plain data, as a config holds it.
+
+    Args:
+      points: NAME -> ``dict(kind=a name in POINTS or module:name, **options)``. The point "clean" always exists.
+      terms: NAME -> ``dict(kind=a name in TERMS or module:name, at=a point's name, weight=1.0, **options)``. A term of
+        weight 0 is left out, and costs nothing.
+
+    Raises:
+      ValueError: no term with a weight, a point named clean, or an unknown kind, point or option, with the valid ones.
+    """
+    if "clean" in points:
+        raise ValueError("points.clean: that is the name of the clean images: give the point another name.")
+    # Sorted, as in a ConfigDict: the order in which they were written does not matter.
+    at_points = {
+        name: _point_entry(f"points.{name}", entry, place)
+        for place, (name, entry) in enumerate([("clean", {"kind": "clean"}), *sorted(points.items())])
+    }
+    all_terms = {name: _term_entry(f"terms.{name}", entry, at_points) for name, entry in sorted(terms.items())}
+    at_terms = {name: entry for name, entry in all_terms.items() if entry.weight}
+    if not at_terms:
+        raise ValueError(f"an objective needs at least one term whose weight is not 0: kinds are {sorted(TERMS)}.")
+    named = {point for entry in at_terms.values() for point in (entry.at, *entry.others.values())}
+    used = {name: entry for name, entry in at_points.items() if name in named}
+    classifying = [entry.at for entry in at_terms.values() if classifies(entry.function)]
+    return Objective(
+        partial(_find, used), partial(_loss, at_terms, tuple(used), [*classifying, *used][0]), partial(_remember, used)
+    )
+
+
+def _point_entry(path: str, entry: Mapping[str, Any], place: int) -> _PointEntry:
+    function = function_of(f"{path}.kind", entry.get("kind"), POINTS)
+    check_options(path, entry, function)
+    return _PointEntry(path, function, {name: value for name, value in entry.items() if name != "kind"}, place)
+
+
+def _term_entry(path: str, entry: Mapping[str, Any], points: Mapping[str, Any]) -> _TermEntry:
+    function = function_of(f"{path}.kind", entry.get("kind"), TERMS)
+    own = options_of(every_term)
+    check_options(path, entry, function, own)
+    entry = {name: option.default for name, option in own.items()} | dict(entry)
+    compared = [name for name, option in arguments_of(function).items() if PointOutput in option.kinds]
+    for name in ("at", *compared):
+        choose(f"{path}.{name}", entry[name], points)
+    options = {name: value for name, value in entry.items() if name not in ("kind", *own, *compared)}
+    return _TermEntry(path, function, options, entry["weight"], entry["at"], {name: entry[name] for name in compared})
+
+
+def _arguments(entry: _PointEntry | _TermEntry, epoch: Any) -> dict[str, Any]:
+    """The keyword arguments of a point or term at an epoch."""
+    return arguments(entry.function, {name: scheduled(value, epoch) for name, value in entry.options.items()})
+
+
+def _find(
+    used: Mapping[str, _PointEntry], model: Model, images: Images, labels: Labels, keys: Keys,
+    memory: Mapping[str, Any] | None = None, steps_done: Any = 0, epoch: Any = 0.0,
+) -> dict[str, Point]:  # fmt: skip
+    """`Objective.find` of the points that terms name."""
+
+    def one(name: str, entry: _PointEntry) -> Point:
+        options = _arguments(entry, epoch)
+        if memory_of(entry.function):
+            options |= {"memory": (memory or {})[name], "steps_done": steps_done}
+        point = entry.function(model, images, labels, per_example.fold_keys(keys, entry.place), **options)
+        if not isinstance(point, Point):
+            raise ValueError(f"it returned {type(point).__name__}: return robust_jax.objectives.Point(images, delta).")
+        return point
+
+    return jax.lax.stop_gradient({name: with_path(entry.path, one, name, entry) for name, entry in used.items()})
+
+
+def _loss(
+    terms: Mapping[str, _TermEntry], used: tuple[str, ...], reported: str,
+    model: Model, found: Mapping[str, Point], labels: Labels, epoch: Any = 0.0,
+) -> tuple[Float[Array, ""], Outcome]:  # fmt: skip
+    """`Objective.loss`; accuracy and state are those at the point ``reported``."""
+    outputs: dict[str, PointOutput] = {}
+    states: dict[str, Any] = {}
+    for name in used:
+        outputs[name], states[name] = look(model, found[name], labels)
+
+    def one(entry: _TermEntry) -> Float[Array, ""]:
+        others = {option: outputs[point] for option, point in entry.others.items()}
+        value = entry.function(outputs[entry.at], **_arguments(entry, epoch), **others)
+        if jnp.shape(value) != labels.shape:
+            raise ValueError(f"it returned shape {jnp.shape(value)}: return one number per example, {labels.shape}.")
+        return value.mean()
+
+    values = {name: with_path(entry.path, one, entry) for name, entry in terms.items()}
+    total = sum(scheduled(terms[name].weight, epoch) * value for name, value in values.items())
+    accuracy = (outputs[reported].logits.argmax(-1) == labels).mean()
+    return total, Outcome(values, accuracy, states[reported])
+
+
+def _remember(used: Mapping[str, _PointEntry], examples: Examples, classes: int) -> dict[str, Any]:
+    """`Objective.remember`."""
+
+    def one(entry: _PointEntry) -> Any:
+        memory = memory_of(entry.function)
+        return memory and memory(examples, classes, **_arguments(entry, 0.0))
+
+    return {name: with_path(entry.path, one, entry) for name, entry in used.items() if memory_of(entry.function)}
+
+
+def look(model: Model, point: Point, labels: Labels) -> tuple[PointOutput, Any]:
+    """Runs the model on a point: one pass for the loss, its image gradient and the new state."""
+
+    def loss_fn(x: Images) -> tuple[PerExample, Any]:
+        logits, state = model.train(x)
+        return losses.cross_entropy(logits, labels), (logits, state)
+
+    loss, gradient, (logits, state) = per_example.value_and_gradient(loss_fn, point.images, has_aux=True)
+    output = PointOutput(point.images, point.delta, labels, logits, loss, gradient, lambda x: loss_fn(x)[0])
+    return output, state

@@ -1,0 +1,302 @@
+"""Points: the images at which a training objective runs the model, ``(model, images, labels, keys, *, options)``.
+
+Each is computed once per step, is a constant of it, and is shared by all terms that name it. Keyword-only parameters
+are the options of a config. A point that remembers something from step to step takes ``memory`` and ``steps_done`` too.
+The function that makes its memory before the first step stands beside it: ``@point(memory=...)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from robust_jax import losses
+from robust_jax.attacks.ascent import Keep, ascend
+from robust_jax.attacks.define import Loss
+from robust_jax.attacks.pgd import pgd
+from robust_jax.attacks.result import clip_box
+from robust_jax.attacks.universal import apply_universal, spread, universal_targeted
+from robust_jax.objectives.define import marked, point
+from robust_jax.options import Convert, Count, NotNegative, Positive, Range
+from robust_jax.penalties import gradient_norms
+from robust_jax.penalties.local_flatness import roughest as find_roughest
+from robust_jax.spaces import norms, per_example, perturbations, threat_models
+from robust_jax.spaces.perturbations import Delta, Images
+from robust_jax.spaces.registry import Space
+from robust_jax.spaces.threat_models import Threat
+
+Labels = Int[Array, " b"]
+Keys = Key[Array, " b"]
+LogitsFn = Callable[[Images], Float[Array, "b k"]]
+
+Examples = Callable[[int], tuple[Images, Labels]]
+"""``n -> (images, labels)``, the first n training examples."""
+
+
+def checked_norm(norm: norms.Norm) -> norms.Norm:
+    """The norm itself.
+
+    Raises:
+      ValueError: an unknown one.
+    """
+    norms.exponent(norm)
+    return norm
+
+
+Norm = Annotated[Any, Convert(checked_norm)]
+"""An option for a norm: "l1", "l2", "linf", a number p >= 1, or for flows "l2inf" and "l21"."""
+Mode = Literal["eval", "train"]
+"""The mode of BatchNorm (and dropout) in an inner maximisation."""
+Sigma = Annotated[Any, Range(least=0, tuples=True, schedule=True)]
+"""A standard deviation in units of δ: a number, or one per axis of δ; for a composition a tuple with one per part."""
+StepSize = Annotated[Any, Range(least=0, tuples=True)]
+"""A step in units of δ: a number, or one per axis of δ; for a composition a tuple with one per part."""
+
+
+def _identity(value: Any) -> Any:
+    return value
+
+
+class Model(NamedTuple):
+    """A model as an objective sees it, its parameters closed over.
+
+    Attributes:
+      train: ``images -> (logits, state)`` in train mode; state is what training updates besides the parameters, such as
+        running statistics.
+      eval: ``images -> logits`` in eval mode.
+      mean: the mean of a pytree over all devices.
+    """
+
+    train: Callable[[Images], tuple[Float[Array, "b k"], Any]]
+    eval: LogitsFn
+    mean: Callable[[Any], Any] = _identity
+
+
+class Point(NamedTuple):
+    """What a point function returns.
+
+    Attributes:
+      images: the images at which the model is run.
+      delta: the δ that turned the clean images into them, if there is one.
+      memory: what the next step is given, of a point that remembers.
+    """
+
+    images: Images
+    delta: Delta | None = None
+    memory: Any = None
+
+
+def _logits_fn(model: Model, batch_norm: Mode) -> LogitsFn:
+    return model.eval if batch_norm == "eval" else lambda x: model.train(x)[0]
+
+
+def _loss_of(logits_fn: LogitsFn, labels: Labels) -> Callable[[Images], Float[Array, " b"]]:
+    return lambda x: losses.cross_entropy(logits_fn(x), labels)
+
+
+@point
+def clean(model: Model, images: Images, labels: Labels, keys: Keys) -> Point:
+    """The clean images."""
+    return Point(images)
+
+
+@point
+def random(model: Model, images: Images, labels: Labels, keys: Keys, *, perturbation: Space, sigma: Sigma) -> Point:
+    """``T(x, n)``, ``n ~ N(0, sigma²)`` per coordinate, in units of δ: the random start of FGR (Xia & Li 2021)."""
+    delta = perturbations.gaussian_delta(perturbation, keys, images, sigma)
+    return Point(perturbation.apply(images, delta), delta)
+
+
+@point
+def uniform(model: Model, images: Images, labels: Labels, keys: Keys, *, threat: Threat) -> Point:
+    """``T(x, n)``, n a random point of the ball (GradAlign's second point, Andriushchenko & Flammarion 2020)."""
+    delta = threat_models.random_delta(threat, keys, images)
+    return Point(threat.perturbation.apply(images, delta), delta)
+
+
+@point
+def attack(
+    model: Model, images: Images, labels: Labels, keys: Keys, *,
+    threat: Threat, steps: Count = 10, step_size: StepSize | None = None, momentum: NotNegative = 0.0,
+    random_start: bool = True, keep: Keep = "highest_loss",
+    loss: Loss = "cross_entropy", batch_norm: Mode = "eval",
+) -> Point:  # fmt: skip
+    """``T(x, δ*)``, with δ* found by `robust_jax.attacks.pgd` (adversarial training, Madry et al. 2018).
+
+    One step of 1.25 radius from a random start with keep="last" is fast adversarial training (Wong et al. 2020).
+
+    Args:
+      model: the model.
+      images: the clean images.
+      labels: their classes.
+      keys: one per example.
+      threat: the ball.
+      steps, step_size, momentum, random_start, keep, loss: see `robust_jax.attacks.pgd`.
+      batch_norm: the mode of the inner maximisation.
+    """
+    found = pgd(
+        _logits_fn(model, batch_norm), images, labels, threat, key=keys, steps=steps, step_size=step_size,
+        momentum=momentum, random_start=random_start, keep=keep, loss=loss,
+    )  # fmt: skip
+    return Point(found.images, found.delta)
+
+
+@point
+def divergent(
+    model: Model, images: Images, labels: Labels, keys: Keys, *,
+    threat: Threat, steps: Count = 10, step_size: StepSize | None = None, batch_norm: Mode = "eval",
+) -> Point:  # fmt: skip
+    """``T(x, δ*)`` of the largest ``KL(f(x) ‖ f(T(x, δ)))`` found, from a random start (TRADES, Zhang et al. 2019)."""
+    logits_fn = _logits_fn(model, batch_norm)
+    reference = logits_fn(images)
+    found = pgd(
+        logits_fn, images, labels, threat, key=keys, steps=steps, step_size=step_size, keep="last",
+        loss=lambda logits, _: losses.kl_divergence(logits, reference),
+    )  # fmt: skip
+    return Point(found.images, found.delta)
+
+
+@point
+def steepest(
+    model: Model, images: Images, labels: Labels, keys: Keys, *, threat: Threat, batch_norm: Mode = "eval"
+) -> Point:
+    """``T(x, r)``, ``r = argmax_{δ in ball} <∂ℓ/∂δ, δ>``, not clipped: the linearised family of Lyu et al. (2015)."""
+    delta = gradient_norms.steepest(_loss_of(_logits_fn(model, batch_norm), labels), images, threat)
+    return Point(threat.perturbation.apply(images, delta), delta)
+
+
+@point
+def roughest(
+    model: Model, images: Images, labels: Labels, keys: Keys, *,
+    threat: Threat, gradient: Norm | None = None, steps: Count = 10, step_size: StepSize | None = None,
+    random_start: bool = True, batch_norm: Mode = "eval",
+) -> Point:  # fmt: skip
+    """The point of the ball with the largest gradient norm found (LFR, Xu et al. 2020).
+
+    ``gradient`` is the norm of the gradient, by default the dual of the threat model's. See
+    `robust_jax.penalties.local_flatness.roughest`.
+    """
+    found = find_roughest(
+        _loss_of(_logits_fn(model, batch_norm), labels), images, threat, norm=gradient, key=keys, steps=steps,
+        step_size=step_size, random_start=random_start,
+    )  # fmt: skip
+    return Point(found.images, found.delta)
+
+
+@point
+def nonlinear(
+    model: Model, images: Images, labels: Labels, keys: Keys, *,
+    threat: Threat, steps: Count = 10, step_size: StepSize | None = None, batch_norm: Mode = "eval",
+) -> Point:  # fmt: skip
+    """The point of the ball whose loss is farthest from its linearisation at δ = 0 (LLR, Qin et al. 2019, eq. 4)."""
+    loss_fn = _loss_of(_logits_fn(model, batch_norm), labels)
+    loss, gradient, _ = per_example.value_and_gradient(loss_fn, images)
+    slope = perturbations.pullback(threat.perturbation, images, gradient)
+
+    def score(perturbed: Images, delta: Delta, _: Any) -> tuple[Array, Array]:
+        gap = jnp.abs(loss_fn(perturbed) - loss - per_example.inner(slope, delta))
+        return gap, jnp.zeros(len(images), bool)
+
+    found = ascend(score, images, threat, key=keys, steps=steps, step_size=step_size, keep="highest_loss")
+    return Point(found.images, found.delta)
+
+
+def _zero_delta(examples: Examples, classes: int, *, threat: Threat, **_: Any) -> Delta:
+    return threat.perturbation.zeros(examples(1)[0])
+
+
+@point(memory=_zero_delta)
+def universal(
+    model: Model, images: Images, labels: Labels, keys: Keys, *,
+    memory: Delta, steps_done: Array, threat: Threat, step_size: StepSize, clip_loss: Positive = 9.0,
+    batch_norm: Mode = "eval",
+) -> Point:  # fmt: skip
+    """``T(x, v)`` clipped to [0, 1], with one v for all images, moved once per step (Shafahi et al. 2020).
+
+    ``v <- Π_ball(v + step_size * argmax_{‖u‖ <= 1} <g, u>)``, g the batch's mean gradient of ``min(ℓ, clip_loss)``.
+    """
+    loss_fn = _loss_of(_logits_fn(model, batch_norm), labels)
+
+    def mean_loss(v: Delta) -> Array:
+        return jnp.minimum(loss_fn(apply_universal(threat, images, v)), clip_loss).mean()
+
+    gradient = model.mean(jax.grad(mean_loss)(memory))
+    free = jax.tree.map(lambda v: jnp.full_like(v, jnp.inf), memory)
+    moved = threat_models.move(threat, memory, gradient, step_size, free)
+    delta = perturbations.confined(threat.perturbation, images, spread(moved, len(images)))
+    return Point(clip_box(threat.perturbation.apply(images, delta)), delta, moved)
+
+
+def _delta_per_class(
+    first: Examples, classes: int, *, threat: Threat, target: int = -1, examples: int = 100, **_: Any
+) -> dict[str, Any]:
+    """Zeros, one δ per class or one for the target alone, and the images that they are to be made from.
+
+    Raises:
+      ValueError: a target that is no class.
+    """
+    if not -1 <= target < classes:
+        raise ValueError(f"target={target} is no class of 0 to {classes - 1}, nor -1 for all.")
+    images = first(examples)[0]
+    one = threat.perturbation.zeros(images[:1])
+    deltas = jax.tree.map(lambda d: jnp.repeat(d, classes if target < 0 else 1, 0), one)
+    return {"images": images, "deltas": deltas}
+
+
+@point(memory=_delta_per_class)
+def targeted_universal(
+    model: Model, images: Images, labels: Labels, keys: Keys, *,
+    memory: dict[str, Any], steps_done: Array, threat: Threat, target: Annotated[int, Range(least=-1)] = -1,
+    examples: Count = 100, refresh: Count = 100, epochs: Count = 20,
+    search: Literal["sign_gradient", "deepfool"] = "sign_gradient",
+) -> Point:  # fmt: skip
+    """``T(x, v_t)``, v_t universal towards class t: region adversarial training (RAT, Wang et al. 2021).
+
+    `robust_jax.attacks.universal_targeted` makes v_t from training images of any class. The model is run in eval mode,
+    in which all devices make the same v_t.
+
+    Args:
+      model: the model.
+      images: the clean images.
+      labels: their classes.
+      keys: one per example; they draw the target classes.
+      memory: the training images, and the deltas made last.
+      steps_done: the number of steps before this one.
+      threat: the ball of v_t.
+      target: t, whose own images stay unchanged; -1 draws for each image a class other than its own.
+      examples: the number of training images that v_t is made from, the first ones.
+      refresh: the number of steps after which the deltas are made again.
+      epochs: the number of passes over the training images that make v_t.
+      search: the method of `robust_jax.attacks.universal_targeted`.
+    """
+    options = {"keep": "highest_loss"} if search == "sign_gradient" else {}
+    deltas = memory["deltas"]
+    count = len(jax.tree.leaves(deltas)[0])
+
+    def towards(t: Array) -> Delta:
+        key = jax.random.fold_in(jax.random.key(0), steps_done)  # of the images' order only
+        made = universal_targeted(
+            model.eval, memory["images"], t, threat, key=key, epochs=epochs, method=search, **options
+        )
+        return jax.tree.map(lambda d: d[0], made.delta)
+
+    def made(_: Delta) -> Delta:
+        return jax.lax.map(towards, jnp.arange(count) if target < 0 else jnp.array([target]))
+
+    deltas = jax.lax.cond(steps_done % refresh == 0, made, lambda old: old, deltas)
+    index = jnp.zeros(len(images), int)
+    if target < 0:
+        other = jax.vmap(lambda k: jax.random.randint(k, (), 1, count))(keys)
+        index = (labels + other) % count
+    delta = per_example.where(
+        labels != target, jax.tree.map(lambda d: d[index], deltas), threat.perturbation.zeros(images)
+    )
+    delta = perturbations.confined(threat.perturbation, images, delta)
+    return Point(clip_box(threat.perturbation.apply(images, delta)), delta, memory | {"deltas": deltas})
+
+
+POINTS: dict[str, Callable[..., Point]] = marked(globals(), "point")

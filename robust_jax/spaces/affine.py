@@ -1,0 +1,41 @@
+"""Rotations and shifts: the image sampled on the rotated, shifted grid."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from robust_jax.spaces.flow import pullback
+from robust_jax.spaces.perturbations import Images, Perturbation
+from robust_jax.spaces.warping import warp
+
+
+def _affine_flow(delta: Float[Array, "b 3"], shape: tuple[int, ...]) -> Float[Array, "b h w 2"]:
+    """The flow of a rotation about the image centre by delta[:, 0] degrees, then a shift (dy, dx) in pixels."""
+    h, w = shape[1:3]
+    y = jnp.arange(h, dtype=delta.dtype)[:, None] - (h - 1) / 2
+    x = jnp.arange(w, dtype=delta.dtype) - (w - 1) / 2
+    angle, dy, dx = (d[:, None, None] for d in jnp.moveaxis(delta, -1, 0))
+    angle = angle * (math.pi / 180)
+    # 1 - cos as 2 sin², so that no digits are lost (and the flow is exactly 0) at small angles.
+    sine, versine = jnp.sin(angle), 2 * jnp.sin(angle / 2) ** 2
+    return jnp.stack([-versine * y + sine * x + dy, -versine * x - sine * y + dx], -1)
+
+
+def _affine_pullback(images: Images, gradient: Images) -> Array:
+    zeros = jnp.zeros((len(images), 3), images.dtype)
+    flow_vjp = jax.vjp(lambda delta: _affine_flow(delta, images.shape), zeros)[1]
+    return flow_vjp(pullback(images, gradient, "forward"))[0]
+
+
+affine = Perturbation(
+    zeros=lambda images: jnp.zeros((len(images), 3), images.dtype),
+    apply=lambda images, delta: warp(images, _affine_flow(delta, images.shape)),
+    name="affine",
+    pullback_at_zero=_affine_pullback,
+    unit="(°, px, px)",
+)
+"""``T(x, δ)`` samples x on the grid rotated about its centre and shifted: δ ``[B, 3]`` (degrees, dy, dx in pixels)."""

@@ -1,0 +1,164 @@
+"""Perturbations ``T(x, δ)`` with ``T(x, 0) = x``: the spaces that the library penalises, attacks and trains at.
+
+A perturbation of your own is two functions::
+
+    brightness = Perturbation(
+        zeros=lambda images: jnp.zeros((len(images), 1)),
+        apply=lambda images, delta: images + delta[:, :, None, None],
+        name="brightness",
+    )
+
+``T`` never clips intensities (clipping halves gradients at exact 0s and 1s); attacks clip.
+A tuple of perturbations is their composition: they are applied in order, δ is a tuple, and each part has its own ball.
+The built-in ones are in `robust_jax.spaces.additive`, `flow` and `affine`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+Images = Float[Array, "b h w c"]
+Delta = Any  # an array [B, ...], or for a composition a tuple of such
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """A differentiable family of image changes.
+
+    Attributes:
+      zeros: ``images -> δ``, the δ that changes nothing: 0 everywhere, ``[B, ...]``.
+      apply: ``(images, δ) -> images``, with ``apply(x, zeros(x)) = x``; must not mix examples.
+      name: its name in tables and JSON.
+      pullback_at_zero: ``(images, g) -> J'g``, the gradient in δ at δ = 0 given the gradient g in the image; by
+        default ``jax.vjp`` of ``apply``.
+      confine: ``(images, δ) -> δ``, shrinks δ so that ``apply`` stays in [0, 1]; by default δ is left alone and
+        attacks clip the image.
+      slope: ``(images, δ, g, reach) -> δ-shaped``, the direction that attacks follow instead of the derivative ``J'g``,
+        with g the gradient in ``T(images, δ)``: for a T with kinks, where the derivative describes one side only.
+        ``reach``, which broadcasts to δ's last axis, is how far each coordinate may go independently of the others;
+        None if they share a budget.
+      parts: the perturbations that this one is composed of.
+      unit: the unit of δ in tables and pictures, such as "px".
+    """
+
+    zeros: Callable[[Images], Delta]
+    apply: Callable[[Images, Delta], Images]
+    name: str = "custom"
+    pullback_at_zero: Callable[[Images, Images], Delta] | None = None
+    confine: Callable[[Images, Delta], Delta] | None = None
+    slope: Callable[[Images, Delta, Images, Any], Delta] | None = None
+    parts: tuple[Perturbation, ...] = ()
+    unit: str = ""
+
+
+def pullback(perturbation: Perturbation, images: Images, gradient: Images) -> Delta:
+    """``∂/∂δ <gradient, T(images, δ)>`` at δ = 0: turns an image gradient into a gradient in δ; linear in it."""
+    if perturbation.pullback_at_zero is not None:
+        return perturbation.pullback_at_zero(images, gradient)
+    return jax.vjp(partial(perturbation.apply, images), perturbation.zeros(images))[1](gradient)[0]
+
+
+def apply_with_slope(perturbation: Perturbation, images: Images, delta: Delta, reach: Any = None) -> Images:
+    """``T(images, δ)``, whose derivative in δ is replaced by `Perturbation.slope`, which attacks follow.
+
+    ``reach`` is the argument of `slope`; for a composition it is a tuple with one entry per part.
+    """
+    if perturbation.parts:
+        for i, (part, d) in enumerate(zip(perturbation.parts, delta, strict=True)):
+            images = apply_with_slope(part, images, d, None if reach is None else reach[i])
+        return images
+    if perturbation.slope is None:
+        return perturbation.apply(images, delta)
+    return _apply_with_slope(perturbation, images, delta, None if reach is None else jnp.asarray(reach, delta.dtype))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _apply_with_slope(perturbation: Perturbation, images: Images, delta: Delta, reach: Array | None) -> Images:
+    return perturbation.apply(images, delta)
+
+
+def _forward(perturbation: Perturbation, images: Images, delta: Delta, reach: Array | None) -> tuple[Images, Any]:
+    return perturbation.apply(images, delta), (images, delta, reach)
+
+
+def _backward(perturbation: Perturbation, kept: Any, gradient: Images) -> tuple[Images, Delta, Array | None]:
+    images, delta, reach = kept
+    in_images = jax.vjp(lambda x: perturbation.apply(x, delta), images)[1](gradient)[0]
+    assert perturbation.slope is not None
+    return in_images, perturbation.slope(images, delta, gradient, reach), jax.tree.map(jnp.zeros_like, reach)
+
+
+_apply_with_slope.defvjp(_forward, _backward)
+
+
+@cache
+def compose(*parts: Perturbation) -> Perturbation:
+    """The parts applied in order; δ is a tuple with one entry per part. A part that is a composition is flattened.
+
+    Equal parts give the identical object, so that a jitted attack compiles once for all of them.
+    """
+    if any(part.parts for part in parts):
+        return compose(*(leaf for part in parts for leaf in part.parts or (part,)))
+
+    def apply(images: Images, delta: Delta) -> Images:
+        for part, d in zip(parts, delta, strict=True):
+            images = part.apply(images, d)
+        return images
+
+    def confine(images: Images, delta: Delta) -> Delta:
+        within: list[Delta] = []
+        for part, d in zip(parts, delta, strict=True):
+            within.append(confined(part, images, d))
+            images = part.apply(images, within[-1])
+        return tuple(within)
+
+    return Perturbation(
+        zeros=lambda images: tuple(part.zeros(images) for part in parts),
+        apply=apply,
+        name="+".join(part.name for part in parts),
+        # At δ = 0 every part sees the same image, so each pulls back the same gradient.
+        pullback_at_zero=lambda images, g: tuple(pullback(part, images, g) for part in parts),
+        confine=confine,
+        parts=parts,
+    )
+
+
+def confined(perturbation: Perturbation, images: Images, delta: Delta) -> Delta:
+    """δ after `Perturbation.confine`, so that no image leaves [0, 1]; unchanged if the perturbation has none."""
+    return delta if perturbation.confine is None else perturbation.confine(images, delta)
+
+
+def headroom(perturbation: Perturbation, images: Images, delta: Delta, direction: Delta) -> Delta:
+    """How far each coordinate of δ can move along ``sign(direction)`` before `confine` stops it, at most 1.
+
+    Infinite for a perturbation without `confine`.
+    """
+    if perturbation.parts:
+        headrooms = []
+        for part, d, v in zip(perturbation.parts, delta, direction, strict=True):
+            headrooms.append(headroom(part, images, d, v))
+            images = part.apply(images, d)
+        return tuple(headrooms)
+    if perturbation.confine is None:
+        return jnp.full_like(delta, jnp.inf)
+    sign = jnp.sign(direction)
+    return jnp.maximum((perturbation.confine(images, delta + sign) - delta) * sign, 0)
+
+
+def gaussian_delta(perturbation: Perturbation, keys: Key[Array, " b"], images: Images, sigma: Any) -> Delta:
+    """δ with independent N(0, sigma²) coordinates, sigma in units of δ, broadcast to its last axis."""
+    leaves, tree = jax.tree.flatten(perturbation.zeros(images))
+    sigmas = sigma if perturbation.parts and isinstance(sigma, tuple | list) else [sigma] * len(leaves)
+    part_keys = jax.vmap(partial(jax.random.split, num=len(leaves)), out_axes=1)(keys)
+    noise = [
+        jax.vmap(lambda k, z: jax.random.normal(k, z.shape, z.dtype))(k, leaf) * jnp.asarray(s, leaf.dtype)
+        for k, leaf, s in zip(part_keys, leaves, sigmas, strict=True)
+    ]
+    return jax.tree.unflatten(tree, noise)

@@ -1,0 +1,233 @@
+"""Threat models: a perturbation, a norm and a radius, and the geometry of their ball.
+
+The ball is ``{δ : ‖δ / radius‖ <= 1}``. Functions here take a δ (or a gradient in δ) of the threat model's
+perturbation; for a composition that is a tuple, and every part has a ball of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from robust_jax.options import Range, Spread
+from robust_jax.spaces import norms, per_example, perturbations, registry
+from robust_jax.spaces.perturbations import Delta, Images, Perturbation
+
+Radius = Annotated[Any, Range(least=0, tuples=True, schedule=True, required=True)]
+"""A radius in a config: a number, or one per axis of δ; for a composition a tuple with one per part."""
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclass(frozen=True)
+class ThreatModel:
+    """What an adversary may do: the ball ``{δ : ‖δ / radius‖ <= 1}`` of a perturbation.
+
+    Attributes:
+      perturbation: "additive", "flow", "affine", a `Perturbation`, or a tuple of these (their composition).
+      norm: "l1", "l2", "linf", a number p >= 1, or for flows "l2inf" (largest vector length) and "l21";
+        for a composition a tuple with one per part (a single one serves all parts).
+      radius: in units of δ (intensity in [0, 1], pixels, degrees): a number, or one that broadcasts to δ's last
+        axis, such as (30, 3, 3) for affine; for a composition a tuple with one per part. In linf every coordinate is
+        bounded: a flow radius of 0.155 px lets a pixel move up to 0.155 px along each axis, 0.219 px in all.
+
+    The radius is a pytree leaf, so that a jitted attack compiles once for all radii.
+
+    Example::
+
+        ThreatModel("additive", norm="linf", radius=8 / 255)
+        ThreatModel(("flow", "additive"), norm="linf", radius=(0.25, 4 / 255))
+
+    Raises:
+      ValueError: an unknown perturbation or norm, a negative or non-finite radius, tuples of the wrong length.
+    """
+
+    perturbation: Any
+    norm: Any = "linf"
+    radius: Radius = 0.0
+
+    def __post_init__(self) -> None:
+        space, norm, radius = registry.get(self.perturbation), self.norm, self.radius
+        if space.parts:
+            norm = tuple(norm) if isinstance(norm, tuple | list) else (norm,) * len(space.parts)
+            if not isinstance(radius, tuple | list) or not len(norm) == len(radius) == len(space.parts):
+                raise ValueError(
+                    f"a composition of {len(space.parts)} perturbations ({space.name}) takes a tuple of as many "
+                    f"norms and radii, one per part; got norm={self.norm!r}, radius={self.radius!r}."
+                )
+            radius = tuple(map(_checked_radius, radius))
+        else:
+            radius = _checked_radius(radius)
+        for part_norm in norm if space.parts else (norm,):
+            norms.exponent(part_norm)
+        for name, value in (("perturbation", space), ("norm", norm), ("radius", radius)):
+            object.__setattr__(self, name, value)
+
+    def tree_flatten(self) -> tuple[tuple[Any], tuple[Perturbation, Any]]:
+        """The radius is data, the rest is static."""
+        return (self.radius,), (self.perturbation, self.norm)
+
+    @classmethod
+    def tree_unflatten(cls, static: tuple[Perturbation, Any], data: tuple[Any]) -> ThreatModel:
+        """Rebuilds without checks: JAX puts tracers and placeholders where the radius was."""
+        threat = object.__new__(cls)
+        for name, value in zip(("perturbation", "norm", "radius"), (*static, *data), strict=True):
+            object.__setattr__(threat, name, value)
+        return threat
+
+
+Threat = Annotated[ThreatModel, Spread(ThreatModel)]
+"""An option that a config gives by ``perturbation``, ``norm`` and ``radius``."""
+
+
+def _checked_radius(radius: Any) -> Any:
+    if isinstance(radius, jax.core.Tracer):
+        return radius
+    try:
+        values = np.asarray(np.nan if isinstance(radius, str) else radius, np.float32)
+    except (TypeError, ValueError):
+        values = np.asarray(np.nan)
+    if not np.all(np.isfinite(values) & (values >= 0)):
+        raise ValueError(
+            f"radius={radius!r} is not a radius: give a finite number >= 0 in units of δ (intensity in [0, 1], "
+            f"pixels, degrees), or one number for each entry of δ's last axis."
+        )
+    return values if isinstance(radius, tuple | list) else radius
+
+
+def _map_parts(f: Callable[..., Any], threat: ThreatModel, *deltas: Delta) -> Delta:
+    """``f(norm, radius, *delta)``, for each part of a composition.
+
+    Raises:
+      ValueError: a radius that does not broadcast to the δ of its part.
+    """
+    composed = bool(threat.perturbation.parts)
+    whole = (threat.norm, threat.radius, *deltas)
+    found = []
+    for norm, radius, *part in zip(*whole, strict=True) if composed else [whole]:
+        if part and not _fits(jnp.shape(radius), part[0].shape):
+            raise ValueError(
+                f"radius={radius!r} of {threat.perturbation.name} has shape {jnp.shape(radius)}, but δ has "
+                f"{part[0].shape}: give one number, or one for each entry of δ's last axis."
+            )
+        found.append(f(norm, radius, *part))
+    return tuple(found) if composed else found[0]
+
+
+def _fits(small: tuple[int, ...], large: tuple[int, ...]) -> bool:
+    """Whether the one shape broadcasts to the other."""
+    return len(small) <= len(large) and all(a in (1, b) for a, b in zip(small[::-1], large[::-1], strict=False))
+
+
+def _divide(delta: Array, radius: Any) -> Array:
+    """δ / radius, and 0 where the radius is 0."""
+    radius = jnp.asarray(radius, delta.dtype)
+    return jnp.where(radius > 0, delta / jnp.where(radius > 0, radius, 1), 0)
+
+
+def _times(delta: Array, radius: Any) -> Array:
+    return delta * jnp.asarray(radius, delta.dtype)
+
+
+def scaled(threat: ThreatModel, factor: Any) -> ThreatModel:
+    """The same threat model with its radius (every part's) multiplied by a factor."""
+    radius = jax.tree.map(lambda r: r * factor, threat.radius)
+    return ThreatModel(threat.perturbation, threat.norm, radius)
+
+
+def apply_with_slope(threat: ThreatModel, images: Images, delta: Delta) -> Images:
+    """``T(x, δ)`` with the slope that attacks in this ball follow, see `perturbations.apply_with_slope`.
+
+    The reach is the radius for linf and l2inf, where every coordinate or vector has its own budget.
+    """
+
+    def reach(norm: norms.Norm, radius: Any) -> Any:
+        return radius if norm == "l2inf" or norms.exponent(norm) == np.inf else None
+
+    return perturbations.apply_with_slope(threat.perturbation, images, delta, _map_parts(reach, threat))
+
+
+def project(threat: ThreatModel, delta: Delta) -> Delta:
+    """δ projected into the ball, see `norms.project`."""
+    return _map_parts(lambda n, r, d: _times(norms.project(_divide(d, r), n), r), threat, delta)
+
+
+def in_radii(threat: ThreatModel, delta: Delta) -> Delta:
+    """``δ / radius`` per part, and 0 where the radius is 0."""
+    return _map_parts(lambda _, r, d: _divide(d, r), threat, delta)
+
+
+def on_sphere(threat: ThreatModel, direction: Delta) -> Delta:
+    """``radius * direction / ‖direction‖`` per part: the point of the ball's surface in a direction; 0 stays 0."""
+
+    def one(norm: norms.Norm, radius: Any, d: Array) -> Array:
+        length = per_example.expand(norms.norm(d, norm), d)
+        return _times(d / jnp.where(length > 0, length, 1), radius)
+
+    return _map_parts(one, threat, direction)
+
+
+def steepest(threat: ThreatModel, gradient: Delta) -> Delta:
+    """``argmax_{δ in ball} <gradient, δ>``, see `norms.steepest`."""
+    return _map_parts(lambda n, r, g: _times(norms.steepest(_times(g, r), n), r), threat, gradient)
+
+
+def move(threat: ThreatModel, delta: Delta, gradient: Delta, step_size: Any, headroom: Delta) -> Delta:
+    """One projected ascent step ``Π(δ + step_size * u)``, u the unit ball's steepest direction for radius * gradient.
+
+    ``step_size`` is in units of δ and of the radius' shape, so that every coordinate moves in its own unit.
+    ``headroom`` is how far each can move, see `perturbations.headroom`: l1 fills the best coordinates up to it, other
+    norms skip coordinates that cannot move.
+    """
+
+    def one(norm: norms.Norm, radius: Any, d: Array, g: Array, s: Any, free: Array) -> Array:
+        s = jnp.asarray(s, d.dtype)
+        unit = norms.steepest(_times(g, radius), norm, jnp.where(s > 0, free / jnp.where(s > 0, s, 1), jnp.inf))
+        return _times(norms.project(_divide(d, radius) + _divide(s, radius) * unit, norm), radius)
+
+    return _map_parts(one, threat, delta, gradient, step_size, headroom)
+
+
+def shift(threat: ThreatModel, delta: Delta, direction: Delta, step_size: Any) -> Delta:
+    """``Π(δ + step_size * direction)``, ``step_size`` in units of δ and of the radius' shape."""
+
+    def one(norm: norms.Norm, radius: Any, d: Array, u: Array, s: Any) -> Array:
+        return _times(norms.project(_divide(d + jnp.asarray(s, d.dtype) * u, radius), norm), radius)
+
+    return _map_parts(one, threat, delta, direction, step_size)
+
+
+def gain(threat: ThreatModel, gradient: Delta) -> Float[Array, " b"]:
+    """``max_{δ in ball} <gradient, δ>``: the dual norm of radius * gradient, summed over parts."""
+    gains = _map_parts(lambda n, r, g: norms.norm(_times(g, r), norms.dual(n)), threat, gradient)
+    return jnp.stack(jax.tree.leaves(gains)).sum(0)
+
+
+def size(threat: ThreatModel, delta: Delta) -> Float[Array, " b"]:
+    """``‖δ / radius‖``, the largest over parts: at most 1 inside the ball; infinite for δ != 0 at radius 0."""
+
+    def one(norm: norms.Norm, radius: Any, d: Array) -> Array:
+        outside = jnp.where(jnp.asarray(radius) > 0, 0, d) != 0
+        inside_size = norms.norm(_divide(d, radius), norm)
+        return jnp.where(outside.reshape(len(d), -1).any(-1), jnp.inf, inside_size)
+
+    return jnp.stack(jax.tree.leaves(_map_parts(one, threat, delta))).max(0)
+
+
+def random_delta(threat: ThreatModel, keys: Key[Array, " b"], images: Images) -> Delta:
+    """A random point of the ball for each example, see `norms.random_point`."""
+    zeros = threat.perturbation.zeros(images)
+    count = len(threat.perturbation.parts) or 1
+    part_keys = tuple(jax.vmap(partial(jax.random.split, num=count), out_axes=1)(keys))
+
+    def one(norm: norms.Norm, radius: Any, zero: Array, keys: Array) -> Array:
+        points = jax.vmap(lambda key: norms.random_point(key, zero.shape[1:], norm))(keys)
+        return _times(points.astype(zero.dtype), radius)
+
+    return _map_parts(one, threat, zeros, part_keys if threat.perturbation.parts else part_keys[0])

@@ -1,0 +1,270 @@
+"""`train(config, workdir)`: what train.py calls; it works in notebooks too.
+
+The loop reads as phases: prepare, resume, then blocks of steps, and after some of them log, validate, save.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from absl import logging
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from robust_jax import data, models, parallel
+from robust_jax.config import build, optimizers
+from robust_jax.config.validation import complete
+from robust_jax.evaluation import from_config
+from robust_jax.evaluation.robustness import robustness
+from robust_jax.objectives.objective import Objective, make_objective
+from robust_jax.training.log import TrainingLog
+from robust_jax.training.step import TrainState, init_state, make_train_step
+from robust_jax.workdir import checkpoints, runs
+
+# Seconds of steps dispatched together: Ctrl-C and the progress bar wait for no more.
+_TOGETHER = 0.1
+
+
+class NonFiniteLossError(ValueError):
+    """The loss or its gradient became NaN or infinite; the message names the step and the term."""
+
+
+class Due(NamedTuple):
+    """What follows a step."""
+
+    log: bool
+    validate: bool
+    save: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What does not change while a run trains.
+
+    Attributes:
+      config: the whole config.
+      dataset: its dataset.
+      model: its model.
+      schedule: step -> learning rate.
+      steps: the compiled loop of steps, made by `parallel.loop`.
+      steps_per_epoch: may be fractional.
+      total_steps: of the whole run.
+    """
+
+    config: ConfigDict
+    dataset: data.Dataset
+    model: nn.Module
+    schedule: optax.Schedule
+    steps: Callable[..., tuple[Any, Any]]
+    steps_per_epoch: float
+    total_steps: int
+
+    @property
+    def validate_every(self) -> int:
+        """Steps from one validation to the next."""
+        return max(round(self.config.eval_every_epochs * self.steps_per_epoch), 1)
+
+    def due(self, step: int) -> Due:
+        """What follows after that many steps."""
+        c = self.config
+        validate = step == self.total_steps or step % self.validate_every == 0
+        save = validate or bool(c.checkpoint_every_steps) and step % c.checkpoint_every_steps == 0
+        return Due(save or step % c.log_every_steps == 0, validate, save)
+
+    def until_due(self, step: int) -> int:
+        """The number of steps until something is due."""
+        every = (self.validate_every, self.config.log_every_steps, self.config.checkpoint_every_steps)
+        return min(self.total_steps - step, *(n - step % n for n in every if n))
+
+
+def train(config: ConfigDict, workdir: str | Path) -> TrainState:
+    """Trains as the config says, resuming from what the workdir holds.
+
+    Leaves ``config.json``, ``metrics.jsonl`` (one line per log step), TensorBoard events, and ``checkpoints/`` (the
+    latest and the best on validation) in the workdir. A run killed at any point and started again ends with the same
+    bits as one that was not.
+
+    Args:
+      config: see `robust_jax.config.base`.
+      workdir: a folder, made if it does not exist; one that was trained with another config is refused.
+
+    Returns:
+      The last state, as NumPy arrays.
+
+    Raises:
+      ValueError: a mistake in the config, or a workdir of another config.
+      NonFiniteLossError: NaN or infinity in the loss or its gradient.
+    """
+    config = complete(config)
+    if not str(workdir) or Path(workdir).is_file():
+        raise ValueError(f"workdir={str(workdir)!r} must be a folder, or the name of one to make.")
+    workdir = Path(workdir)
+    with jax.default_matmul_precision(config.precision):
+        run, state = prepare(config)
+        runs.claim(config, workdir)
+        with checkpoints.opened(workdir) as saved:
+            state = _resumed(state, saved, workdir)
+            with TrainingLog(workdir, int(state.step), run.total_steps, run.steps_per_epoch) as log:
+                return _train_on(run, state, saved, log)
+
+
+def prepare(config: ConfigDict) -> tuple[Run, TrainState]:
+    """Builds everything that a config describes and checks it against the data; nothing is written.
+
+    Returns:
+      What stays the same during the run, and the state before the first step.
+
+    Raises:
+      ValueError: a mistake in the config.
+    """
+    parallel.check_batch_size(config.batch_size)
+    dataset = build.load_dataset(config)
+    _check_against(config, dataset)
+    model = build.create_model(config, dataset.num_classes)
+    steps_per_epoch = len(dataset.train) / config.batch_size
+    schedule = optimizers.make_schedule(**config.schedule, epochs=config.epochs, steps_per_epoch=steps_per_epoch)
+    of_step = {name: config.optimizer[name] for name in optimizers.OF_STEP}
+    settings = {k: v for k, v in config.optimizer.items() if k not in of_step}
+    optimizer = optimizers.make_optimizer(schedule, **settings)
+    objective = make_objective(config.points.to_dict(), config.terms.to_dict())
+    _warn_of_unused_points(config)
+    step = make_train_step(
+        model, objective, optimizer, augmentation=dict(config.data.augment), steps_per_epoch=steps_per_epoch, **of_step
+    )
+    run = Run(
+        config=config,
+        dataset=dataset,
+        model=model,
+        schedule=schedule,
+        steps=parallel.loop(step),
+        steps_per_epoch=steps_per_epoch,
+        total_steps=max(round(config.epochs * steps_per_epoch), 1),
+    )
+    return run, _first_state(run, optimizer, objective)
+
+
+def _check_against(config: ConfigDict, dataset: data.Dataset) -> None:
+    """Raises ValueError if the batch or an attack does not suit the data: now, not after training."""
+    if config.batch_size > len(dataset.train):
+        raise ValueError(
+            f"batch_size={config.batch_size} is more than the {len(dataset.train)} training images (data.limit and "
+            f"data.validation leave no more): lower it."
+        )
+    for name, spec in config.attacks.items():
+        build.check_attack(f"attacks.{name}", spec, dataset.image_shape, dataset.num_classes)
+
+
+def _warn_of_unused_points(config: ConfigDict) -> None:
+    names = {value for term in config.terms.values() for value in term.values() if isinstance(value, str)}
+    if unused := sorted({*config.points} - names):
+        logging.warning("No term uses the points %s: name one in a term's `at` if it should.", unused)
+
+
+def _first_state(run: Run, optimizer: optax.GradientTransformation, objective: Objective) -> TrainState:
+    """The state before the first step, on the host."""
+    variables = build.init_variables(run.model, run.dataset.image_shape, run.config.seed)
+    memory = objective.remember(partial(data.first_examples, run.dataset.train), run.dataset.num_classes)
+    return jax.device_get(init_state(variables, optimizer, run.config.optimizer.ema, memory))
+
+
+def _resumed(state: TrainState, saved: checkpoints.Checkpoints, workdir: Path) -> TrainState:
+    """The latest checkpoint, or the given state if there is none."""
+    if saved.step("latest") is None:
+        return state
+    state = saved.restore("latest", state)
+    logging.info("Resuming %s after step %d.", workdir, state.step)
+    return state
+
+
+def _train_on(run: Run, state: TrainState, saved: checkpoints.Checkpoints, log: TrainingLog) -> TrainState:
+    """All remaining steps, and the logs, validations and checkpoints that fall between them."""
+    config, step = run.config, int(state.step)
+    key = jax.random.key(config.seed)  # an argument of the compiled loop, so that no seed recompiles it
+    batches = _Batches(data.train_blocks(run.dataset.train, config.batch_size, config.seed, step, *parallel.host()))
+    on_devices, metrics, most = parallel.replicate(state), [], 1
+    while step < run.total_steps:
+        block, first, count = batches.take(min(most, run.until_due(step)))
+        on_devices, new = run.steps(on_devices, block, key, first, count)
+        metrics.append((new, slice(first, first + count)))
+        step += count
+        log.tick(count)
+        due = run.due(step)
+        if due.log:
+            _stop_if_failed(on_devices, config)
+            log.write(step, _average(metrics) | {"learning_rate": float(run.schedule(step - 1))})
+            metrics, most = [], max(int(_TOGETHER * parallel.agreed(log.rate)), 1)
+        if due.save:
+            state = parallel.first(on_devices).replace(best=state.best)
+        if due.validate:
+            state = _validated(run, state, step, saved, log)
+        if due.save:
+            saved.save("latest", step, state)
+    return state
+
+
+class _Batches:
+    """Training batches on the devices: blocks of them are moved there at once, and taken some at a time."""
+
+    def __init__(self, blocks: Iterator[data.Batch]):
+        self._blocks = blocks
+        self._on_devices: Any = None
+        self._next = self._size = 0
+
+    def take(self, most: int) -> tuple[Any, int, int]:
+        """The block on the devices, the position of the next batch in it, and how many may be taken: at most `most`."""
+        if self._next == self._size:
+            block = next(self._blocks)
+            self._on_devices, self._next, self._size = parallel.resident(block), 0, len(block["label"])
+        first, count = self._next, min(most, self._size - self._next)
+        self._next += count
+        return self._on_devices, first, count
+
+
+def _average(metrics: list[tuple[dict[str, jax.Array], slice]]) -> dict[str, float]:
+    """Means over the steps since the last log step; each step's was a mean over devices already."""
+    fetched = [{k: v[at] for k, v in parallel.first(values).items()} for values, at in metrics]
+    return {k: float(np.mean(np.concatenate([m[k] for m in fetched]))) for k in fetched[0]}
+
+
+def _validated(run: Run, state: TrainState, step: int, saved: checkpoints.Checkpoints, log: TrainingLog) -> TrainState:
+    """Validates, logs it, and saves the best checkpoint if this is it; the state with the best accuracy so far."""
+    accuracies = _validate(run, state)
+    log.write(step, {f"validation/{k}": v for k, v in accuracies.items()}, epoch=step / run.steps_per_epoch)
+    if accuracies[run.config.select_by] >= state.best:
+        state = state.replace(best=np.float32(accuracies[run.config.select_by]))
+        saved.save("best", step, state)
+        saved.wait("best")  # it must be on disk before the latest checkpoint says that it is
+    return state
+
+
+def _validate(run: Run, state: TrainState) -> dict[str, float]:
+    """Accuracy on the validation split, clean and under the attack that selects."""
+    config, split, name = run.config, run.dataset.validation, run.config.select_by
+    chosen = {} if name == "clean" else {name: from_config.attack_from(name, {**config.attacks[name], "curve": ()})}
+    count = min(config.select_limit or len(split), len(split))
+    batches = data.Batches(split, count, config.evaluation.batch_size, config.data.eval_resize)
+    logits_fn = models.bind(run.model, parallel.everywhere(runs.evaluation_variables(vars(state))))
+    measured = robustness(logits_fn, batches, chosen, key=jax.random.key(config.seed), place=parallel.spread)
+    broken = {n: float(1 - outcome.broken.mean()) for n, outcome in measured.attacks.items()}
+    return parallel.agreed({"clean": float(measured.correct.mean())} | broken)
+
+
+def _stop_if_failed(on_devices: TrainState, config: ConfigDict) -> None:
+    failed, term = parallel.first((on_devices.failed_step, on_devices.failed_term))
+    if failed < 0:
+        return
+    # The terms are sorted by name: JAX sorts the keys of dicts.
+    used = sorted(name for name, term in config.terms.items() if term.weight)
+    names = [f"the term {name!r}" for name in used] + ["the gradient or the update"]
+    raise NonFiniteLossError(
+        f"at step {failed + 1} {names[term]} is NaN or infinite. That update was skipped and nothing saved since; "
+        f"the checkpoints before it are intact. Train in another workdir with a lower schedule.learning_rate or "
+        f"weight of the term, or with optimizer.clip_norm set."
+    )

@@ -1,0 +1,187 @@
+"""The training state and one training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from robust_jax import data, models, parallel
+from robust_jax.config import optimizers
+from robust_jax.data import augment
+from robust_jax.objectives.objective import Objective
+from robust_jax.objectives.points import Model
+
+Batch = Mapping[str, Any]
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything that training carries from step to step.
+
+    Attributes:
+      step: the number of steps done.
+      params: the weights, float32.
+      batch_stats: running statistics of BatchNorm, averaged over devices; {} without BatchNorm.
+      opt_state: optax's state.
+      ema: averages of params and batch_stats, in a dict of these two; {} without averaging.
+      memory: what points keep from step to step; {} if none does.
+      best: the best validation accuracy so far, -1 before the first validation.
+      failed_step: the first step whose loss or gradient was not finite, -1 for none; its update was skipped.
+      failed_term: the index of the first term that was not finite at that step, or the number of terms if all were and
+        the gradient was not.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema: Any
+    memory: Any
+    best: jax.Array
+    failed_step: jax.Array
+    failed_term: jax.Array
+
+
+Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+"""``(state, batch, key) -> (state, metrics)``."""
+
+
+def init_state(
+    variables: Mapping[str, Any], optimizer: optax.GradientTransformation, ema: float, memory: Mapping[str, Any] = {}
+) -> TrainState:
+    """The state before the first step."""
+    params = variables["params"]
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(params),
+        ema={"params": params, "batch_stats": variables.get("batch_stats", {})} if ema else {},
+        memory=dict(memory),
+        best=jnp.float32(-1),
+        failed_step=jnp.int32(-1),
+        failed_term=jnp.int32(-1),
+    )
+
+
+def make_train_step(
+    model: nn.Module,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    augmentation: Mapping[str, Any],
+    ema: float = 0.0,
+    adversarial_weights: float = 0.0,
+    steps_per_epoch: float = 1.0,
+) -> Step:
+    """One step ``(state, batch, key) -> (state, metrics)``, to be mapped by `parallel.loop` or `parallel.pmap`.
+
+    Randomness is a function of (key, step, example id), except for dropout, which adds the device. Gradients and
+    metrics are means over all devices. If the loss or its gradient is not finite, the update is skipped and the state
+    records it.
+
+    Args:
+      model: a flax module.
+      objective: what is minimised, see `robust_jax.objectives`.
+      optimizer: optax's.
+      augmentation: options of `robust_jax.data.augment.augment`.
+      ema: decay of the average of weights and BatchNorm statistics; 0 for none.
+      adversarial_weights: the gradient is taken after a step uphill of this fraction of each layer's norm (AWP); 0 for
+        none.
+      steps_per_epoch: for options that change over epochs; may be fractional.
+    """
+
+    def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        augment_keys, point_keys, dropout_key = _keys_of(jax.random.fold_in(key, state.step), batch["id"])
+        images = augment.augment(data.to_float(batch["image"]), augment_keys, **augmentation)
+        labels, epoch = batch["label"], state.step / steps_per_epoch
+        at = partial(_model_at, model, state.batch_stats, dropout_key)
+        points = objective.find(at(state.params), images, labels, point_keys, state.memory, state.step, epoch)
+
+        def loss(params: Any) -> tuple[jax.Array, Any]:
+            return objective.loss(at(params), points, labels, epoch)
+
+        params = _uphill(loss, state.params, adversarial_weights) if adversarial_weights else state.params
+        (total, outcome), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        # One all-reduce for everything.
+        total, gradient, terms, accuracy, batch_stats = parallel.mean(
+            (total, gradient, outcome.terms, outcome.accuracy, outcome.state)
+        )
+        finite_terms = jnp.stack([jnp.isfinite(value) for value in terms.values()])
+        finite = jnp.isfinite(optax.tree.norm(gradient)) & jnp.isfinite(total) & finite_terms.all()
+        new = _updated(state, optimizer, gradient, batch_stats, ema)
+        new = new.replace(memory={name: points[name].memory for name in state.memory})
+        metrics = {"loss": total, "accuracy": accuracy} | {f"terms/{name}": value for name, value in terms.items()}
+        return _unless_failed(new, state, finite, finite_terms), metrics
+
+    return step
+
+
+def _keys_of(key: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A step's keys: for the augmentation and for the points one per example, for dropout one per device."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
+    augment_keys, point_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    # 2^32 - 1 is no example's id.
+    dropout_key = jax.random.fold_in(jax.random.fold_in(key, 2**32 - 1), jax.lax.axis_index(parallel.AXIS))
+    return augment_keys, point_keys, dropout_key
+
+
+def _model_at(model: nn.Module, batch_stats: Any, dropout_key: jax.Array, params: Any) -> Model:
+    """The model with these parameters, as objectives take it."""
+    variables = {"params": params, "batch_stats": batch_stats}
+
+    def run(x: jax.Array) -> tuple[jax.Array, Any]:
+        logits, new = model.apply(variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key})
+        return logits, new.get("batch_stats", {})
+
+    return Model(run, models.bind(model, variables), parallel.mean)
+
+
+def _uphill(loss: Callable[[Any], tuple[jax.Array, Any]], params: Any, size: float) -> Any:
+    """The weights after a step up the loss, of a fraction ``size`` of each layer's norm."""
+    gradient = parallel.mean(jax.grad(loss, has_aux=True)(params)[0])
+    return optimizers.perturbed_weights(params, gradient, size)
+
+
+def _updated(
+    state: TrainState, optimizer: optax.GradientTransformation, gradient: Any, batch_stats: Any, ema: float
+) -> TrainState:
+    """The state with new weights, optimiser state, BatchNorm statistics and averages."""
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    # The average is shorter at first, so that it forgets the initial weights sooner.
+    decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))
+    averaged = {"params": params, "batch_stats": batch_stats} if ema else {}
+    return state.replace(
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+        ema=optax.incremental_update(averaged, state.ema, 1 - decay),
+    )
+
+
+def _unless_failed(new: TrainState, old: TrainState, finite: jax.Array, finite_terms: jax.Array) -> TrainState:
+    """The new state, or, after a failure, the old one with the failure recorded; one step further in both cases.
+
+    Args:
+      new: the state after the update.
+      old: the state before it.
+      finite: whether the loss, its terms and its gradient are.
+      finite_terms: the same of each term.
+    """
+    # Finite gradients times a huge learning rate overflow too.
+    finite &= jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves((new.params, new.batch_stats))]).all()
+    new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    first_failure = ~finite & (old.failed_step < 0)
+    culprit = jnp.where(finite_terms.all(), len(finite_terms), jnp.argmin(finite_terms))
+    return new.replace(
+        step=old.step + 1,
+        failed_step=jnp.where(first_failure, old.step, old.failed_step),
+        failed_term=jnp.where(first_failure, culprit, old.failed_term),
+    )

@@ -1,0 +1,83 @@
+"""Every file in configs/ loads, is complete, and builds its model and objective; no data is read."""
+
+from __future__ import annotations
+
+import operator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import cifar10_methods
+from robust_jax import cli, models
+from robust_jax.config import build, complete, optimizers
+from robust_jax.config.methods import METHODS
+from robust_jax.objectives.objective import make_objective
+from robust_jax.objectives.points import Model
+
+FOLDER = Path(__file__).resolve().parents[2] / "configs"
+FILES = sorted(p.name for p in FOLDER.glob("*.py") if p.name not in ("__init__.py", "methods.py"))
+NAMES = [
+    *FILES,
+    *(f"digits_methods.py:{method}" for method in METHODS),
+    "mnist_methods.py:lfr",
+    "cifar10_methods.py:lfr",
+]
+SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3)}
+
+
+def test_there_are_configs():
+    assert len(FILES) >= 6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config(name):
+    config = cli.load_config(str(FOLDER / name))
+    assert complete(config).to_dict() == config.to_dict()
+    assert cli.overridden(config, ["--config.seed=3"]).seed == 3
+    assert config.data.name == name.split("_")[0]
+    assert config.attacks and (FOLDER / name.split(":")[0]).read_text().startswith('"""')
+
+    classes = 100 if config.data.name == "cifar100" else 10
+    images = jax.ShapeDtypeStruct((4, *SHAPES[config.data.name]), jnp.float32)
+    model = build.create_model(config, classes)
+    jax.eval_shape(model.init, jax.random.key(0), images)
+    if ":" in name:  # a method sees its model from outside: a small one is traced in its place
+        model = models.create("mlp", num_classes=classes, hidden=(8,))
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+
+    def run(variables, images):
+        def train(x):
+            logits, new = model.apply(
+                variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}
+            )
+            return logits, new.get("batch_stats", {})
+
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(4))
+        seen = Model(train, lambda x: model.apply(variables, x, train=False))
+        objective, labels = make_objective(config.points.to_dict(), config.terms.to_dict()), jnp.zeros(4, int)
+        memory = objective.remember(lambda n: (jnp.zeros((n, *images.shape[1:])), jnp.zeros(n, int)), classes)
+        return objective.loss(seen, objective.find(seen, images, labels, keys, memory), labels)
+
+    total, outcome = jax.eval_shape(run, variables, images)
+    assert total.shape == () and total.dtype == jnp.float32 and set(outcome.terms) == set(config.terms)
+
+    schedule = optimizers.make_schedule(**config.schedule, epochs=config.epochs, steps_per_epoch=100)
+    of_optax = {k: v for k, v in config.optimizer.items() if k not in optimizers.OF_STEP}
+    optimizer = optimizers.make_optimizer(schedule, **of_optax)
+    jax.eval_shape(optimizer.init, variables["params"])
+
+
+@pytest.mark.parametrize("method", cifar10_methods.PAPERS)
+def test_the_papers_settings_are_keys_of_their_methods(method):
+    config = cifar10_methods.get_config(method)
+    model, radius, keys = cifar10_methods.PAPERS[method]
+    assert (config.model.name, config.attacks.additive.radius) == (model, radius)
+    for path, value in keys.items():
+        assert operator.attrgetter(path)(config) == value
+
+
+def test_an_unknown_method_lists_all():
+    with pytest.raises(ValueError, match="'tradse' is unknown.*'trades'"):
+        cli.load_config(str(FOLDER / "digits_methods.py") + ":tradse")

@@ -1,0 +1,78 @@
+"""Batches of what is wanted: in order, closed up, of one size, and cut where memory runs out."""
+
+import jax
+import numpy as np
+import pytest
+
+from robust_jax.evaluation.batching import in_parts, selected
+
+N = 50
+
+
+def cut(size, n=N):
+    for start in range(0, n, size):
+        index = np.arange(start, start + size)
+        label = np.minimum(index, n - 1)
+        image = np.float32(label)[:, None, None, None]
+        yield {"image": image, "label": label, "id": label + 100, "mask": index < n}
+
+
+@pytest.mark.parametrize("size", [8, 16, 50, 64])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.9, 1.0])
+def test_what_is_wanted_comes_once_in_order_and_in_one_size(size, share):
+    wanted = np.random.default_rng(0).random(N) < share
+    if share == 0.02:
+        wanted = np.arange(N) == N - 1
+    found = list(selected(cut(size), wanted))
+    real = {k: np.concatenate([b[k][b["mask"]] for b in found] or [[]]) for k in ("image", "label", "id")}
+    np.testing.assert_array_equal(real["label"], np.flatnonzero(wanted))
+    np.testing.assert_array_equal(real["id"], np.flatnonzero(wanted) + 100)
+    np.testing.assert_array_equal(real["image"].ravel(), np.flatnonzero(wanted))
+    assert len({len(b["mask"]) for b in found}) <= 1
+    if share < 1:  # no more batches than needed, and less than half of them padding
+        assert len(found) == -(-wanted.sum() // size)
+        assert all(len(b["mask"]) <= size for b in found)
+        assert sum(len(b["mask"]) for b in found) < 2 * wanted.sum() + 8
+
+
+def small_memory(limit, message="RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes."):
+    sizes = []
+
+    def run(batch):
+        sizes.append(len(batch["mask"]))
+        if sizes[-1] > limit:
+            raise jax.errors.JaxRuntimeError(message)
+        return {k: np.asarray(batch[k])[batch["mask"]] for k in ("id", "image")}
+
+    return run, sizes
+
+
+@pytest.mark.parametrize("limit, fits", [(50, 50), (49, 25), (13, 13), (12, 7), (1, 1)])
+def test_what_does_not_fit_is_cut_and_put_together_again(limit, fits):
+    (batch,) = cut(50)
+    batch["mask"] = batch["mask"] & (batch["label"] < 45)
+    run, sizes = small_memory(limit)
+    rows, size = in_parts(run, batch, None)
+    assert size == fits and set(sizes[-2:]) == {fits}
+    np.testing.assert_array_equal(rows["id"], np.arange(45) + 100)
+    np.testing.assert_array_equal(rows["image"].ravel(), np.arange(45))
+    sizes.clear()
+    rows, size = in_parts(run, batch, size)
+    assert size == fits and len(sizes) == -(-50 // fits)  # nothing is tried again
+    assert in_parts(run, next(cut(8)), 100)[1] == min(8, limit)
+
+
+def test_other_errors_and_no_memory_for_one_are_raised():
+    (batch,) = cut(50)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE"):
+        in_parts(small_memory(0)[0], batch, None)
+    run, sizes = small_memory(10, "INTERNAL: other")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        in_parts(run, batch, None)
+    assert len(sizes) == 1
+
+
+def test_this_is_how_memory_runs_out_in_jax():
+    run = jax.jit(lambda n: jax.numpy.sort(jax.random.uniform(jax.random.key(n), (2**22, 2**22))).sum())
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        run(0).block_until_ready()

@@ -1,0 +1,179 @@
+"""What a config builds, the workdir's claim on its config, and a run restored from its workdir."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from robust_jax.config import base, build, complete
+from robust_jax.spaces.perturbations import Perturbation
+from robust_jax.training.step import init_state
+from robust_jax.workdir import checkpoints, runs
+
+
+def config(**changes):
+    c = base()
+    c.terms.ce = dict(kind="cross_entropy")
+    c.attacks.flow = dict(kind="pgd", perturbation="flow", radius="1/4")
+    for path, value in changes.items():
+        *groups, name = path.split("__")
+        at = c
+        for group in groups:
+            at = at[group]
+        at[name] = value
+    return complete(c)
+
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+@cache
+def initial():
+    return jax.device_get(build.init_variables(build.create_model(config(), 10), (8, 8, 1), seed=0))
+
+
+def save(workdir, kind, step):
+    variables = jax.tree.map(lambda x: x + np.float32(step), initial())
+    state = init_state(variables, optax.sgd(0.1), 0.0).replace(step=jnp.int32(step))
+    with checkpoints.opened(workdir) as saved:
+        saved.save(kind, step, jax.device_get(state))
+    return variables
+
+
+def test_the_dataset_and_its_limit():
+    whole = build.load_dataset(config())
+    assert (len(whole.train), len(whole.validation), len(whole.test)) == (1293, 144, 360)
+    few = build.load_dataset(config(data__limit=50))
+    again = build.load_dataset(config(data__limit=50))
+    other = build.load_dataset(config(data__limit=50, seed=1))
+    assert len(few.train) == len(set(few.train.ids)) == 50 and len(few.validation) == 144
+    np.testing.assert_array_equal(few.train.ids, again.train.ids)
+    assert set(few.train.ids) <= set(whole.train.ids) and set(few.train.ids) != set(other.train.ids)
+    assert len(build.load_dataset(config(data__limit=1293)).train) == 1293
+    for wrong, message in ((1294, ": give 1 to 1293"), (-1, " must be at least 0")):
+        with pytest.raises(ValueError, match=f"data.limit={wrong}{message}"):
+            build.load_dataset(config(data__limit=wrong))
+
+
+def test_the_model_has_the_configs_settings():
+    model = build.create_model(config(model__dtype="bfloat16"), 7)
+    assert (model.num_classes, model.dtype) == (7, jnp.bfloat16)
+    assert (model.mean, model.std) == (pytest.approx((0.305,)), pytest.approx((0.376,)))
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    vgg = build.create_model(config(model__name="vgg11", sync_batch_norm=True), 10)
+    assert vgg.batch_norm_axis == "devices"
+    assert build.create_model(config(model__name="vgg11"), 10).batch_norm_axis is None
+    with pytest.raises(ValueError, match="digits_cnn.*batch_norm_axis"):
+        build.create_model(config(sync_batch_norm=True), 10)
+
+
+def test_the_seed_draws_the_weights():
+    model = build.create_model(config(), 10)
+    one, same, other = initial(), *(build.init_variables(model, (8, 8, 1), seed) for seed in (0, 1))
+    kernels = [v["params"]["Dense_1"]["kernel"] for v in (one, same, other)]
+    np.testing.assert_array_equal(kernels[0], kernels[1])
+    assert np.abs(kernels[0] - kernels[2]).max() > 0.01
+
+
+def test_claim_writes_the_config_and_it_reads_back(tmp_path):
+    c = config(schedule__boundaries=(1.0, 2.0), epochs=3.0)
+    runs.claim(c, tmp_path / "a" / "b")
+    assert [p.name for p in (tmp_path / "a" / "b").iterdir()] == ["config.json"]
+    back = runs.read_config(tmp_path / "a" / "b")
+    assert back.to_dict() == c.to_dict() == complete(back).to_dict()
+    assert back.attacks.flow.radius == 0.25 and back.schedule.boundaries == (1.0, 2.0)
+
+
+def test_a_perturbation_of_ones_own_is_written_by_its_name(tmp_path):
+    c = config()
+    mine = Perturbation(lambda x: jnp.zeros((len(x), 1)), lambda x, d: x + d[:, :, None, None], name="brightness")
+    c.terms.gain = dict(kind="first_order_gain", perturbation=mine, radius=0.1)
+    c = complete(c)
+    assert c.terms.gain.perturbation is mine
+    runs.claim(c, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["terms"]["gain"]["perturbation"] == "brightness"
+
+
+def test_another_config_is_refused_once_there_is_a_checkpoint_and_the_keys_are_named(tmp_path):
+    runs.claim(config(), tmp_path)
+    runs.claim(config(seed=1), tmp_path)  # nothing was trained yet, say after a mistake
+    runs.claim(config(), tmp_path)
+    save(tmp_path, "latest", 3)
+    runs.claim(config(), tmp_path)
+    with pytest.raises(ValueError) as error:
+        runs.claim(config(seed=1, optimizer__momentum=0.5), tmp_path)
+    for text in ("optimizer.momentum: 0.9 there, 0.5 now", "seed: 0 there, 1 now", "another workdir"):
+        assert text in str(error.value)
+    assert runs.read_config(tmp_path).seed == 0  # the refused one left no trace
+    more = config()
+    more.terms.fgr = dict(kind="gradient_norm", perturbation="flow")
+    with pytest.raises(ValueError, match="terms.fgr.weight: None there, 1.0 now"):
+        runs.claim(complete(more), tmp_path)
+
+
+def test_what_changes_no_weight_may_change(tmp_path):
+    runs.claim(config(), tmp_path)
+    save(tmp_path, "latest", 3)
+    free = config(
+        attacks__flow__steps=100, log_every_steps=7, checkpoint_every_steps=3, evaluation__limit=5, data__data_dir="/x"
+    )
+    runs.claim(free, tmp_path)
+    assert runs.read_config(tmp_path).attacks.flow.steps == 100
+
+
+def test_the_attack_that_selects_checkpoints_may_not_change(tmp_path):
+    runs.claim(config(select_by="flow"), tmp_path)
+    save(tmp_path, "latest", 3)
+    with pytest.raises(ValueError, match="attacks.flow.steps: 40 there, 100 now"):
+        runs.claim(config(select_by="flow", attacks__flow__steps=100), tmp_path)
+
+
+def test_restore(tmp_path):
+    runs.claim(config(), tmp_path)
+    with pytest.raises(ValueError, match="holds no best checkpoint"):
+        runs.restore(tmp_path)
+    expected = {kind: save(tmp_path, kind, step) for kind, step in (("best", 3), ("latest", 9))}
+    for kind, step in (("best", 3), ("latest", 9)):
+        found = runs.restore(tmp_path, kind)
+        assert (found.step, found.dataset.name, found.config.attacks.flow.radius) == (step, "digits", 0.25)
+        assert jax.tree.structure(found.variables) == jax.tree.structure(expected[kind])
+        jax.tree.map(np.testing.assert_array_equal, found.variables, expected[kind])
+        logits = jax.eval_shape(lambda v, m=found.model: m.apply(v, jnp.zeros((2, 8, 8, 1))), found.variables)
+        assert logits.shape == (2, 10)
+    with pytest.raises(ValueError, match="'newest'.*latest.*best"):
+        runs.restore(tmp_path, "newest")
+    with pytest.raises(ValueError, match="is no workdir of train.py"):
+        runs.restore(tmp_path / "nowhere")
+
+
+def test_averaged_weights_are_the_ones_to_evaluate():
+    average = {"params": {"w": 2}, "batch_stats": {"m": 4}}
+    state = dict(params={"w": 1}, ema=average, batch_stats={"m": 3})
+    assert runs.evaluation_variables(state) == average
+    assert runs.evaluation_variables(state | {"ema": {}})["batch_stats"] == {"m": 3}
+    assert runs.evaluation_variables(state | {"ema": {}, "batch_stats": {}}) == {"params": {"w": 1}}
+
+
+def test_a_workdir_of_an_earlier_version_has_the_defaults_of_newer_keys(tmp_path):
+    runs.claim(config(), tmp_path)
+    save(tmp_path, "latest", 3)
+    path = tmp_path / "config.json"
+    old = json.loads(path.read_text())
+    del old["optimizer"]["ema"], old["select_limit"]
+    path.write_text(json.dumps(old))
+    assert runs.read_config(tmp_path).to_dict() == config().to_dict()
+    runs.claim(config(), tmp_path)  # the same run, not another one
+
+
+def test_a_sweep_is_configs_that_differ_in_one_key():
+    a, b = config(), config(seed=3, attacks__flow__steps=7, optimizer__momentum=0.5)
+    assert runs.swept([a, b, b]) == ("optimizer.momentum", [0.9, 0.5, 0.5])
+    for others in ([], [config(seed=1)], [b, config(epochs=3.0)]):
+        assert runs.swept([a, *others]) is None
