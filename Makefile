@@ -28,9 +28,9 @@ test: lint
 	$(BIN)/pytest --numprocesses=2 --dist=worksteal --durations=15 -m "not slow"
 
 test-quick: lint
-	$(BIN)/pytest --numprocesses=2 --dist=worksteal -m "not slow" tests/attacks/test_pgd.py tests/models \
-	  tests/test_cli.py tests/test_checkpoints.py tests/test_gradients.py tests/test_parallel.py tests/test_programs.py \
-	  tests/test_tfds_source.py tests/test_training.py
+	$(BIN)/pytest --numprocesses=2 --dist=worksteal -m "not slow" tests/attacks/test_pgd.py tests/data tests/penalties \
+	  tests/training tests/workdir tests/test_cli.py tests/test_extensions.py tests/test_imports.py \
+	  tests/test_options.py tests/test_parallel.py tests/test_programs.py
 
 test-all: $(VENV)/installed-test
 	$(BIN)/pytest --numprocesses=2 --dist=worksteal

@@ -1,6 +1,13 @@
 from __future__ import annotations
 
+import gc
 import os
+from pathlib import Path
+
+# The workers, the programs that tests start, and the next run share what was compiled. JAX reads this when imported.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import pytest
@@ -14,6 +21,16 @@ if jax.__version_info__[:2] == (0, 10):
 settings.register_profile("default", deadline=None, database=None, derandomize=True, max_examples=25)
 settings.register_profile("thorough", deadline=None, database=None, derandomize=False, max_examples=100)
 settings.load_profile("default")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Drops compiled programs before Linux runs out of mappings for a process, 65,530: XLA would crash."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 25_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="module")

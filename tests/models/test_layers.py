@@ -187,15 +187,17 @@ def test_max_pool_equals_flax(pool):
         penalty = jax.grad(lambda x: jnp.sum(jnp.sin(gradient(x))))
         return pool(x), gradient(x), penalty(x), jax.jvp(pool, (x,), (dx,))
 
-    results = []
-    for pool in (ours, flaxs):
-        jitted = jax.jit(partial(run, pool))
-        results.append(jax.tree.leaves([jitted(x) for x in (distinct, jnp.floor(distinct * 2) / 2)]))  # and many ties
-    for a, b in zip(*results, strict=True):
-        if window == stride:
-            np.testing.assert_array_equal(a, b)
-        else:  # an entry of several windows sums their gradients in another order
-            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    # An entry of several windows sums their gradients in another order.
+    same = (
+        np.testing.assert_array_equal if window == stride else partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+    )
+    our_run, flaxs_run = jax.jit(partial(run, ours)), jax.jit(partial(run, flaxs))
+    jax.tree.map(same, our_run(distinct), flaxs_run(distinct))
+    ties = jnp.floor(distinct * 2) / 2
+    values, gradient, _, (_, tangent) = our_run(ties)
+    jax.tree.map(same, (values, gradient), flaxs_run(ties)[:2])
+    # Forward mode takes the same one of equal entries as reverse mode; flax's, from jax 0.12 on, sometimes another.
+    np.testing.assert_allclose(jnp.vdot(2 * weights * values, tangent), jnp.vdot(gradient, dx), rtol=1e-4)
 
 
 def test_max_pool_refuses_a_window_that_is_no_multiple_of_the_stride():

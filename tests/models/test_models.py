@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -172,13 +173,12 @@ def test_synchronised_batch_norm_sees_the_whole_batch():
     together = models.create("vgg11", num_classes=10, batch_norm_axis="devices")
     variables = jax.tree.map(lambda v: v + 0.01, variables_of(alone, images))
 
-    def train(model, x):
+    def train(model, variables, x):
         return model.apply(variables, x, train=True, mutable=["batch_stats"])[1]
 
-    whole = jax.jit(lambda: train(alone, images))()
-    split = jax.jit(
-        lambda: jax.vmap(lambda x: train(together, x), axis_name="devices")(images.reshape(2, 2, 32, 32, 3))
-    )()
+    halves = images.reshape(2, 2, 32, 32, 3)
+    whole = jax.jit(partial(train, alone))(variables, images)
+    split = jax.jit(jax.vmap(partial(train, together), in_axes=(None, 0), axis_name="devices"))(variables, halves)
     for a, b in zip(jax.tree.leaves(whole)[:4], jax.tree.leaves(split)[:4], strict=True):
         np.testing.assert_allclose(b[0], a, rtol=1e-4, atol=1e-6)
         np.testing.assert_array_equal(b[0], b[1])
