@@ -4,7 +4,8 @@ python eval.py --workdir=runs/digits_standard,runs/digits_fgr [--config=FILE] [-
 
 Without --config each workdir is measured by the attacks and settings of its own config. Overrides of attacks apply to
 the attacks of --config, or of the first workdir, which then serve all workdirs; data.data_dir, evaluation and attacks
-can be overridden.
+can be overridden. A workdir that names parts of your own, "my_parts:entropy", is evaluated with --trust=my_parts:
+importing a module runs its code, and a workdir may come from anyone.
 """
 
 from absl import flags, logging
@@ -15,6 +16,7 @@ from robust_jax.workdir import runs
 
 flags.DEFINE_string("workdir", "runs/digits_fgr", "What train.py wrote; several, with commas, share pictures.")
 flags.DEFINE_string("config", "", "A config whose attacks and evaluation settings are used for all workdirs.")
+flags.DEFINE_list("trust", [], "The modules, with commas, from which the configs of workdirs may name parts.")
 
 OVERRIDABLE = ("attacks.", "evaluation.", "data.data_dir")
 
@@ -28,7 +30,8 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
     paths = [cli.OVERRIDE.fullmatch(o)[1] for o in overrides]  # type: ignore[index]
     if trained := [path for path in paths if not path.startswith(OVERRIDABLE)]:
         raise ValueError(f"{trained} belong to training: eval.py overrides {list(OVERRIDABLE)} only.")
-    config = cli.load_config(options.config) if options.config else runs.read_config(workdirs[0])
+    trust = cli.trusted(options.trust)
+    config = cli.load_config(options.config) if options.config else runs.read_config(workdirs[0], trust)
     if overrides:
         config = cli.overridden(config, overrides)
     overridden = {p.split(".")[1]: config.evaluation[p.split(".")[1]] for p in paths if p.startswith("evaluation.")}
@@ -38,6 +41,7 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
         None if own_attacks else config.attacks,
         **(config.evaluation if options.config else overridden),
         data_dir=config.data.data_dir if "data.data_dir" in paths else None,
+        trust=trust,
     )
 
 

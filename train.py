@@ -5,12 +5,13 @@ python train.py --config=configs/digits_fgr.py --workdir=runs/digits_fgr [--conf
 
 from absl import flags, logging
 
-from robust_jax import cli, parallel
+from robust_jax import cli, extensions, parallel
 from robust_jax.training import loop
 
 flags.DEFINE_string("config", "configs/digits_fgr.py", "The experiment: a file with get_config().")
 flags.DEFINE_string("workdir", "", "Where checkpoints and metrics go; default: runs/ and the config's name.")
 flags.DEFINE_string("distributed", "", "For several hosts: auto, or HOST:PORT,COUNT,INDEX.")
+flags.DEFINE_list("trust", [], "The modules, with commas, from which the workdirs of attacks' sources may name parts.")
 
 
 def main(options: flags.FlagValues, overrides: list[str]) -> None:
@@ -21,9 +22,10 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     config = cli.overridden(cli.load_config(options.config), overrides)
     workdir = options.workdir or cli.default_workdir(options.config)
-    loop.train(config, workdir)
+    loop.train(config, workdir, cli.trusted(options.trust))
     if parallel.is_main():
-        print(f"Trained. Now: python eval.py --workdir={workdir}")
+        own = extensions.modules_of(config.to_dict())
+        print(f"Trained. Now: python eval.py --workdir={workdir}" + (f" --trust={','.join(own)}" if own else ""))
 
 
 if __name__ == "__main__":

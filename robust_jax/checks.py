@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from robust_jax.extensions import check_name
+from robust_jax.files import file_name
 from robust_jax.spaces import registry
+
+MOST_RADII = 1000
 
 
 def _concrete(*arrays: Any) -> bool:
@@ -54,9 +58,36 @@ def check_batch(images: Any, labels: Any, logits_fn: Callable[[Any], Any], threa
 
 
 def check_attack_name(name: str) -> None:
-    """Raises ValueError for an attack's name that results use for something else."""
+    """Raises ValueError for an attack's name that results use for something else, or that cannot name a file."""
+    check_name("attacks", name)
     if name in ("clean", "worst_case"):
         raise ValueError(f"attacks.{name}: results use this name already: choose another name for the attack.")
+
+
+def check_attack_names(names: Iterable[str]) -> None:
+    """Raises ValueError for a name that `check_attack_name` refuses, and for two whose pictures would be one file."""
+    files: dict[str, str] = {}
+    for name in names:
+        check_attack_name(name)
+        if (other := files.setdefault(file_name(name), name)) != name:
+            raise ValueError(
+                f"attacks {other!r} and {name!r} would write the same files, named {file_name(name)!r}: letters other "
+                f"than A to Z, digits and _.- are replaced there. Choose names that differ in more."
+            )
+
+
+def check_curve(what: str, curve: Any) -> None:
+    """Raises ValueError unless a curve is at most 1,000 finite multiples of the radius, none of them negative."""
+    curve = curve.tolist() if hasattr(curve, "tolist") else curve
+    if not isinstance(curve, Sequence) or isinstance(curve, str):
+        raise ValueError(f"{what}={curve!r}: give a tuple of multiples of the radius, such as (0, 0.5, 1, 2).")
+    if len(curve) > MOST_RADII:
+        raise ValueError(f"{what} has {len(curve):,} radii: at most {MOST_RADII:,} are measured, each by an attack.")
+    for multiple in curve:
+        number = isinstance(multiple, int | float | np.number) and not isinstance(multiple, bool)
+        if not number or not 0 <= multiple < np.inf:
+            shown = f"({multiple!r}, ...)" if len(curve) > 20 else repr(curve)
+            raise ValueError(f"{what}={shown}: give multiples >= 0 of the radius, such as (0, 0.5, 1, 2).")
 
 
 def _check_space(threat: Any, images: Any) -> None:

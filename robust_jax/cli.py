@@ -17,8 +17,10 @@ from absl import flags
 from ml_collections import ConfigDict, config_dict
 from ml_collections.config_flags import config_flags
 
+from robust_jax import extensions
 from robust_jax.config.validation import complete
 from robust_jax.config.values import number
+from robust_jax.files import printable
 from robust_jax.options import SCHEDULE
 
 OVERRIDE = re.compile(r"--?config\.([^=]+)(?:=(.*))?", re.DOTALL)
@@ -39,6 +41,7 @@ def load_config(path: str) -> ConfigDict:
     spec = importlib.util.spec_from_file_location("experiment_config", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
+    search_current_folder()  # for modules of the user's own, beside the file
     # Configs build on each other: `from configs.mnist_standard import ...`.
     sys.path.insert(0, str(Path(path).absolute().parent.parent))
     try:
@@ -158,12 +161,13 @@ def run(main: Callable[[flags.FlagValues, list[str]], None], arguments: Sequence
     and exit status 2. Compiled programs are kept for the next run, see `keep_compiled`.
     """
     keep_compiled()
-    sys.path.append(os.getcwd())  # where a part named "module:name" may lie
     given = list(sys.argv if arguments is None else arguments)
     if {"-h", "--help"} & set(given):
         print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help(), sep="\n")
         return
     overrides = [a for a in given if OVERRIDE.fullmatch(a)]
+    if overrides:
+        search_current_folder()
     try:
         try:
             rest = flags.FLAGS([a for a in given if a not in overrides])
@@ -176,11 +180,36 @@ def run(main: Callable[[flags.FlagValues, list[str]], None], arguments: Sequence
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
         if Path(__file__).parent not in raised_in.parents and raised_in.name != Path(given[0]).name:
             raise  # not raised by this package: the traceback is needed
-        print(f"{Path(given[0]).name}: {error}", file=sys.stderr)
+        print(printable(f"{Path(given[0]).name}: {error}"), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("Interrupted; start again to resume.", file=sys.stderr)
         sys.exit(130)
+
+
+def search_current_folder() -> None:
+    """Lets Python find modules in the current folder, last of all: where a part ``module:name`` may lie.
+
+    Only for names that the user wrote and modules that the user trusts. Otherwise a file of the current folder, which
+    may be a download, would be taken for a package that is asked for but not installed, such as TensorFlow.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+
+
+def trusted(modules: Sequence[str]) -> tuple[str, ...]:
+    """The modules of the flag ``--trust``, which may lie in the current folder.
+
+    Raises:
+      ValueError: what is no name of a module.
+    """
+    names = tuple(module.strip().removesuffix(".py") for module in modules)
+    for name in names:
+        if not extensions.module_of(f"{name}:part"):
+            raise ValueError(f"--trust={','.join(modules)}: {name!r} is no module. Give names, such as my_parts.")
+    if names:
+        search_current_folder()
+    return names
 
 
 def keep_compiled() -> None:

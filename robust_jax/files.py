@@ -1,14 +1,26 @@
-"""Files that are written whole or not at all, and values in the form that JSON has for them."""
+"""Files of a workdir, written whole or not at all and read without trust; values in the form that JSON has for them.
+
+A workdir may come from anyone. Nothing is written through a symbolic link in it, nothing is unpickled, and a file of
+absurd size, depth or shape is one message.
+"""
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import re
+import secrets
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
+
+_MOST_BYTES = 2**24  # of a JSON file
+_MOST_DEPTH = 50
 
 
 def plain(value: Any) -> Any:
@@ -30,8 +42,105 @@ def plain(value: Any) -> Any:
     return value
 
 
+def printable(text: str) -> str:
+    """Text that a terminal shows as it is: control characters, such as escapes, are spelled out."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def file_name(name: str) -> str:
+    """What a name of the user's, such as that of an attack, becomes in the name of a file."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
+
+
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file, replacing an older one: whoever reads it sees the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    """Writes a file, replacing an older one: whoever reads it sees the old content or the new, never a part.
+
+    A symbolic link of that name is replaced too: what it leads to stays unchanged.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:  # x: never through a link
+            file.write(content)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def open_to_append(path: Path) -> IO[str]:
+    """A text file, made if it does not exist, opened to append to it.
+
+    Raises:
+      ValueError: a symbolic link.
+    """
+    refuse_link(path)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    return os.fdopen(os.open(path, flags, 0o666), "a")
+
+
+def refuse_link(path: Path) -> None:
+    """Raises ValueError for a symbolic link, through which nothing in a workdir is written."""
+    if path.is_symlink():
+        raise ValueError(
+            f"{path} is a symbolic link to {os.readlink(path)}: nothing is written through the links of a workdir, "
+            f"which may lead anywhere. Remove it, or make the workdir itself the link."
+        )
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+      ValueError: not JSON, more than 16 MiB, or nested more than 50 deep; begins with the path.
+    """
+    size = path.stat().st_size
+    if size > _MOST_BYTES:
+        raise ValueError(f"{path} has {size:,} bytes: at most {_MOST_BYTES:,} are read.")
+    try:
+        content = json.loads(path.read_bytes())
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deep: at most {_MOST_DEPTH} levels are read.") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is {'no JSON' if size else 'empty'}: {error}.") from None
+    level, depth = [content], 0
+    while level := [v for c in level for v in (c.values() if isinstance(c, dict) else c) if isinstance(v, dict | list)]:
+        if (depth := depth + 1) >= _MOST_DEPTH:
+            raise ValueError(f"{path} is nested too deep: at most {_MOST_DEPTH} levels are read.")
+    return content
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file that `numpy.savez` wrote.
+
+    Raises:
+      ValueError: another file, a damaged one, one with Python objects (a pickle), or one whose arrays claim to be
+        larger than the file; begins with the path.
+    """
+    try:
+        with path.open("rb") as start:
+            if start.read(1) == b"\x80":
+                raise ValueError("it is a pickle, which could run code and is never loaded")
+        with zipfile.ZipFile(path) as file:
+            if sum(info.file_size for info in file.infolist()) > path.stat().st_size:
+                raise ValueError("it claims to hold more than its size")
+            return {info.filename.removesuffix(".npy"): _read_array(file, info) for info in file.infolist()}
+    except (OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: {error}.") from error
+
+
+def _read_array(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{info.filename} is compressed")
+    with file.open(info) as member:
+        if (version := np.lib.format.read_magic(member)) != (1, 0):
+            raise ValueError(f"{info.filename} is of version {version}")
+        shape, column_major, dtype = np.lib.format.read_array_header_1_0(member)
+        if dtype.hasobject:
+            raise ValueError(f"{info.filename} holds Python objects (a pickle), which could run code; none is loaded")
+        claimed, held = math.prod(shape) * dtype.itemsize, info.file_size - member.tell()
+        if claimed != held or min(shape, default=1) < 0:
+            raise ValueError(
+                f"{info.filename} claims the shape {shape} of {dtype}, {claimed:,} bytes, and has {held:,}"
+            )
+        array = np.frombuffer(member.read(), dtype)
+    return array.reshape(shape, order="F" if column_major else "C")

@@ -64,7 +64,7 @@ class Range:
                 self.check(what, entry)
             return
         an_array = self.tuples and isinstance(value, np.ndarray | jax.Array)
-        if not (_is_number(value) or an_array) or not np.isfinite(np.asarray(value, float)).all():
+        if not (_is_number(value) or an_array) or not _is_finite(value):
             raise ValueError(
                 f"{what}={value!r}: give a finite number, or one as 8/255{', or a tuple' if self.tuples else ''}."
             )
@@ -74,7 +74,7 @@ class Range:
             (self.below, np.less, "below"), (self.most, np.less_equal, "at most"),
         ):  # fmt: skip
             if bound is not None and not holds(values, bound).all():
-                raise ValueError(f"{what}={value!r} must be {words} {bound:g}.")
+                raise ValueError(f"{what}={value!r} must be {words} {bound:.10g}.")
 
     def check_schedule(self, what: str, schedule: Mapping[str, Any]) -> None:
         """Raises ValueError unless the schedule goes between two values in range in more than 0 epochs."""
@@ -192,6 +192,13 @@ def _is_number(value: Any) -> bool:
     if isinstance(value, np.ndarray | jax.Array):
         return value.ndim == 0 and np.issubdtype(value.dtype, np.number)
     return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return bool(np.isfinite(np.asarray(value, float)).all())
+    except OverflowError:  # an int beyond the largest float
+        return False
 
 
 def _is_whole(value: Any) -> bool:

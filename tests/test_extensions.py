@@ -128,7 +128,8 @@ def run(folder, program, *arguments):
 def test_one_file_adds_one_of_each_kind_of_part(folder):
     trained = run(folder, "train.py", "--config=mine.py", "--workdir=run", "--config.points.lit.radius=(0.1, 1/20)")
     assert trained.returncode == 0, trained.stderr
-    evaluated = run(folder, "eval.py", "--workdir=run", "--config.attacks.corners.tries=1")
+    assert trained.stdout.endswith("Trained. Now: python eval.py --workdir=run --trust=my_parts\n")
+    evaluated = run(folder, "eval.py", "--workdir=run", "--trust=my_parts", "--config.attacks.corners.tries=1")
     assert evaluated.returncode == 0, evaluated.stderr
     saved = json.loads((folder / "run" / "config.json").read_text())
     assert saved["points"]["lit"]["kind"] == "my_parts:brighter" and saved["points"]["lit"]["radius"] == [0.1, 0.05]

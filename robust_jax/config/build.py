@@ -13,7 +13,7 @@ from flax import linen as nn
 from robust_jax import data, models, parallel
 from robust_jax.attacks import ATTACKS
 from robust_jax.attacks.define import about
-from robust_jax.checks import check_attack_name
+from robust_jax.checks import check_attack_name, check_curve
 from robust_jax.config import dry_run
 from robust_jax.config.values import number
 from robust_jax.options import Range, arguments, check_options, function_of, options_of, with_path
@@ -85,12 +85,13 @@ def build_attack(path: str, spec: Mapping[str, Any]) -> AttackSpec:
       ValueError: an unknown kind or option, with all valid ones; a wrong value; a threat model that the attack cannot
         have; a schedule; ``targeted``, as the true labels of an evaluation are no targets.
     """
-    check_attack_name(path.split(".")[-1])
+    check_attack_name(path.partition(".")[2])
     function = function_of(f"{path}.kind", spec.get("kind"), ATTACKS)
     text = {name for name, option in (options_of(every_attack) | options_of(function)).items() if option.is_text}
     spec = {name: value if name in text else number(value) for name, value in spec.items()}
     if schedules := sorted(name for name, value in spec.items() if isinstance(value, Mapping)):
         raise ValueError(f"{path} has schedules {schedules}: an attack of an evaluation has numbers.")
+    check_curve(f"{path}.curve", spec.get("curve", ()))
     check_options(path, spec, function, options_of(every_attack))
     if spec.get("targeted"):
         raise ValueError(f"{path}.targeted: an evaluation knows true labels only, which are no targets.")

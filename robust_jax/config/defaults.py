@@ -22,10 +22,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
 # Plain keys that take numbers.
 RANGES: dict[str, Range] = {
     **dict.fromkeys(("epochs", "batch_size", "eval_every_epochs", "log_every_steps"), Range(above=0)),
-    **dict.fromkeys(("seed", "select_limit", "checkpoint_every_steps"), Range(least=0)),
+    "seed": Range(least=0, most=2**32 - 1),  # what NumPy takes
+    **dict.fromkeys(("select_limit", "checkpoint_every_steps"), Range(least=0)),
     "data.validation": Range(above=0, below=1),  # checkpoints are chosen on the validation split
     **dict.fromkeys(("data.limit", "data.eval_resize"), Range(least=0)),
     **dict.fromkeys([f"data.augment.{key}" for key in ("resize", "padding")], Range(least=0)),
+    "model.mean": Range(tuples=True),
+    "model.std": Range(above=0, tuples=True),
     "optimizer.ema": Range(least=0, below=1),
     **dict.fromkeys(
         [f"optimizer.{key}" for key in ("weight_decay", "clip_norm", "max_norm", "adversarial_weights")], Range(least=0)

@@ -23,12 +23,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from robust_jax.attacks import ATTACKS
+from robust_jax.checks import check_attack_names
 from robust_jax.config import dry_run
 from robust_jax.config.build import check_attack, create_model, every_attack
 from robust_jax.config.defaults import CHOICES, RANGES, SPLITS, base, nominal_shape
 from robust_jax.config.optimizers import OF_STEP, make_optimizer, make_schedule
 from robust_jax.config.values import number
-from robust_jax.extensions import choose, find
+from robust_jax.extensions import check_name, choose, find
 from robust_jax.models import MODELS
 from robust_jax.objectives.objective import make_objective
 from robust_jax.objectives.points import POINTS
@@ -55,6 +56,7 @@ def complete(config: ConfigDict) -> ConfigDict:
     """
     config = config.copy_and_resolve_references()
     _check_keys(config.to_dict(), base())
+    _check_names(config)
     for section in KINDS:
         for name, entry in config[section].items():
             config[section][name] = ConfigDict(_filled(entry, options_at(section, name, entry)))
@@ -114,6 +116,7 @@ def check(config: Mapping[str, Any]) -> None:
     """
     config = config.to_dict() if isinstance(config, ConfigDict) else config
     _check_keys(config, base())
+    _check_names(config)
     _check_values(config)
     shape, classes = nominal_shape(config)
     # `create_model` is called again before training, then with the axis of sync_batch_norm.
@@ -133,6 +136,14 @@ def _check_keys(config: Mapping[str, Any], template: Mapping[str, Any], path: st
     for key, value in template.items():
         if isinstance(value, Mapping | ConfigDict) and key not in (*KINDS, "options"):
             _check_keys(config[key], value, f"{path}{key}.")
+
+
+def _check_names(config: Mapping[str, Any]) -> None:
+    """Raises ValueError for names of points, terms and attacks that cannot stand in files and on screens."""
+    for section in KINDS:
+        for name in config[section]:
+            check_name(section, name)
+    check_attack_names(config["attacks"])
 
 
 def _check_values(config: Mapping[str, Any]) -> None:

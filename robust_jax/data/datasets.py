@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,8 +22,6 @@ DATASETS: dict[str, Callable[..., tuple[Source, Source]]] = {
     for name, value in vars(builtin).items()
     if inspect.isfunction(value) and value.__module__ == builtin.__name__ and not name.startswith("_")
 }
-# "name:1.0.0" is a version of a TFDS dataset.
-_MODULE_AND_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +86,7 @@ def load(name: str = "digits", data_dir: str | Path | None = None, validation: f
 
 
 def _train_and_test(name: str, data_dir: str | Path | None) -> tuple[Source, Source]:
-    if name not in DATASETS and not _MODULE_AND_NAME.fullmatch(name):
+    if name not in DATASETS and not extensions.module_of(name):  # "name:1.0.0" is a version of TFDS
         train, test = (Source(*records) for records in tfds.read(name, data_dir))
         return train, test
     make = extensions.find("data.name", name, DATASETS)

@@ -7,13 +7,14 @@ installed to prepare it.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.util
 import io
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +42,8 @@ def read(name: str, data_dir: str | Path | None = None) -> tuple[Records, Record
 
     root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
     try:
-        builder = read_only_builder.builder_from_files(name, data_dir=str(root))
+        with _known_classes_only():
+            builder = read_only_builder.builder_from_files(name, data_dir=str(root))
     except tfds.core.DatasetNotFoundError:
         builder = _prepare(name, root)
     except Exception as error:
@@ -65,6 +67,32 @@ def read(name: str, data_dir: str | Path | None = None) -> tuple[Records, Record
         )
     train, test = (_split(builder, name, split, shape, classes) for split in ("train", "test"))
     return train, test
+
+
+@contextlib.contextmanager
+def _known_classes_only() -> Iterator[None]:
+    """Keeps TFDS from importing the classes that a dataset's description names, which may come from anyone.
+
+    TFDS's own classes, and those of modules that are imported already, are found as ever.
+    """
+    from tensorflow_datasets.core.features.feature import FeatureConnector
+
+    original = vars(FeatureConnector)["cls_from_name"]
+
+    def cls_from_name(cls: type, name: str) -> Any:
+        if name not in FeatureConnector._registered_features and not name.startswith("tensorflow_datasets."):
+            module = name.rpartition(".")[0]
+            raise ValueError(
+                f"it names the class {name!r}, and to import {module!r} would run its code. If you trust it, import "
+                f"the module first, in your --config file for example."
+            )
+        return original.__get__(None, cls)(name)
+
+    FeatureConnector.cls_from_name = classmethod(cls_from_name)
+    try:
+        yield
+    finally:
+        FeatureConnector.cls_from_name = original
 
 
 def _split(builder: Any, name: str, split: str, shape: tuple[int, ...], classes: int) -> Records:

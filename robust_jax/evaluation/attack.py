@@ -7,9 +7,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from robust_jax.attacks.define import about
+from robust_jax.checks import check_curve
 from robust_jax.options import check_call
 from robust_jax.spaces.threat_models import ThreatModel
 
@@ -44,9 +43,9 @@ class Attack:
       source: the model that is attacked, if it is not the evaluated one: a transfer attack.
 
     Raises:
-      ValueError: a multiple that is negative or not finite; ``targeted=True``; for a function defined by
-        `robust_jax.attacks.define.attack`, an unknown option, one out of its type, choices or range, or a threat
-        model that the attack does not take.
+      ValueError: a multiple that is negative or not finite, or more than 1,000 of them; ``targeted=True``; for a
+        function defined by `robust_jax.attacks.define.attack`, an unknown option, one out of its type, choices or
+        range, or a threat model that the attack does not take.
     """
 
     function: Callable[..., Any]
@@ -56,8 +55,7 @@ class Attack:
     source: Source | None = None
 
     def __post_init__(self) -> None:
-        if any(not np.isfinite(m) or m < 0 for m in self.curve):
-            raise ValueError(f"curve={self.curve!r}: give multiples >= 0 of the radius, such as (0, 0.5, 1, 2)")
+        check_curve("curve", self.curve)
         if self.settings.get("targeted"):
             raise ValueError(
                 "targeted=True: an evaluation knows true labels only, which are no targets. For targeted attacks call "

@@ -39,11 +39,12 @@ def evaluate(
     pictures: int | None = None,
     signs: Sequence[str] | None = None,
     progress: bool = True,
+    trust: Sequence[str] = (),
 ) -> dict[str, dict[str, Any]]:
     """Clean and attacked accuracy of trained work directories, on screen and in their folders.
 
-    Everything but ``data_dir`` and ``progress`` is by default as each workdir's own config says: its ``attacks``,
-    ``seed`` and ``evaluation``.
+    Everything but ``data_dir``, ``progress`` and ``trust`` is by default as each workdir's own config says: its
+    ``attacks``, ``seed`` and ``evaluation``.
 
     Args:
       workdirs: one, or several to compare.
@@ -64,12 +65,16 @@ def evaluate(
       signs: your own signs of masked gradients, by their names ``"module:name"``, see
         `robust_jax.evaluation.signs.define`.
       progress: whether to show a progress bar, if this is a terminal.
+      trust: modules whose parts the workdirs may name, such as ``("my_parts",)`` for ``kind="my_parts:entropy"``:
+        importing a module runs its code, and a workdir may come from anyone. It also holds for the workdirs of the
+        models that transfer attacks attack. Parts that this call names need no trust.
 
     Returns:
       Workdir -> the content of its `evaluation.json`.
 
     Raises:
-      ValueError: no workdir, one without config or checkpoint, an unknown split, attack or sign.
+      ValueError: no workdir, one without config or checkpoint, or whose config names a part of a module that is not
+        trusted; an unknown split, attack or sign.
     """
     # Loads drawing, data and checkpoints, which `import robust_jax.evaluation` should not.
     from robust_jax import parallel
@@ -86,12 +91,14 @@ def evaluate(
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     Settings(**given)  # what the call says is checked before anything is loaded
+    for folder in folders:
+        runs.read_config(folder, trust)  # a mistake in the last one is not found after hours
     reports: dict[str, dict[str, Any]] = {}
     configs = []
     for folder in folders:
-        restored = runs.restore(folder, checkpoint, data_dir)
+        restored = runs.restore(folder, checkpoint, data_dir, trust)
         settings = Settings.of(restored.config, given)
-        chosen = chosen_attacks(restored.config.attacks if attacks is None else attacks, data_dir)
+        chosen = chosen_attacks(restored.config.attacks if attacks is None else attacks, data_dir, trust)
         reports[str(folder)] = measure(folder, restored, chosen, settings, progress)
         configs.append(restored.config)
     if parallel.is_main():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from robust_jax.options import with_path
 from robust_jax.workdir import runs
 
 
-def attack_from(name: str, spec: Mapping[str, Any], data_dir: str | None = None) -> Attack:
+def attack_from(name: str, spec: Mapping[str, Any], data_dir: str | None = None, trust: Sequence[str] = ()) -> Attack:
     """An `Attack` from its entry in a config.
 
     Args:
@@ -23,6 +23,7 @@ def attack_from(name: str, spec: Mapping[str, Any], data_dir: str | None = None)
         is the workdir of another model, whose best checkpoint is attacked in place of the evaluated model; that one
         then sees the adversarial images: a transfer attack.
       data_dir: of the prepared datasets, for the source; default: as its config says.
+      trust: the modules from which the config of the source may name parts, see `robust_jax.workdir.runs.read_config`.
 
     Raises:
       ValueError: an unknown kind, loss or option, no radius, or a source that is no workdir; valid choices are listed.
@@ -31,7 +32,7 @@ def attack_from(name: str, spec: Mapping[str, Any], data_dir: str | None = None)
     built = build_attack(path, spec)
     source = None
     if built.source:
-        restored = runs.restore(Path(built.source), "best", data_dir)
+        restored = runs.restore(Path(built.source), "best", data_dir, trust)
         bound = models.bind(restored.model, restored.variables)
         source = Source(str(built.source), parallel.everywhere(bound))
     attack: Attack = with_path(path, Attack, built.function, built.threat, built.settings, built.curve, source)

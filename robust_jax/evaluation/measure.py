@@ -6,7 +6,8 @@ import dataclasses
 import importlib.metadata
 import platform
 import sys
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from tqdm import tqdm
 
 from robust_jax import models, parallel
 from robust_jax.attacks.define import Problem, cost_of
-from robust_jax.config.validation import SPLITS
+from robust_jax.checks import check_attack_names
+from robust_jax.config.defaults import RANGES, SPLITS
 from robust_jax.data.batches import Batches
 from robust_jax.evaluation import masking, outcome_cache, report
 from robust_jax.evaluation.attack import Attack
@@ -63,12 +65,18 @@ class Settings:
     def __post_init__(self) -> None:
         choose("split", self.split, SPLITS)
         for name, least, meaning in (
-            ("limit", 0, "0 for all examples"), ("checks", 0, "0 for none"), ("pictures", 0, "0 for none"),
+            ("seed", 0, "it numbers the random draws"), ("limit", 0, "0 for all examples"),
+            ("checks", 0, "0 for none"), ("pictures", 0, "0 for none"),
             ("batch_size", 1, "the number of examples at a time"),
         ):  # fmt: skip
             value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer):
+                raise ValueError(f"{name}={value!r} must be a whole number: {meaning}.")
             if value < least:
                 raise ValueError(f"{name}={value} must be at least {least}: {meaning}.")
+        RANGES["seed"].check("seed", self.seed)
+        if not isinstance(self.signs, Sequence):
+            raise ValueError(f"signs={self.signs!r}: give a tuple of names 'module:name'.")
         masking.find(self.signs)
 
     @classmethod
@@ -80,10 +88,17 @@ class Settings:
         return cls(**(own | dict(given)))
 
 
-def chosen_attacks(attacks: Mapping[str, Attack | Mapping[str, Any]], data_dir: str | None = None) -> dict[str, Attack]:
-    """The attacks, those in the form of a config built, see `attack_from`."""
+def chosen_attacks(
+    attacks: Mapping[str, Attack | Mapping[str, Any]], data_dir: str | None = None, trust: Sequence[str] = ()
+) -> dict[str, Attack]:
+    """The attacks, those in the form of a config built, see `attack_from`.
+
+    Raises:
+      ValueError: a name that cannot be used, two that are one name of a file, and what `attack_from` raises.
+    """
+    check_attack_names(attacks)
     return {
-        name: given if isinstance(given, Attack) else attack_from(name, given, data_dir)
+        name: given if isinstance(given, Attack) else attack_from(name, given, data_dir, trust)
         for name, given in attacks.items()
     }
 
@@ -149,7 +164,8 @@ def _fingerprints(restored: Restored, attacks: Mapping[str, Attack], settings: S
     config = restored.config
     if ":" in f"{config.model.name}{config.data.name}":
         return {}
-    rest = [config.data.to_dict(), config.model.to_dict(), restored.step, settings.split, n, settings.seed,
+    ids = zlib.crc32(np.ascontiguousarray(getattr(restored.dataset, settings.split).ids[:n]).tobytes())
+    rest = [ids, config.data.to_dict(), config.model.to_dict(), restored.step, settings.split, n, settings.seed,
             settings.precision, versions()]  # fmt: skip
     return outcome_cache.fingerprints(attacks, restored.variables, rest, settings.worst_case_only)
 

@@ -1,7 +1,9 @@
 """Outcomes of finished attacks on disk, so that an interrupted evaluation continues after the last one.
 
 One file per attack, named after a fingerprint of everything that the outcome depends on: an outcome that no longer
-applies is not found.
+applies is not found. A file is believed only if its content has the checksum that it was written with, for this
+fingerprint, and the shapes that the attack gives; and `robustness` compares it with the examples. Otherwise a warning
+names the file, and the attack runs again.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import hashlib
 import inspect
 import io
 import json
+import os
 import shutil
 import zlib
 from collections.abc import Callable, Mapping
@@ -18,16 +21,18 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from robust_jax.attacks import ATTACKS
 from robust_jax.evaluation.attack import Attack
 from robust_jax.evaluation.outcomes import Outcome
-from robust_jax.files import plain, write_atomically
+from robust_jax.files import plain, read_arrays, refuse_link, write_atomically
 from robust_jax.losses import LOSSES
 from robust_jax.models import BoundModel
 from robust_jax.spaces.registry import built_in
 
-ARRAYS = ("broken", "prediction", "loss", "size", "excess", "seen")
+# The arrays of an outcome, one entry per example, with the kinds of their types: bool, int, float.
+KINDS = {"broken": "b", "prediction": "i", "loss": "f", "size": "f", "excess": "f", "seen": "b"}
 FOLDER = "evaluation_unfinished"
 PACKAGE = Path(__file__).parents[1]
 
@@ -93,26 +98,43 @@ def _is_built_in(attack: Attack) -> bool:
 
 
 def load(workdir: Path, attacks: Mapping[str, Attack], prints: Mapping[str, str]) -> dict[str, Outcome]:
-    """The outcomes that are stored already, by the names of their attacks."""
-    paths = {name: _path(workdir, fingerprint) for name, fingerprint in prints.items()}
-    return {name: _read(path, attacks[name]) for name, path in paths.items() if path.is_file()}
+    """The outcomes that are stored already, by the names of their attacks; of a file that is damaged it warns."""
+    found = {}
+    for name, fingerprint in prints.items():
+        path = _path(workdir, fingerprint)
+        if not os.path.lexists(path):
+            continue
+        try:
+            found[name] = _read(path, attacks[name])
+        except ValueError as error:
+            logging.warning("%s The attack %s runs again.", error, name)
+    return found
 
 
 def saver(workdir: Path, prints: Mapping[str, str]) -> Callable[[str, Outcome], None]:
-    """A function ``(name, outcome)`` that stores the outcome of an attack with a fingerprint, atomically."""
+    """A function ``(name, outcome)`` that stores the outcome of an attack with a fingerprint, atomically.
+
+    Where it cannot be stored a warning says so, and the evaluation goes on.
+    """
 
     def save(name: str, outcome: Outcome) -> None:
         if name not in prints:
             return
-        (workdir / FOLDER).mkdir(exist_ok=True)
-        arrays = {k: getattr(outcome, k) for k in ARRAYS}
-        arrays |= {"seconds": np.asarray(outcome.seconds), "multiples": np.asarray(list(outcome.curve))}
+        path = _path(workdir, prints[name])
+        arrays = {k: np.asarray(getattr(outcome, k)) for k in KINDS}
+        arrays |= {"seconds": np.asarray(outcome.seconds), "multiples": np.asarray(list(outcome.curve), float)}
         arrays |= {f"curve/{i}": broken for i, broken in enumerate(outcome.curve.values())}
-        arrays |= {f"sample/{k}": v for k, v in outcome.sample.items() if k != "delta"}
-        arrays |= {f"delta/{i}": leaf for i, leaf in enumerate(jax.tree.leaves(outcome.sample.get("delta", ())))}
+        arrays |= {f"sample/{k}": np.asarray(v) for k, v in outcome.sample.items() if k != "delta"}
+        leaves = jax.tree.leaves(outcome.sample.get("delta", ()))
+        arrays |= {f"delta/{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
         content = io.BytesIO()
-        np.savez(content, **arrays)
-        write_atomically(_path(workdir, prints[name]), content.getvalue())
+        np.savez(content, checksum=_digest(arrays, prints[name]), **arrays)  # type: ignore[arg-type]
+        try:
+            refuse_link(path.parent)
+            path.parent.mkdir(exist_ok=True)
+            write_atomically(path, content.getvalue())
+        except (OSError, ValueError) as error:
+            logging.warning("The outcome of %s cannot be kept for an evaluation that is interrupted: %s", name, error)
 
     return save
 
@@ -121,17 +143,50 @@ def _path(workdir: Path, fingerprint: str) -> Path:
     return workdir / FOLDER / f"{fingerprint}.npz"
 
 
+def _digest(arrays: Mapping[str, np.ndarray], fingerprint: str) -> np.ndarray:
+    """A checksum of arrays with their names, types and shapes, and of the fingerprint that they are stored under."""
+    digest = hashlib.sha256(fingerprint.encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(json.dumps([name, array.dtype.str, array.shape]).encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return np.frombuffer(digest.digest(), np.uint8)
+
+
 def _read(path: Path, attack: Attack) -> Outcome:
-    with np.load(path) as file:
-        arrays = dict(file)
-    sample = {k.removeprefix("sample/"): v for k, v in arrays.items() if k.startswith("sample/")}
-    if sample:
-        tree = jax.tree.structure(jax.eval_shape(attack.threat.perturbation.zeros, sample["clean"]))
-        leaves = sum(k.startswith("delta/") for k in arrays)
-        sample["delta"] = jax.tree.unflatten(tree, [arrays[f"delta/{i}"] for i in range(leaves)])
-    curve = {float(m): arrays[f"curve/{i}"] for i, m in enumerate(arrays["multiples"])}
-    kept = {k: arrays[k] for k in ARRAYS}
-    return Outcome(attack, **kept, curve=curve, seconds=float(arrays["seconds"]), sample=sample)
+    """The outcome that a file holds.
+
+    Raises:
+      ValueError: a file that is damaged or not of this attack; names it.
+    """
+    arrays = read_arrays(path)
+    checksum = arrays.pop("checksum", None)
+    if checksum is None or not np.array_equal(checksum, _digest(arrays, path.stem)):
+        raise ValueError(f"{path}: its content is not what was written.")
+    try:
+        sample = {k.removeprefix("sample/"): v for k, v in arrays.items() if k.startswith("sample/")}
+        if sample:
+            sample["delta"] = _delta(attack, sample["clean"], arrays)
+        curve = {float(m): arrays[f"curve/{i}"] for i, m in enumerate(arrays["multiples"])}
+        kept: dict[str, Any] = {k: arrays[k] for k in KINDS}
+        seconds = float(arrays["seconds"])
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(f"{path}: it is not what an outcome of this attack is ({error}).") from error
+    if [array.dtype.kind for array in (*curve.values(), *kept.values())] != ["b"] * len(curve) + [*KINDS.values()]:
+        raise ValueError(f"{path}: its arrays are not of the types that outcomes have.")
+    return Outcome(attack, **kept, curve=curve, seconds=seconds, sample=sample)
+
+
+def _delta(attack: Attack, images: np.ndarray, arrays: Mapping[str, np.ndarray]) -> Any:
+    """The δ of the sample, in the structure that the attack's perturbation gives it.
+
+    Raises:
+      KeyError, TypeError: an array is missing, or of another shape.
+    """
+    zeros = jax.eval_shape(attack.threat.perturbation.zeros, images)
+    leaves = [arrays[f"delta/{i}"] for i in range(len(jax.tree.leaves(zeros)))]
+    if [leaf.shape for leaf in leaves] != [leaf.shape for leaf in jax.tree.leaves(zeros)]:
+        raise TypeError(f"δ of shapes {[leaf.shape for leaf in leaves]}")
+    return jax.tree.unflatten(jax.tree.structure(zeros), leaves)
 
 
 def clear(workdir: Path) -> None:

@@ -43,6 +43,36 @@ class Outcome:
     after: tuple[str, ...] | None = None
 
 
+def contradiction(outcome: Outcome, measured: PerExample, seen: Bool[np.ndarray, " n"]) -> str:
+    """What in a stored outcome cannot be true of the examples that were measured; "" if nothing is.
+
+    Which examples are broken follows from their labels, the clean predictions, which were computed again, and the
+    predictions under attack.
+
+    Args:
+      outcome: of an attack that ran before.
+      measured: the clean results.
+      seen: the examples that the attack would be tried on now.
+    """
+    arrays = {k: getattr(outcome, k) for k in ("broken", "prediction", "loss", "size", "excess")}
+    arrays |= {f"curve at {m:g}": broken for m, broken in outcome.curve.items()}
+    arrays |= {} if outcome.seen is None else {"seen": outcome.seen}
+    for name, array in arrays.items():
+        if np.shape(array) != seen.shape:
+            return f"{name} has shape {np.shape(array)}, and there are {len(seen)} examples"
+    wrong = ~measured.correct
+    lost = wrong | ~seen
+    checks = {
+        "other examples were seen": outcome.seen is None or (outcome.seen == seen).all(),
+        "broken contradicts the predictions": (outcome.broken == (lost | (outcome.prediction != measured.label))).all(),
+        "an example that was not seen changed": (outcome.prediction == measured.prediction)[~seen].all(),
+        "the curve contradicts the predictions": all((broken | ~lost).all() for broken in outcome.curve.values()),
+        "the curve contradicts the radius": (outcome.curve.get(1.0, outcome.broken) == outcome.broken).all(),
+        "the curve contradicts the clean accuracy": (outcome.curve.get(0.0, wrong) == wrong).all(),
+    }  # fmt: skip
+    return next((problem for problem, holds in checks.items() if not holds), "")
+
+
 @dataclasses.dataclass
 class PerExample:
     """The result of `robustness`; arrays have one entry per example, in the order of the batches.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,10 +13,11 @@ import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from robust_jax.evaluation import curves, pictures
 from robust_jax.evaluation.outcomes import PerExample
-from robust_jax.files import write_atomically
+from robust_jax.files import file_name, printable, write_atomically
 
 Reports = Mapping[str, Mapping[str, Any]]
 """Workdir -> the content of its evaluation.json."""
@@ -40,7 +40,7 @@ def write(folder: Path, report: Mapping[str, Any], measured: PerExample, drawn: 
             examples = jax.tree.map(lambda leaf: leaf[:drawn], outcome.sample)
             picture = io.BytesIO()
             title = f"{name}: {_threat(report['attacks'][name])}, {_effort(report['attacks'][name])}"
-            pictures.adversarial_grid(**examples, path=picture, title=title)
+            pictures.adversarial_grid(**examples, path=picture, title=_drawn(title))
             write_atomically(folder / _file("adversarial", name), picture.getvalue())
     text = json.dumps(report, indent=1, allow_nan=False) + "\n"
     write_atomically(folder / "evaluation.json", text.encode())
@@ -72,11 +72,11 @@ def draw_curves(reports: Reports) -> None:
         picture = io.BytesIO()
         curves.accuracy_curves(
             {
-                label: a["curve"] if by_radius else a["curve"] | {"radius": a["curve"]["multiple"]}
+                _drawn(label): a["curve"] if by_radius else a["curve"] | {"radius": a["curve"]["multiple"]}
                 for label, a in zip(_labels(reports), same, strict=True)
             },
             picture,
-            title=f"{name}: {_space(attack)}, {_effort(attack)}, n = {attack['n']}",
+            title=_drawn(f"{name}: {_space(attack)}, {_effort(attack)}, n = {attack['n']}"),
             xlabel=f"radius{f' ({unit})' if unit else ''}" if by_radius else f"radius / {radius}",
             highlight=radius if by_radius else 1.0,
         )
@@ -91,10 +91,10 @@ def draw_trade_off(reports: Reports, key: str, values: Sequence[Any]) -> None:
     picture = io.BytesIO()
     curves.trade_off(
         [run["clean"]["accuracy"] for run in runs],
-        {f"{name}: {_threat(same[0])}": [same[i]["accuracy"] for i in order] for name, same in shared.items()},
-        [f"{values[i]:g}" if _is_number(values[i]) else str(values[i]) for i in order],
+        {_drawn(f"{name}: {_threat(same[0])}"): [same[i]["accuracy"] for i in order] for name, same in shared.items()},
+        [f"{values[i]:g}" if _is_number(values[i]) else _drawn(str(values[i])[:100]) for i in order],
         picture,
-        title=f"{key}, n = {runs[0]['clean']['n']}",
+        title=_drawn(f"{key}, n = {runs[0]['clean']['n']}"),
     )
     write_atomically(Path(next(iter(reports))) / "trade_off.png", picture.getvalue())
 
@@ -120,10 +120,11 @@ def show(reports: Reports) -> None:
     for label, (folder, report) in zip(_labels(reports), reports.items(), strict=True):
         if attacks := report["attacks"].values():
             size, excess = (max(float(a["largest"][k]) for a in attacks) for k in ("size", "excess"))
-            console.print(f"{label}: ‖δ‖ <= {size:.5g} x the radius; images within {excess:.1g} of T(x, δ) in [0, 1]")
+            held = f"‖δ‖ <= {size:.5g} x the radius; images within {excess:.1g} of T(x, δ) in [0, 1]"
+            console.print(f"{label}: {held}", markup=False)
         for warning in report["warnings"]:
-            console.print(f"Warning, {label}: {warning}", style="yellow", markup=False)
-        console.print(f"Written to {folder}", markup=False, soft_wrap=True)
+            console.print(printable(f"Warning, {label}: {warning}"), style="yellow", markup=False)
+        console.print(printable(f"Written to {folder}"), markup=False, soft_wrap=True)
 
 
 def _table(reports: Reports) -> Table:
@@ -135,29 +136,35 @@ def _table(reports: Reports) -> Table:
         table.add_column(column)
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     for label, report in zip(_labels(reports), reports.values(), strict=True):
-        table.add_column(label, justify="right")
+        table.add_column(Text(label), justify="right")
         entries: list[tuple[tuple[str, ...], Any]] = [(("clean", "", ""), report["clean"])]
         entries += [((n, _threat(a), _effort(a)), a) for n, a in report["attacks"].items()]
         if len(report["attacks"]) > 1:
             entries += [(("worst case", "any of them", ""), report["worst_case"])]
         for row, entry in entries:
             low, high = entry["interval"]
-            cell = f"{100 * entry['accuracy']:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
-            rows.setdefault(row, {})[label] = cell.replace("[", "\\[")
+            rows.setdefault(row, {})[label] = f"{100 * entry['accuracy']:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
     # Each workdir may have other attacks: the worst case stays last.
     for row in sorted(rows, key=lambda row: row[0] == "worst case"):
-        table.add_row(*row, *(rows[row].get(label, "") for label in _labels(reports)))
+        cells = (*row, *(rows[row].get(label, "") for label in _labels(reports)))
+        table.add_row(*(Text(printable(cell)) for cell in cells))  # names are no markup
     return table
 
 
+def _drawn(text: str) -> str:
+    """Text for a picture, in which matplotlib finds no formula."""
+    return printable(text).replace("$", r"\$")
+
+
 def _file(kind: str, name: str) -> str:
-    return f"{kind}_{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)}.png"
+    return f"{kind}_{file_name(name)}.png"
 
 
 def _labels(folders: Iterable[str]) -> list[str]:
     """The names of the folders if all differ, else their whole paths."""
     folders = list(folders)
-    names = [Path(folder).name for folder in folders]
+    names = [printable(Path(folder).name) for folder in folders]
+    folders = list(map(printable, folders))
     return names if len(set(names)) == len(names) else folders
 
 

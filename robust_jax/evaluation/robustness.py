@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from robust_jax import losses
@@ -31,7 +32,7 @@ from robust_jax.attacks.wrappers import as_pytree
 from robust_jax.checks import check_attack_name, check_batch
 from robust_jax.evaluation.attack import Attack
 from robust_jax.evaluation.batching import Batch, Rows, in_parts, selected, with_ids_and_masks
-from robust_jax.evaluation.outcomes import Outcome, PerExample
+from robust_jax.evaluation.outcomes import Outcome, PerExample, contradiction
 from robust_jax.spaces import threat_models
 
 Progress = Callable[[str, int, int], None]
@@ -67,7 +68,8 @@ def robustness(
         repacked into full batches, and no curves are measured. The worst case is the same and found sooner; the
         accuracy under each attack alone is unknown.
       place: applied to a batch before the model sees it, such as `parallel.spread`.
-      finished: NAME -> outcome of an attack on these examples, which is not run again.
+      finished: NAME -> outcome of an attack on these examples, which is not run again; one that contradicts the
+        examples is left out, with a warning.
       keep: called as `keep(NAME, outcome)` after an attack has run.
       progress: called as `progress(NAME, robust, examples)` after every batch at every radius, and once for all
         examples that an attack need not see.
@@ -90,7 +92,7 @@ def robustness(
         if before is not None:
             attack = dataclasses.replace(attack, curve=())
             report(name, 0, int((~left).sum()))
-        if finished and name in finished:
+        if finished and name in finished and _fits(name, finished[name], measured, seen):
             outcome = dataclasses.replace(finished[name], attack=attack)
             report(name, int((~outcome.broken).sum()), int(seen.sum()) * len(attack.multiples()))
         else:
@@ -102,6 +104,13 @@ def robustness(
         measured.attacks[name] = dataclasses.replace(outcome, after=before)
         left = left & ~outcome.broken
     return measured
+
+
+def _fits(name: str, outcome: Outcome, measured: PerExample, seen: Bool[np.ndarray, " n"]) -> bool:
+    """Whether a stored outcome can be one of these examples; warns if not."""
+    if problem := contradiction(outcome, measured, seen):
+        logging.warning("The stored outcome of %s does not fit (%s): the attack runs again.", name, problem)
+    return not problem
 
 
 class _Trial(NamedTuple):

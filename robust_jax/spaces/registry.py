@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from robust_jax.extensions import collect, find
+from robust_jax.extensions import collect, find, module_of
 from robust_jax.options import Convert
 from robust_jax.spaces.perturbations import Perturbation, compose
 
@@ -29,7 +29,7 @@ def get(perturbation: str | Perturbation | Sequence[Any]) -> Perturbation:
         return perturbation
     if isinstance(perturbation, tuple | list) and len(perturbation) > 0:
         return compose(*map(get, perturbation))
-    if isinstance(perturbation, str) and (perturbation in built_in() or ":" in perturbation):
+    if isinstance(perturbation, str) and (perturbation in built_in() or module_of(perturbation)):
         found = find("perturbation", perturbation, built_in())
         if not isinstance(found, Perturbation):
             raise ValueError(f"perturbation={perturbation!r} is a {type(found).__name__}, no robust_jax.Perturbation.")

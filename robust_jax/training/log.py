@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from robust_jax import parallel
+from robust_jax import files, parallel
 
 
 class TrainingLog:
@@ -31,7 +31,7 @@ class TrainingLog:
         if self._active:
             from tensorboardX import SummaryWriter  # here, because it imports PyTorch if that is installed: seconds
 
-            self._file = self._path.open("a")
+            self._file = files.open_to_append(self._path)
             self._events = SummaryWriter(str(self._path.parent), purge_step=self._start + 1)
             # A bar on a terminal; elsewhere `write` prints a line per epoch.
             self._bar = tqdm(
@@ -97,4 +97,4 @@ def _drop_lines_after(path: Path, step: int) -> None:
                 kept.append(line)
         except ValueError:  # half a line: the run was killed while it wrote
             continue
-    path.write_text("".join(line + "\n" for line in kept))
+    files.write_atomically(path, "".join(line + "\n" for line in kept).encode())

@@ -6,7 +6,7 @@ The loop reads as phases: prepare, resume, then blocks of steps, and after some 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,6 +56,7 @@ class Run:
       steps: the compiled loop of steps, made by `parallel.loop`.
       steps_per_epoch: may be fractional.
       total_steps: of the whole run.
+      trust: see `train`.
     """
 
     config: ConfigDict
@@ -65,6 +66,7 @@ class Run:
     steps: Callable[..., tuple[Any, Any]]
     steps_per_epoch: float
     total_steps: int
+    trust: tuple[str, ...] = ()
 
     @property
     def validate_every(self) -> int:
@@ -84,7 +86,7 @@ class Run:
         return min(self.total_steps - step, *(n - step % n for n in every if n))
 
 
-def train(config: ConfigDict, workdir: str | Path) -> TrainState:
+def train(config: ConfigDict, workdir: str | Path, trust: Sequence[str] = ()) -> TrainState:
     """Trains as the config says, resuming from what the workdir holds.
 
     Leaves ``config.json``, ``metrics.jsonl`` (one line per log step), TensorBoard events, and ``checkpoints/`` (the
@@ -94,6 +96,8 @@ def train(config: ConfigDict, workdir: str | Path) -> TrainState:
     Args:
       config: see `robust_jax.config.base`.
       workdir: a folder, made if it does not exist; one that was trained with another config is refused.
+      trust: the modules from which the workdirs of models that transfer attacks attack may name parts, see
+        `robust_jax.workdir.runs.read_config`. The config itself may name any.
 
     Returns:
       The last state, as NumPy arrays.
@@ -107,7 +111,7 @@ def train(config: ConfigDict, workdir: str | Path) -> TrainState:
         raise ValueError(f"workdir={str(workdir)!r} must be a folder, or the name of one to make.")
     workdir = Path(workdir)
     with jax.default_matmul_precision(config.precision):
-        run, state = prepare(config)
+        run, state = prepare(config, trust)
         runs.claim(config, workdir)
         with checkpoints.opened(workdir) as saved:
             state = _resumed(state, saved, workdir)
@@ -115,7 +119,7 @@ def train(config: ConfigDict, workdir: str | Path) -> TrainState:
                 return _train_on(run, state, saved, log)
 
 
-def prepare(config: ConfigDict) -> tuple[Run, TrainState]:
+def prepare(config: ConfigDict, trust: Sequence[str] = ()) -> tuple[Run, TrainState]:
     """Builds everything that a config describes and checks it against the data; nothing is written.
 
     Returns:
@@ -125,6 +129,8 @@ def prepare(config: ConfigDict) -> tuple[Run, TrainState]:
       ValueError: a mistake in the config.
     """
     parallel.check_batch_size(config.batch_size)
+    if source := config.attacks.get(config.select_by, {}).get("source"):
+        runs.read_config(source, trust)  # restored at every validation
     dataset = build.load_dataset(config)
     _check_against(config, dataset)
     model = build.create_model(config, dataset.num_classes)
@@ -146,6 +152,7 @@ def prepare(config: ConfigDict) -> tuple[Run, TrainState]:
         steps=parallel.loop(step),
         steps_per_epoch=steps_per_epoch,
         total_steps=max(round(config.epochs * steps_per_epoch), 1),
+        trust=tuple(trust),
     )
     return run, _first_state(run, optimizer, objective)
 
@@ -247,7 +254,9 @@ def _validated(run: Run, state: TrainState, step: int, saved: checkpoints.Checkp
 def _validate(run: Run, state: TrainState) -> dict[str, float]:
     """Accuracy on the validation split, clean and under the attack that selects."""
     config, split, name = run.config, run.dataset.validation, run.config.select_by
-    chosen = {} if name == "clean" else {name: from_config.attack_from(name, {**config.attacks[name], "curve": ()})}
+    chosen = {}
+    if name != "clean":
+        chosen[name] = from_config.attack_from(name, {**config.attacks[name], "curve": ()}, trust=run.trust)
     count = min(config.select_limit or len(split), len(split))
     batches = data.Batches(split, count, config.evaluation.batch_size, config.data.eval_resize)
     logits_fn = models.bind(run.model, parallel.everywhere(runs.evaluation_variables(vars(state))))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +15,8 @@ from ml_collections import ConfigDict
 
 from robust_jax import data, files, parallel
 from robust_jax.config.build import create_model, load_dataset
-from robust_jax.config.defaults import base
+from robust_jax.config.defaults import CHOICES, RANGES, base
+from robust_jax.extensions import check_name, check_trust, choose
 from robust_jax.spaces.perturbations import Perturbation
 from robust_jax.workdir import checkpoints
 
@@ -36,12 +39,14 @@ def claim(config: ConfigDict, workdir: Path) -> None:
     """Makes the workdir and writes ``config.json`` in it; a perturbation of the user's own is written as its name.
 
     Raises:
-      ValueError: if the workdir was trained with another config; names the keys that differ.
+      ValueError: if the workdir was trained with another config, naming the keys that differ; a ``config.json`` that
+        cannot be read; a symbolic link where the run would write.
     """
     text = json.dumps(config.to_dict(), indent=2, default=_plain) + "\n"
     path = workdir / "config.json"
+    _refuse_links(workdir)
     if path.is_file() and any((workdir / "checkpoints").glob("*/[0-9]*")):
-        old, new = _flat(_filled(json.loads(path.read_text()))), _flat(json.loads(text))
+        old, new = _flat(_read(path)), _flat(json.loads(text))
         fixed = [k for k in old.keys() | new.keys() if k.startswith(f"attacks.{config.select_by}.") or _is_fixed(k)]
         if changed := sorted(k for k in fixed if old.get(k) != new.get(k)):
             was = ", ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in changed)
@@ -49,6 +54,13 @@ def claim(config: ConfigDict, workdir: Path) -> None:
     if parallel.is_main():
         workdir.mkdir(parents=True, exist_ok=True)
         files.write_atomically(path, text.encode())
+
+
+def _refuse_links(workdir: Path) -> None:
+    """Raises ValueError for links in place of what a run writes again or removes, which would do it elsewhere."""
+    for pattern in ("config.json", "metrics.jsonl", "checkpoints", "checkpoints/*", "checkpoints/*/*"):
+        for path in workdir.glob(pattern):
+            files.refuse_link(path)
 
 
 def _is_fixed(key: str) -> bool:
@@ -75,25 +87,70 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
     return flatten_dict(config, sep=".")
 
 
-def read_config(workdir: str | Path) -> ConfigDict:
+def read_config(workdir: str | Path, trust: Sequence[str] = ()) -> ConfigDict:
     """The config that a workdir was trained with.
 
+    Nothing that the config names is imported here or, if it is not of a trusted module, later: a workdir may come from
+    anyone.
+
+    Args:
+      workdir: a folder that `robust_jax.train` wrote.
+      trust: the modules from which the config may name parts, ``"module:name"``.
+
     Raises:
-      ValueError: if it holds none.
+      ValueError: if it holds none, or one that cannot be read; a part of a module that is not trusted.
     """
     path = Path(workdir) / "config.json"
     if not path.is_file():
         raise ValueError(f"{path} does not exist: {workdir} is no workdir of train.py.")
-    return ConfigDict(_tuples(_filled(json.loads(path.read_text()))), convert_dict=True)
+    config = _read(path)
+    check_trust(path, config, trust)
+    return ConfigDict(_tuples(config), convert_dict=True)
 
 
-def _filled(saved: dict[str, Any], defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A saved config, completed by the defaults of keys that it lacks because it is older than they are."""
+def _read(path: Path) -> dict[str, Any]:
+    """A ``config.json``, completed by the defaults of keys that it lacks because it is older than they are."""
+    try:
+        saved = files.read_json(path)
+        if not isinstance(saved, dict):
+            raise ValueError(f"{path} holds no config: its content is a {type(saved).__name__}.")
+        filled = _filled(saved, f"{path}: ")
+        _check_values(filled, f"{path}: ")
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"{error} Restore it from a copy. In a workdir of your own train.py writes it again if you remove it and "
+            f"start with the same config."
+        ) from error
+    return filled
+
+
+def _filled(saved: dict[str, Any], path: str, defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
     filled = dict(base().to_dict() if defaults is None else defaults)
     for key, value in saved.items():
-        nested = isinstance(value, dict) and isinstance(filled.get(key), dict)
-        filled[key] = _filled(value, filled[key]) if nested else value
+        if isinstance(filled.get(key), dict):
+            if not isinstance(value, dict):
+                raise ValueError(f"{path}{key}={str(value)[:100]!r} must be a group of keys.")
+            value = _filled(value, f"{path}{key}.", filled[key])
+        filled[key] = value
     return filled
+
+
+def _check_values(config: dict[str, Any], path: str) -> None:
+    """Raises ValueError for plain values of the wrong type, out of their range, or not among their choices."""
+    flat = _flat(base().to_dict())
+    given = {key: reduce(operator.getitem, key.split("."), config) for key in {*flat, *RANGES, *CHOICES}}
+    for key, default in flat.items():
+        if isinstance(default, str | bool) and type(given[key]) is not type(default):
+            raise ValueError(f"{path}{key}={given[key]!r} must be a {type(default).__name__}.")
+    for key, choices in CHOICES.items():
+        choose(f"{path}{key}", given[key], choices)
+    for key, bounds in RANGES.items():
+        bounds.check(f"{path}{key}", given[key])
+    for section in ("points", "terms", "attacks"):
+        for name, entry in config[section].items():
+            check_name(f"{path}{section}", name)
+            if not isinstance(entry, dict):
+                raise ValueError(f"{path}{section}.{name}={entry!r} must be a group of keys.")
 
 
 def _tuples(value: Any) -> Any:
@@ -102,18 +159,21 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def restore(workdir: str | Path, checkpoint: str | None = None, data_dir: str | None = None) -> Restored:
+def restore(
+    workdir: str | Path, checkpoint: str | None = None, data_dir: str | None = None, trust: Sequence[str] = ()
+) -> Restored:
     """Restores a trained run from its workdir.
 
     Args:
       workdir: a folder that `robust_jax.train` wrote.
       checkpoint: "best" on validation, or "latest"; by default the config's ``evaluation.checkpoint``.
       data_dir: where datasets are prepared, if it is not where the config says.
+      trust: the modules from which the config may name parts, see `read_config`.
 
     Raises:
-      ValueError: no such workdir or checkpoint.
+      ValueError: no such workdir or checkpoint; a part of a module that is not trusted.
     """
-    config = read_config(workdir)
+    config = read_config(workdir, trust)
     checkpoint = checkpoint or config.evaluation.checkpoint
     if checkpoint not in checkpoints.KINDS:
         raise ValueError(f"checkpoint={checkpoint!r}: choose one of {list(checkpoints.KINDS)}.")

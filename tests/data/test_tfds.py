@@ -106,6 +106,56 @@ def test_images_and_labels_are_those_written(build):
     assert "tensorflow" not in sys.modules
 
 
+def foreign(kind):
+    """A change of features.json that names a class of another module, in the form of today or of old versions."""
+
+    def change(content):
+        if kind == "nested":
+            content["featuresDict"]["features"]["image"]["pythonClassName"] = "evil_features.Image"
+        elif kind == "whole":
+            content["pythonClassName"] = "evil_features.Features"
+        else:
+            content.clear()
+            content.update(type="evil_features.Features", content={})
+
+    return change
+
+
+@pytest.mark.parametrize("kind", ["nested", "whole", "legacy"])
+def test_a_description_that_names_python_classes_runs_no_code(build, tmp_path, monkeypatch, kind):
+    folder = build()
+    (tmp_path / "evil_features.py").write_text("from pathlib import Path\n(Path(__file__).parent / 'ran').touch()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    edit(folder / "features.json", foreign(kind))
+    with pytest.raises(
+        ValueError, match=r"description of tiny_pictures in .* names the class 'evil_features\."
+    ) as error:
+        load(folder)
+    assert "to import 'evil_features' would run its code" in str(error.value)
+    assert not (tmp_path / "ran").exists() and "evil_features" not in sys.modules
+    original = vars(tfds.features.FeatureConnector)["cls_from_name"]
+    assert isinstance(original, classmethod) and original.__module__ == tfds.features.FeatureConnector.__module__
+
+
+def test_classes_that_the_user_has_imported_are_read(build):
+    class OwnText(tfds.features.Scalar):
+        def __init__(self):
+            super().__init__(dtype=np.int64)
+
+        @classmethod
+        def from_json_content(cls, value):
+            return cls()
+
+    folder = build()
+
+    def change(content):
+        named = f"{OwnText.__module__}.{OwnText.__name__}"
+        content["featuresDict"]["features"]["extra"] = {"pythonClassName": named, "jsonFeature": {"json": "{}"}}
+
+    edit(folder / "features.json", change)
+    assert load(folder).num_classes == 4
+
+
 def test_validation_is_disjoint_and_train_and_validation_cover_the_split(build):
     dataset = load(build())
     np.testing.assert_array_equal(np.sort(np.concatenate([dataset.train.ids, dataset.validation.ids])), np.arange(20))

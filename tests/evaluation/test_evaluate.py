@@ -57,7 +57,7 @@ def workdirs(trained, tmp_path, monkeypatch):
     config.attacks.shift = dict(kind="pgd", perturbation="additive", norm="linf", radius=0.05, curve=(0, 1, 2), steps=5)
     config.attacks.warp = dict(kind="pgd", perturbation="flow", norm="linf", radius=0.155, steps=5, restarts=2)
 
-    def restore(workdir, checkpoint, data_dir):
+    def restore(workdir, checkpoint, data_dir, trust=()):
         variables, dataset = trained[workdir.name]
         own = config.copy_and_resolve_references()
         own.optimizer.weight_decay = float(workdir.name == "smooth")
@@ -67,6 +67,7 @@ def workdirs(trained, tmp_path, monkeypatch):
     folders = [tmp_path / name for name in trained]
     for folder in folders:
         folder.mkdir()
+        (folder / "config.json").write_text("{}")
     return folders
 
 
@@ -266,13 +267,13 @@ def test_outcomes_depend_on_the_code_of_the_whole_package():
 
 def test_attacks_given_replace_the_configs(workdirs):
     attacks = {
-        "mine/1": Attack(pgd, ThreatModel("additive", "l2", 0.5), dict(steps=3)),
+        "mine: 1": Attack(pgd, ThreatModel("additive", "l2", 0.5), dict(steps=3)),
         "data": dict(kind="fgsm", perturbation="affine", radius=(10, 1, 1), curve=(0.5,)),
     }
     given = dict(limit=20, split="validation", checkpoint="latest", seed=5)
     (report,) = evaluate(str(workdirs[1]), attacks, **given).values()
     assert (report["split"], report["checkpoint_step"], report["seed"]) == ("validation", 9, 5)
-    assert list(report["attacks"]) == ["mine/1", "data"]
+    assert list(report["attacks"]) == ["mine: 1", "data"]
     assert report["attacks"]["data"]["curve"]["radius"] == [[5, 0.5, 0.5], [10, 1, 1]]
     for name in ("adversarial_mine_1", "adversarial_data", "robustness_data"):
         assert (workdirs[1] / f"{name}.png").exists()

@@ -177,3 +177,61 @@ def test_a_sweep_is_configs_that_differ_in_one_key():
     assert runs.swept([a, b, b]) == ("optimizer.momentum", [0.9, 0.5, 0.5])
     for others in ([], [config(seed=1)], [b, config(epochs=3.0)]):
         assert runs.swept([a, *others]) is None
+
+
+def changed(**values):
+    """The text of a config.json with other values."""
+    content = json.loads(json.dumps(config().to_dict()))
+    for path, value in values.items():
+        *groups, key = path.split("__")
+        group = content
+        for name in groups:
+            group = group[name]
+        group[key] = value
+    return json.dumps(content)
+
+
+DAMAGED = [
+    ("", "is empty"),
+    ('{"seed": 0', "is no JSON"),
+    ("[" * 100_000, "nested too deep"),
+    ("[1, 2]", "holds no config: its content is a list"),
+    (changed(model=3), "model='3' must be a group of keys"),
+    (changed(data__augment=None), "data.augment='None' must be a group of keys"),
+    (changed(attacks__flow="pgd"), "attacks.flow='pgd' must be a group of keys"),
+    (changed(model__name=3), "model.name=3 must be a str"),
+    (changed(sync_batch_norm=1), "sync_batch_norm=1 must be a bool"),
+    (changed(evaluation__checkpoint="lates"), "evaluation.checkpoint='lates' is unknown.*Did you mean 'latest'"),
+    (changed(model__std="x"), "model.std='x': give a finite number"),
+    (changed(seed=2**32), "seed=4294967296 must be at most 4294967295"),
+    (changed(epochs=10**400), "epochs=1000.*: give a finite number"),
+    (changed(**{"attacks__\x1b[31m": {}}), r"attacks: the name '\\x1b\[31m' cannot be used"),
+]
+
+
+@pytest.mark.parametrize("content, message", DAMAGED)
+def test_a_config_that_cannot_be_read_is_one_message_that_names_the_file(tmp_path, content, message):
+    save(tmp_path, "latest", 3)
+    (tmp_path / "config.json").write_text(content)
+    for call in (runs.read_config, runs.restore, lambda folder: runs.claim(config(), folder)):
+        with pytest.raises(ValueError, match=f"(?s){message}.*Restore it from a copy") as error:
+            call(tmp_path)
+        assert str(error.value).startswith(str(tmp_path / "config.json"))
+    assert (tmp_path / "config.json").read_text() == content
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "checkpoints", "checkpoints/latest"])
+def test_a_run_does_not_write_through_links_in_its_workdir(tmp_path, name):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    link = tmp_path / "run" / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(elsewhere)
+    with pytest.raises(
+        ValueError, match=f"{name} is a symbolic link to .*elsewhere: .* make the workdir itself the link"
+    ):
+        runs.claim(config(), tmp_path / "run")
+    assert not list(elsewhere.iterdir())
+    (tmp_path / "linked").symlink_to(elsewhere)
+    runs.claim(config(), tmp_path / "linked")  # which the user named
+    assert (elsewhere / "config.json").is_file()
