@@ -52,7 +52,7 @@ def load_config(path: str) -> ConfigDict:
         raise ValueError(f"--config={path}: the file defines no get_config().")
     try:
         return module.get_config(*[argument][: bool(argument)])
-    except (AttributeError, KeyError, TypeError) as error:  # how a ConfigDict refuses a key or a type
+    except (AttributeError, KeyError, TypeError, OverflowError) as error:  # how a ConfigDict refuses a key or a value
         folder = Path(path).absolute().parent
         frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).parent == folder]
         where = f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else path

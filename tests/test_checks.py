@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robust_jax.checks import check_batch, check_images
+from robust_jax.checks import check_attack_names, check_batch, check_images
 from robust_jax.spaces.perturbations import Perturbation
 from robust_jax.spaces.threat_models import ThreatModel
 
@@ -87,3 +87,13 @@ def test_traced_arrays_are_checked_by_shape_only():
         jax.jit(f)(jnp.zeros((2, 2, 2, 1)), jnp.array([0, 1, 2]))
     with pytest.raises(ValueError, match="images"):
         jax.jit(f)(jnp.zeros((2, 2, 2), int), jnp.array([0, 1]))
+
+
+def test_attacks_whose_pictures_would_be_one_file_are_refused():
+    check_attack_names(["pgd 8", "pgd_9", "PGD 8", "a.b-c"])
+    for names in (["a:b", "a b"], ["pgd", "ε", "δ"]):
+        with pytest.raises(ValueError, match=f"attacks {names[-2]!r} and {names[-1]!r} would write the same files"):
+            check_attack_names(names)
+    for name in ("clean", "worst_case"):
+        with pytest.raises(ValueError, match=f"attacks.{name}: results use this name already"):
+            check_attack_names([name])

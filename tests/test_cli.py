@@ -142,6 +142,7 @@ def test_wrong_overrides(override, message, tmp_path):
     "line, message",
     [
         ("c.epochs = 'ten'", r"mine.py, line 10: .*epochs"),
+        ("c.optimizer.clip_norm = 10**400", r"mine.py, line 10: int too large"),
         ("c.optimiser.name = 'adam'", r"mine.py, line 10: .*optimiser"),
         ("c.bach_size = 64", r"bach_size is unknown: .*'batch_size'"),
         ("c.terms.fgr.method = 'backprop'", r"terms.fgr.method='backprop'.*'double_backprop'"),

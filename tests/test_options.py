@@ -145,9 +145,11 @@ def test_the_bounds_of_a_range():
     bounds = Range(least=0, most=1)
     for value in (0, 1, 0.5, np.float32(1), jnp.float32(0.5)):
         bounds.check("x", value)
-    for value in (-0.1, 1.1, math.inf, None, True, "1", (0.5,), np.array([0.5, 0.5])):
+    for value in (-0.1, 1.1, math.inf, 10**400, None, True, "1", (0.5,), np.array([0.5, 0.5])):
         with pytest.raises(ValueError, match="^x="):
             bounds.check("x", value)
+    with pytest.raises(ValueError, match="at most 4294967295[.]"):  # every digit of it
+        Range(most=2**32 - 1).check("x", 2**32)
 
 
 def test_traced_values_pass():

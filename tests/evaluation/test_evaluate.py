@@ -1,17 +1,15 @@
 """The program level: work directories in, JSON, arrays, pictures and a table out."""
 
 import dataclasses
-import functools
 import json
 import sys
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robust_jax import data, models
+from robust_jax import models
 from robust_jax.attacks import ATTACKS, pgd
 from robust_jax.config import base, complete
 from robust_jax.evaluation import outcome_cache
@@ -21,54 +19,8 @@ from robust_jax.evaluation.from_config import attack_from
 from robust_jax.evaluation.statistics import wilson_interval
 from robust_jax.losses import margin
 from robust_jax.spaces.threat_models import ThreatModel
-from robust_jax.workdir import runs
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
-
-
-class Linear(nn.Module):
-    """A linear classifier."""
-
-    @nn.compact
-    def __call__(self, images, train=False):
-        return nn.Dense(10)(images.reshape(len(images), -1))
-
-
-@pytest.fixture(scope="module")
-def trained():
-    """Two linear classifiers of the digits: nearest class mean, and least squares, which is less robust."""
-    dataset = data.load("digits")
-    batch = dataset.train.take(np.arange(len(dataset.train)))
-    images, targets = batch["image"].reshape(len(batch["image"]), -1) / 255, np.eye(10)[batch["label"]]
-    means = targets.T @ images / targets.sum(0)[:, None]
-    squares = np.linalg.lstsq(np.c_[images, np.ones(len(images))], targets, rcond=None)[0]
-    classifiers = {"smooth": (means.T, -(means**2).sum(1) / 2), "steep": (squares[:-1], squares[-1])}
-    return {
-        name: ({"params": {"Dense_0": {"kernel": jnp.float32(kernel), "bias": jnp.float32(bias)}}}, dataset)
-        for name, (kernel, bias) in classifiers.items()
-    }
-
-
-@pytest.fixture
-def workdirs(trained, tmp_path, monkeypatch):
-    config = base()
-    config.evaluation.limit = 200
-    config.evaluation.checks = 0
-    config.attacks.shift = dict(kind="pgd", perturbation="additive", norm="linf", radius=0.05, curve=(0, 1, 2), steps=5)
-    config.attacks.warp = dict(kind="pgd", perturbation="flow", norm="linf", radius=0.155, steps=5, restarts=2)
-
-    def restore(workdir, checkpoint, data_dir, trust=()):
-        variables, dataset = trained[workdir.name]
-        own = config.copy_and_resolve_references()
-        own.optimizer.weight_decay = float(workdir.name == "smooth")
-        return runs.Restored(own, Linear(), variables, dataset, 9 if checkpoint == "latest" else 7)
-
-    monkeypatch.setattr(runs, "restore", restore)
-    folders = [tmp_path / name for name in trained]
-    for folder in folders:
-        folder.mkdir()
-        (folder / "config.json").write_text("{}")
-    return folders
 
 
 def test_two_workdirs_leave_everything_the_design_lists(workdirs, capsys):
@@ -181,88 +133,23 @@ def test_the_worst_case_alone(workdirs, capsys):
     assert "restarts, on what was left" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.fixture
-def ran(monkeypatch):
-    """The names of the attacks that run; those after the third are interrupted."""
-    module = sys.modules["robust_jax.evaluation.robustness"]  # the package has the function under that name
-    names, original = [], module._outcome
-
-    def counted(trial, *given):
-        if len(names) == 3:
-            raise KeyboardInterrupt
-        names.append(trial.attack.all_settings()["steps"])
-        return original(trial, *given)
-
-    monkeypatch.setattr(module, "_outcome", counted)
-    return names
-
-
-def without_seconds(report):
-    attacks = {name: {k: v for k, v in a.items() if k != "seconds"} for name, a in report["attacks"].items()}
-    return report | {"attacks": attacks}
-
-
-@pytest.mark.parametrize("worst_case_only", [False, True])
-def test_what_was_killed_goes_on_after_the_last_attack_that_finished(workdirs, ran, worst_case_only):
-    common = dict(kind="pgd", loss="margin")
-    attacks = {
-        "a": common | dict(steps=1, perturbation="additive", radius=0.02, curve=(0, 2)),
-        "b": common | dict(steps=2, perturbation=("flow", "additive"), radius=(0.155, 0.02)),
-        "c": common | dict(steps=3, perturbation="additive", norm="l2", radius=0.1),
-        "d": common | dict(steps=4, perturbation="flow", radius=0.155),
-    }
-    given = dict(limit=40, worst_case_only=worst_case_only, progress=False, pictures=0)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(workdirs[1], attacks, **given)
-    folder = workdirs[1] / "evaluation_unfinished"
-    assert ran == [1, 2, 3] and len(list(folder.iterdir())) == 3
-    assert not (workdirs[1] / "evaluation.json").exists()
-    # Another seed, number of images or setting is another evaluation; in turn, so is all that follows.
-    for change in (dict(seed=1), dict(limit=39)):
-        ran.clear()
-        with pytest.raises(KeyboardInterrupt):
-            evaluate(workdirs[1], attacks, **given | change)
-        assert ran == [1, 2, 3]
-    ran[:] = ["", ""]
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(workdirs[1], attacks | {"b": attacks["b"] | dict(steps=5)}, **given)
-    assert ran[2] == 5
-
-    ran.clear()
-    (resumed,) = evaluate(workdirs[1], attacks, **given).values()
-    assert ran == [4] and not folder.exists()
-    ran.clear()
-    three = {name: attacks[name] for name in "abc"}
-    (whole,) = evaluate(workdirs[0].with_name("steep"), three, **given).values()
-    assert ran == [1, 2, 3]
-    for name in three:
-        assert without_seconds(resumed)["attacks"][name] == without_seconds(whole)["attacks"][name]
-    with np.load(workdirs[1] / "per_example.npz") as arrays:
-        assert arrays["b/loss"].shape == (40,)
-    assert not list(workdirs[1].glob("adversarial_*.png"))
-
-
-def test_what_is_not_ours_is_not_kept(workdirs):
-    ball = ThreatModel("additive", "linf", 0.02)
-    attacks = {"ours": Attack(pgd, ball), "loss": Attack(pgd, ball, {"loss": lambda z, y: margin(z, y)})}
-    attacks |= {"function": Attack(lambda *a, **b: pgd(*a, **b), ball), "after": Attack(pgd, ball, {"steps": 3})}
-    together = outcome_cache.fingerprints(attacks, {}, (), in_turn=False)
-    assert set(together) == {"ours", "after"} and len(set(together.values())) == 2
-    assert set(outcome_cache.fingerprints(attacks, {}, (), in_turn=True)) == {"ours"}
-    assert together["ours"] != outcome_cache.fingerprints(attacks, {"w": np.ones(2)}, (), in_turn=False)["ours"]
-
-
-def test_an_attack_that_the_user_wraps_is_not_kept(workdirs):
-    @functools.wraps(pgd)
-    def wrapped(*given, **options):
-        return pgd(*given, **options)
-
-    ball = ThreatModel("additive", "linf", 0.02)
-    assert not outcome_cache.fingerprints({"a": Attack(wrapped, ball)}, {}, (), in_turn=False)
-
-
-def test_outcomes_depend_on_the_code_of_the_whole_package():
-    assert outcome_cache.PACKAGE.name == "robust_jax" and (outcome_cache.PACKAGE / "losses.py").is_file()
+def test_names_are_no_markup_no_formula_and_no_path(trained, workdirs, tmp_path, monkeypatch, capsys):
+    folders = [tmp_path / "run[bold]x $x^$", tmp_path / "[red]"]
+    for folder in folders:
+        monkeypatch.setitem(trained, folder.name, trained["steep"])
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+    spec = dict(kind="pgd", perturbation="additive", radius=0.3, steps=2, curve=(0, 1))
+    name = "[blue]a $x^$ {x}"
+    reports = evaluate(folders, {name: spec}, limit=20, progress=False)
+    assert (folders[0] / "robustness__blue_a_x_x_.png").exists()
+    screen = " ".join(capsys.readouterr().out.split())
+    assert "[blue]a" in screen and "run[bold]x $x^$: ‖δ‖" in screen and "[red]: ‖δ‖" in screen and len(reports) == 2
+    for other in ("a/b", "../../up", "x" * 300, "\x1b[31m"):
+        with pytest.raises(ValueError, match="attacks: the name .* cannot be used"):
+            evaluate(folders, {other: spec})
+    with pytest.raises(ValueError, match=r"attacks 'a:b' and 'a b' would write the same files, named 'a_b'"):
+        evaluate(folders, {"a:b": spec, "a b": spec})
 
 
 def test_attacks_given_replace_the_configs(workdirs):
@@ -289,7 +176,8 @@ def test_a_transfer_attack_is_a_row_of_the_evaluation_and_part_of_what_it_resume
     assert "made on" in capsys.readouterr().out
     one = attack_from("transfer", transfer)
     variables = jax.tree.map(lambda w: 2 * w, one.source.logits_fn.variables)
-    retrained = dataclasses.replace(one, source=Source(one.source.name, models.bind(Linear(), variables)))
+    other = models.bind(one.source.logits_fn.model, variables)
+    retrained = dataclasses.replace(one, source=Source(one.source.name, other))
     prints = [outcome_cache.fingerprints({"a": a}, trained["smooth"][0], [], False)["a"] for a in (one, retrained)]
     assert prints[0] != prints[1]
     closure = dataclasses.replace(one, source=Source("closure", lambda x: x.sum((1, 2))))
@@ -343,3 +231,39 @@ def test_errors(workdirs):
         evaluate(workdirs, limit=-1)
     with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
         evaluate(workdirs, batch_size=0)
+    for given, message in (
+        (dict(seed=2**32), "seed=4294967296 must be at most 4294967295"),
+        (dict(seed=-1), "seed=-1 must be at least 0"),
+        (dict(limit="many"), "limit='many' must be a whole number"),
+        (dict(batch_size=2.5), "batch_size=2.5 must be a whole number"),
+        (dict(signs=3), "signs=3: give a tuple"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate(workdirs, **given)
+
+
+@pytest.mark.parametrize(
+    "curve, message",
+    [
+        ((-1, 1), r"curve=\(-1, 1\): give multiples >= 0"),
+        ((0, float("nan")), "give multiples >= 0"),
+        ((0, float("inf")), "give multiples >= 0"),
+        (("x", 1), "give multiples >= 0"),
+        ((0, [1]), "give multiples >= 0"),
+        (1.5, "give a tuple of multiples"),
+        ("012", "give a tuple of multiples"),
+        (range(200_000), "has 200,000 radii: at most 1,000 are measured"),
+    ],
+)
+def test_curves_of_no_radii_or_too_many(curve, message):
+    with pytest.raises(ValueError, match=message):
+        Attack(pgd, ThreatModel("additive", "linf", 0.1), curve=curve)
+    if not isinstance(curve, tuple | float | str):
+        curve = tuple(curve)
+    with pytest.raises(ValueError, match=f"attacks.a.{message}" if message.startswith("curve") else "attacks.a.curve"):
+        attack_from("a", dict(kind="pgd", perturbation="additive", radius=0.1, curve=curve))
+
+
+def test_curves_may_be_arrays():
+    for curve in (np.array([0, 1.5]), jnp.array([0, 1.5]), [0, 1.5], tuple(np.float32([0, 1.5]))):
+        assert Attack(pgd, ThreatModel("additive", "linf", 0.1), curve=curve).multiples() == [1.0, 1.5]

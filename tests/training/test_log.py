@@ -83,3 +83,14 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch, capsys):
         log.write(10, {"loss": 1.0})
         log.write(10, {"validation/clean": 0.5}, epoch=1.0)
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr().out == ""
+
+
+def test_a_log_does_not_write_through_a_link(tmp_path):
+    precious = tmp_path / "precious"
+    for resumed_at in (0, 8):
+        precious.write_text("precious")
+        (tmp_path / "metrics.jsonl").unlink(missing_ok=True)
+        (tmp_path / "metrics.jsonl").symlink_to(precious)
+        with TrainingLog(tmp_path, resumed_at, 20, 10.0) as log:
+            log.write(12, {"loss": 1.0})
+        assert precious.read_text() == "precious"
