@@ -166,7 +166,7 @@ def run(main: Callable[[flags.FlagValues, list[str]], None], arguments: Sequence
         print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help(), sep="\n")
         return
     overrides = [a for a in given if OVERRIDE.fullmatch(a)]
-    if overrides:
+    if any(":" in override for override in overrides):  # one may name a part
         search_current_folder()
     try:
         try:

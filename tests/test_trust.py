@@ -124,9 +124,12 @@ def test_the_programs_run_no_code_of_the_current_folder(tmp_path):
 def test_the_current_folder_is_searched_only_for_what_the_user_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
-    cli.run(lambda *_: None, ["prog.py"])
+    cli.run(lambda *_: None, ["prog.py", "--config.evaluation.limit=5"])
     assert cli.trusted([]) == () and str(tmp_path) not in sys.path
     assert cli.trusted([" my_parts.py", "other"]) == ("my_parts", "other") and sys.path[-1] == str(tmp_path)
+    sys.path.pop()
+    cli.run(lambda *_: None, ["prog.py", "--config.model.name=my_parts:Tiny"])
+    assert sys.path[-1] == str(tmp_path)
     with pytest.raises(ValueError, match="'../x' is no module"):
         cli.trusted(["../x"])
 
