@@ -19,8 +19,9 @@ from typing import Any, TypeVar
 
 Part = TypeVar("Part")
 
-# Neither a path such as "C:\\runs" or "runs/a:b" nor a version such as "mnist:3.0.1" is one.
-_OF_MODULE = re.compile(r"(\w[^\s:/\\]*):([A-Za-z_][\w.]*)")
+# Neither a path such as "C:\\runs" or "runs/a:b" nor a version such as "mnist:3.0.1" is one. A module's name is a plain
+# word to a shell, into which a message may be pasted.
+_OF_MODULE = re.compile(r"(\w[\w.-]{0,199}):([A-Za-z_][\w.]{0,199})")
 # Keys whose text is never resolved to a part: folders, and the name of one of the config's attacks.
 _TEXT = re.compile(r"data\.data_dir|attacks\.[^.]*\.source|select_by")
 LONGEST_NAME = 100
@@ -47,7 +48,7 @@ def check_trust(where: Any, config: Mapping[str, Any], trust: Sequence[str]) -> 
         raise ValueError(f"trust={trust!r}: give a tuple of modules, ({trust!r},).")
     wanted = [part for part in _parts(config) if not _is_trusted(part[2], trust)]
     if wanted:
-        parts = ", ".join(f"{path}={name!r}" for path, name, _ in wanted[:5]) + ", ..." * (len(wanted) > 5)
+        parts = ", ".join(f"{path[:200]}={name!r}" for path, name, _ in wanted[:5]) + ", ..." * (len(wanted) > 5)
         modules = list(dict.fromkeys([*trust, *(module for *_, module in wanted)]))
         raise ValueError(
             f"{where} names parts that robust_jax does not have: {parts}. To import them would run the code of their "

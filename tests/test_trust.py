@@ -147,7 +147,8 @@ def test_trusting_one_module_trusts_no_other():
 
 
 def test_paths_versions_and_names_of_attacks_are_no_modules():
-    for name in ("mnist:3.0.1", "C:\\runs", "runs/a:b", "gs://bucket", "a b:c", ":x", "x:", ".x:y", 3, None):
+    texts = ("mnist:3.0.1", "C:\\runs", "runs/a:b", "gs://bucket", "a b:c", ":x", "x:", ".x:y", "x;$(y):z", "x\x1b[:y")
+    for name in (*texts, 3, None):
         assert extensions.module_of(name) is None
     assert extensions.module_of("my-parts.inner:deep.name") == "my-parts.inner"
     free = {"data": {"data_dir": "disk:data"}, "attacks": {"a:b": {"source": "disk:runs"}}, "select_by": "a:b"}

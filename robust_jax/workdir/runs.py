@@ -125,6 +125,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _filled(saved: dict[str, Any], path: str, defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A saved group of keys, completed by the defaults of those that it lacks."""
     filled = dict(base().to_dict() if defaults is None else defaults)
     for key, value in saved.items():
         if isinstance(filled.get(key), dict):
