@@ -3,6 +3,8 @@
 python train.py --config=configs/digits_fgr.py --workdir=runs/digits_fgr [--config.terms.fgr.weight=1.47 ...]
 """
 
+import shlex
+
 from absl import flags, logging
 
 from robust_jax import cli, extensions, parallel
@@ -22,10 +24,13 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     config = cli.overridden(cli.load_config(options.config), overrides)
     workdir = options.workdir or cli.default_workdir(options.config)
+    if "," in workdir:
+        raise ValueError(f"--workdir={workdir}: eval.py takes a comma for the start of another workdir; leave it out.")
     loop.train(config, workdir, cli.trusted(options.trust))
     if parallel.is_main():
         own = extensions.modules_of(config.to_dict())
-        print(f"Trained. Now: python eval.py --workdir={workdir}" + (f" --trust={','.join(own)}" if own else ""))
+        arguments = [f"--workdir={workdir}", *([f"--trust={','.join(own)}"] if own else [])]
+        print(f"Trained. Now: python eval.py {shlex.join(arguments)}")
 
 
 if __name__ == "__main__":

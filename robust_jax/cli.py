@@ -182,9 +182,9 @@ def run(main: Callable[[flags.FlagValues, list[str]], None], arguments: Sequence
             raise  # not raised by this package: the traceback is needed
         print(printable(f"{Path(given[0]).name}: {error}"), file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("Interrupted; start again to resume.", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "Interrupted; start again to resume.", file=sys.stderr)
+        sys.exit(getattr(stop, "exit_code", 130))
 
 
 def search_current_folder() -> None:

@@ -6,6 +6,7 @@ replicated. Evaluation is one jitted program whose batch is laid out over the lo
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -53,6 +54,25 @@ def host() -> tuple[int, int]:
 def is_main() -> bool:
     """Whether this is process 0: the one that prints, and that writes logs and results."""
     return jax.process_index() == 0
+
+
+def has_peers() -> bool:
+    """Whether other processes take part in this run."""
+    return jax.process_count() > 1
+
+
+_calls = itertools.count()
+
+
+def agreed_to_stop(asked: bool) -> bool:
+    """Whether to stop now, the same answer on every process; all must call it equally often.
+
+    One process stops when it is asked to. With several, JAX notices a SIGTERM that any of them gets, and the answer is
+    yes at the first call that all of them have still to make. That waits for nothing until then.
+    """
+    if jax.process_count() == 1:
+        return asked
+    return bool(multihost_utils.reached_preemption_sync_point(next(_calls)))
 
 
 def on_cpu() -> bool:

@@ -112,6 +112,52 @@ def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_bits(unint
     assert steps == sorted(set(steps)) and steps[-1] == 120
 
 
+def started(process, workdir):
+    """Waits until a checkpoint is there."""
+    latest, deadline = workdir / "checkpoints" / "latest", time.time() + 200
+    while not (latest.is_dir() and any(p.name.isdigit() for p in latest.iterdir())):
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.002)
+
+
+def equal(found, expected):
+    for kind in checkpoints.KINDS:
+        assert found[kind][0] == expected[kind][0]
+        jax.tree.map(np.testing.assert_array_equal, found[kind][1], expected[kind][1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, code", [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 129)])
+def test_a_signal_loses_no_step_and_no_bit(name, code, uninterrupted, folder):
+    whole, *_ = uninterrupted
+    workdir = folder / name
+    process = train(folder, workdir)
+    started(process, workdir)
+    process.send_signal(getattr(signal, name))
+    _, err = finish(process, status=code)
+    step = states(workdir)["latest"][0]
+    assert f"{name}: saved step {step} of 120 in {workdir}; start again to resume." in err and "Traceback" not in err
+    assert [line["step"] for line in lines(workdir) if "loss" in line][-1] <= step
+    finish(train(folder, workdir))
+    equal(states(workdir), states(whole))
+    assert lines(workdir) == lines(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who, name, code", [(0, "SIGTERM", 143), (1, "SIGTERM", 143), (1, "SIGINT", 130)])
+def test_two_hosts_agree_on_the_step_after_which_they_stop(who, name, code, folder):
+    workdir = folder / f"stopped_{who}_{name}"
+    address = f"127.0.0.1:{free_port()}"
+    long = "--config.epochs=10000", "--config.eval_every_epochs=1000", "--config.checkpoint_every_steps=1000"
+    processes = [train(folder, workdir, *long, f"--distributed={address},2,{i}", devices=2) for i in range(2)]
+    started(processes[0], workdir)
+    processes[who].send_signal(getattr(signal, name))
+    results = [process.communicate(timeout=60) for process in processes]
+    assert [p.returncode for p in processes] == [code if i == who else 143 for i in range(2)], results
+    step = states(workdir)["latest"][0]
+    assert all(f"saved step {step} of" in err for _, err in results)
+
+
 def test_what_it_prints_without_a_terminal(uninterrupted):
     workdir, out, err = uninterrupted
     printed = out.splitlines()
@@ -138,6 +184,8 @@ def test_eval_measures_the_workdirs_own_attacks_with_overrides(uninterrupted, fo
     "program, arguments, texts",
     [
         ("train.py", ["--config.terms.frg.weight=2"], ["no key 'frg'", "['ce', 'fgr']"]),
+        ("train.py", ["--workdir=a,b"], ["--workdir=a,b: eval.py takes a comma"]),
+        ("train.py", ["--workdir=fgr[weight=3]"], ["contains '['", "Take another name"]),
         ("train.py", ["--config.schedule.learning_rate=3e38", "--config.optimizer.momentum=0"],
          ["at step ", "is NaN or infinite", "schedule.learning_rate"]),
     ],

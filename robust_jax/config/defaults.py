@@ -21,9 +21,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 # Plain keys that take numbers.
 RANGES: dict[str, Range] = {
-    **dict.fromkeys(("epochs", "batch_size", "eval_every_epochs", "log_every_steps"), Range(above=0)),
+    **dict.fromkeys(
+        ("epochs", "batch_size", "eval_every_epochs", "log_every_steps", "keep_checkpoints"), Range(above=0)
+    ),
     "seed": Range(least=0, most=2**32 - 1),  # what NumPy takes
-    **dict.fromkeys(("select_limit", "checkpoint_every_steps"), Range(least=0)),
+    **dict.fromkeys(("select_limit", "checkpoint_every_steps", "checkpoint_every_minutes"), Range(least=0)),
     "data.validation": Range(above=0, below=1),  # checkpoints are chosen on the validation split
     **dict.fromkeys(("data.limit", "data.eval_resize"), Range(least=0)),
     **dict.fromkeys([f"data.augment.{key}" for key in ("resize", "padding")], Range(least=0)),
@@ -95,6 +97,8 @@ def base(dataset: str = "digits", model: str = "digits_cnn") -> ConfigDict:
             "select_limit": 0,  # validation images for that; 0: all
             "eval_every_epochs": 1.0,
             "checkpoint_every_steps": 0,  # besides those after each validation; 0: none
+            "checkpoint_every_minutes": 10.0,  # and at least this often; 0: no limit
+            "keep_checkpoints": 2,  # the number of latest ones kept, in case the newest is damaged
             "log_every_steps": 50,
             "attacks": {},
             "evaluation": {

@@ -82,7 +82,9 @@ def evaluate(
     from robust_jax.evaluation.measure import Settings, chosen_attacks, measure
     from robust_jax.workdir import runs
 
-    folders = [Path(w) for w in ([workdirs] if isinstance(workdirs, str | os.PathLike) else workdirs)]
+    folders = [
+        Path(os.path.expanduser(w)) for w in ([workdirs] if isinstance(workdirs, str | os.PathLike) else workdirs)
+    ]
     if not folders:
         raise ValueError("evaluate got no workdir: give at least one folder that train.py wrote")
     given: dict[str, Any] = {

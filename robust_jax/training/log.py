@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from absl import logging
 from tqdm import tqdm
 
 from robust_jax import files, parallel
@@ -18,6 +19,7 @@ class TrainingLog:
     """Writes while the run goes on; only process 0 of a multi-host run writes anything."""
 
     def __init__(self, workdir: Path, start: int, total_steps: int, steps_per_epoch: float):
+        self.workdir = workdir
         self._path, self._start, self._total = workdir / "metrics.jsonl", start, total_steps
         self._steps_per_epoch = steps_per_epoch
         self._active = parallel.is_main()
@@ -87,14 +89,40 @@ def _short(name: str) -> str:
 
 
 def _drop_lines_after(path: Path, step: int) -> None:
-    """Removes what a killed run logged after its last checkpoint: those steps run again."""
+    """Removes what a killed run logged after its last checkpoint: those steps run again.
+
+    A file that is damaged in other ways is kept beside as ``metrics.jsonl.damaged``; the lines that can be read stay.
+
+    Raises:
+      ValueError: if it is a folder.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, where train.py writes its metrics: move it away and start again.")
     if not path.exists():
+        if step:
+            logging.warning("%s is missing: what was logged up to step %d is lost, training goes on.", path, step)
         return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except ValueError:  # half a line: the run was killed while it wrote
-            continue
-    files.write_atomically(path, "".join(line + "\n" for line in kept).encode())
+    content = path.read_bytes()
+    lines = content.decode(errors="replace").splitlines()
+    steps = [_step_of(line) for line in lines]
+    if any(s is None for s in steps[:-1]):  # the last line may be cut: the run was killed while it wrote
+        kept = path.with_name(f"{path.name}.damaged")
+        files.write_atomically(kept, content)
+        count = sum(s is None for s in steps)
+        logging.warning("%s: %d of %d lines cannot be read; they are kept in %s.", path, count, len(lines), kept)
+    known = [s for s in steps if s is not None]
+    if step == 0 and known:
+        logging.warning("%s reaches step %d, but there is no checkpoint: starting at step 0.", path, max(known))
+    elif step and not known:
+        logging.warning("%s holds no line: what was logged up to step %d is lost, training goes on.", path, step)
+    keep = [line for line, s in zip(lines, steps, strict=True) if s is not None and s <= step]
+    files.write_atomically(path, "".join(line + "\n" for line in keep).encode())
+
+
+def _step_of(line: str) -> float | None:
+    """The step of a line; None of one that is no line of metrics."""
+    try:
+        found = json.loads(line)["step"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return found if isinstance(found, int | float) else None

@@ -6,7 +6,8 @@ The loop reads as phases: prepare, resume, then blocks of steps, and after some 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,9 +25,10 @@ from robust_jax.config.validation import complete
 from robust_jax.evaluation import from_config
 from robust_jax.evaluation.robustness import robustness
 from robust_jax.objectives.objective import Objective, make_objective
+from robust_jax.training import stopping
 from robust_jax.training.log import TrainingLog
 from robust_jax.training.step import TrainState, init_state, make_train_step
-from robust_jax.workdir import checkpoints, runs
+from robust_jax.workdir import checkpoints, folder, runs
 
 # Seconds of steps dispatched together: Ctrl-C and the progress bar wait for no more.
 _TOGETHER = 0.1
@@ -90,8 +92,8 @@ def train(config: ConfigDict, workdir: str | Path, trust: Sequence[str] = ()) ->
     """Trains as the config says, resuming from what the workdir holds.
 
     Leaves ``config.json``, ``metrics.jsonl`` (one line per log step), TensorBoard events, and ``checkpoints/`` (the
-    latest and the best on validation) in the workdir. A run killed at any point and started again ends with the same
-    bits as one that was not.
+    latest ones and the best on validation) in the workdir. A run killed at any point and started again ends with the
+    same bits as one that was not. SIGTERM, SIGHUP or an interrupt (Ctrl-C) lets it finish the steps under way and save.
 
     Args:
       config: see `robust_jax.config.base`.
@@ -103,20 +105,24 @@ def train(config: ConfigDict, workdir: str | Path, trust: Sequence[str] = ()) ->
       The last state, as NumPy arrays.
 
     Raises:
-      ValueError: a mistake in the config, or a workdir of another config.
+      ValueError: a mistake in the config, a workdir of another config or one that cannot be used, or a disk that fails.
+      Stopped: a signal asked for it; a KeyboardInterrupt with an ``exit_code``.
       NonFiniteLossError: NaN or infinity in the loss or its gradient.
     """
     config = complete(config)
-    if not str(workdir) or Path(workdir).is_file():
-        raise ValueError(f"workdir={str(workdir)!r} must be a folder, or the name of one to make.")
-    workdir = Path(workdir)
+    workdir = folder.named(workdir)
     with jax.default_matmul_precision(config.precision):
         run, state = prepare(config, trust)
-        runs.claim(config, workdir)
-        with checkpoints.opened(workdir) as saved:
-            state = _resumed(state, saved, workdir)
-            with TrainingLog(workdir, int(state.step), run.total_steps, run.steps_per_epoch) as log:
-                return _train_on(run, state, saved, log)
+        size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(state))
+        with folder.claimed(workdir, size), folder.explained(workdir):
+            runs.claim(config, workdir)
+            with checkpoints.opened(workdir, runs.plain(config), config.keep_checkpoints) as saved:
+                state, pending = _resumed(state, saved, workdir, config)
+                with (
+                    TrainingLog(workdir, int(state.step), run.total_steps, run.steps_per_epoch) as log,
+                    stopping.listening() as requests,
+                ):
+                    return _train_on(run, state, _Metrics(pending), saved, log, requests)
 
 
 def prepare(config: ConfigDict, trust: Sequence[str] = ()) -> tuple[Run, TrainState]:
@@ -181,39 +187,100 @@ def _first_state(run: Run, optimizer: optax.GradientTransformation, objective: O
     return jax.device_get(init_state(variables, optimizer, run.config.optimizer.ema, memory))
 
 
-def _resumed(state: TrainState, saved: checkpoints.Checkpoints, workdir: Path) -> TrainState:
-    """The latest checkpoint, or the given state if there is none."""
-    if saved.step("latest") is None:
-        return state
-    state = saved.restore("latest", state)
-    logging.info("Resuming %s after step %d.", workdir, state.step)
-    return state
+def _resumed(
+    state: TrainState, saved: checkpoints.Checkpoints, workdir: Path, config: ConfigDict
+) -> tuple[TrainState, Mapping[str, Any]]:
+    """The state of the checkpoint to go on from, or the given one, and the metrics since the last log step."""
+    found = saved.resume(state)
+    if found is None:
+        return state, {}
+    logging.info("Resuming %s after step %d.", workdir, found.step)
+    notes = found.notes or {"config": {}, "pending": {}}
+    if notes["config"]:
+        runs.check_same(found.path, notes["config"], runs.plain(config))
+    return found.state, notes["pending"]
 
 
-def _train_on(run: Run, state: TrainState, saved: checkpoints.Checkpoints, log: TrainingLog) -> TrainState:
+def _train_on(
+    run: Run,
+    state: TrainState,
+    metrics: _Metrics,
+    saved: checkpoints.Checkpoints,
+    log: TrainingLog,
+    requests: stopping.Requests,
+) -> TrainState:
     """All remaining steps, and the logs, validations and checkpoints that fall between them."""
     config, step = run.config, int(state.step)
     key = jax.random.key(config.seed)  # an argument of the compiled loop, so that no seed recompiles it
     batches = _Batches(data.train_blocks(run.dataset.train, config.batch_size, config.seed, step, *parallel.host()))
-    on_devices, metrics, most = parallel.replicate(state), [], 1
+    on_devices, most, clock = parallel.replicate(state), 1, _Clock(config.checkpoint_every_minutes)
     while step < run.total_steps:
         block, first, count = batches.take(min(most, run.until_due(step)))
         on_devices, new = run.steps(on_devices, block, key, first, count)
-        metrics.append((new, slice(first, first + count)))
+        metrics.add(new, slice(first, first + count))
         step += count
         log.tick(count)
-        due = run.due(step)
-        if due.log:
+        due, stop = run.due(step), requests.agreed() and step < run.total_steps
+        save = due.save or stop or clock.is_due(at_log_step=due.log)
+        if due.log or save:
             _stop_if_failed(on_devices, config)
-            log.write(step, _average(metrics) | {"learning_rate": float(run.schedule(step - 1))})
-            metrics, most = [], max(int(_TOGETHER * parallel.agreed(log.rate)), 1)
-        if due.save:
+        if due.log:
+            log.write(step, metrics.average() | {"learning_rate": float(run.schedule(step - 1))})
+            metrics, most = _Metrics(), max(int(_TOGETHER * parallel.agreed(log.rate)), 1)
+        if save:
             state = parallel.first(on_devices).replace(best=state.best)
         if due.validate:
             state = _validated(run, state, step, saved, log)
-        if due.save:
-            saved.save("latest", step, state)
+        if save:
+            saved.save("latest", step, state, metrics.pending())
+            clock.restart()
+        if stop:
+            saved.wait("latest")
+            raise requests.stopped(f"saved step {step} of {run.total_steps} in {log.workdir}")
     return state
+
+
+class _Clock:
+    """When the next checkpoint is due by the time that has passed."""
+
+    def __init__(self, minutes: float):
+        self._seconds = 60 * minutes or float("inf")
+        self.restart()
+
+    def restart(self) -> None:
+        """The interval begins again."""
+        self._began = time.monotonic()
+
+    def is_due(self, at_log_step: bool) -> bool:
+        """Whether it has passed. A multi-host run asks at log steps alone, since all of its processes must agree."""
+        if parallel.has_peers() and not at_log_step:
+            return False
+        return parallel.agreed(time.monotonic() - self._began) >= self._seconds
+
+
+class _Metrics:
+    """The metrics of the steps since the last log step; those before a restart come from the checkpoint."""
+
+    def __init__(self, pending: Mapping[str, Any] = {}):
+        self._before = {name: np.asarray(values, np.float32) for name, values in pending.items()}
+        self._blocks: list[tuple[dict[str, jax.Array], slice]] = []
+
+    def add(self, values: dict[str, jax.Array], at: slice) -> None:
+        """Adds the steps of one dispatch; each value is a mean over devices already."""
+        self._blocks.append((values, at))
+
+    def pending(self) -> dict[str, list[float]]:
+        """All of them, to be saved."""
+        return {name: values.tolist() for name, values in self._fetched().items()}
+
+    def average(self) -> dict[str, float]:
+        """Means over the steps."""
+        return {name: float(np.mean(values)) for name, values in self._fetched().items()}
+
+    def _fetched(self) -> dict[str, np.ndarray]:
+        parts = [self._before] if self._before else []
+        parts += [{k: v[at] for k, v in parallel.first(values).items()} for values, at in self._blocks]
+        return {k: np.concatenate([part[k] for part in parts]) for k in parts[0]} if parts else {}
 
 
 class _Batches:
@@ -232,12 +299,6 @@ class _Batches:
         first, count = self._next, min(most, self._size - self._next)
         self._next += count
         return self._on_devices, first, count
-
-
-def _average(metrics: list[tuple[dict[str, jax.Array], slice]]) -> dict[str, float]:
-    """Means over the steps since the last log step; each step's was a mean over devices already."""
-    fetched = [{k: v[at] for k, v in parallel.first(values).items()} for values, at in metrics]
-    return {k: float(np.mean(np.concatenate([m[k] for m in fetched]))) for k in fetched[0]}
 
 
 def _validated(run: Run, state: TrainState, step: int, saved: checkpoints.Checkpoints, log: TrainingLog) -> TrainState:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import operator
+import os
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
@@ -18,7 +19,7 @@ from robust_jax.config.build import create_model, load_dataset
 from robust_jax.config.defaults import CHOICES, RANGES, base
 from robust_jax.extensions import check_name, check_trust, choose
 from robust_jax.spaces.perturbations import Perturbation
-from robust_jax.workdir import checkpoints
+from robust_jax.workdir import checkpoints, saved_config
 
 
 class Restored(NamedTuple):
@@ -32,7 +33,10 @@ class Restored(NamedTuple):
 
 
 # Keys that may differ when a run is resumed: none of them changes the weights.
-FREE = ("attacks", "evaluation", "log_every_steps", "checkpoint_every_steps", "data.data_dir")
+FREE = (
+    "attacks", "evaluation", "log_every_steps", "checkpoint_every_steps", "checkpoint_every_minutes",
+    "keep_checkpoints", "data.data_dir",
+)  # fmt: skip
 
 
 def claim(config: ConfigDict, workdir: Path) -> None:
@@ -42,18 +46,35 @@ def claim(config: ConfigDict, workdir: Path) -> None:
       ValueError: if the workdir was trained with another config, naming the keys that differ; a ``config.json`` that
         cannot be read; a symbolic link where the run would write.
     """
-    text = json.dumps(config.to_dict(), indent=2, default=_plain) + "\n"
     path = workdir / "config.json"
     _refuse_links(workdir)
-    if path.is_file() and any((workdir / "checkpoints").glob("*/[0-9]*")):
-        old, new = _flat(_read(path)), _flat(json.loads(text))
-        fixed = [k for k in old.keys() | new.keys() if k.startswith(f"attacks.{config.select_by}.") or _is_fixed(k)]
-        if changed := sorted(k for k in fixed if old.get(k) != new.get(k)):
-            was = ", ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in changed)
-            raise ValueError(f"{workdir} was trained with another config ({was}): take another workdir.")
+    if any((workdir / "checkpoints").glob("*/[0-9]*")):
+        check_same(workdir, saved_config.read(workdir), plain(config))
+    elif path.is_dir():
+        raise ValueError(f"{path} is a folder: remove it, or take another workdir.")
     if parallel.is_main():
         workdir.mkdir(parents=True, exist_ok=True)
-        files.write_atomically(path, text.encode())
+        files.write_atomically(path, (json.dumps(plain(config), indent=2) + "\n").encode())
+
+
+def plain(config: ConfigDict) -> dict[str, Any]:
+    """The config in the form that JSON has for it; a perturbation of the user's own is its name."""
+    result: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=_plain))
+    return result
+
+
+def check_same(there: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Compares the config of ``there``, a workdir or a checkpoint, with another one, both as `plain` gives them.
+
+    Raises:
+      ValueError: names the keys that differ, of those that change weights.
+    """
+    flat_old, flat_new = (_flat(_tuples(_filled(dict(c), f"{there}: "))) for c in (old, new))
+    keys, selecting = flat_old.keys() | flat_new.keys(), f"attacks.{new['select_by']}."
+    fixed = [k for k in keys if k.startswith(selecting) or _is_fixed(k)]
+    if changed := sorted(k for k in fixed if flat_old.get(k) != flat_new.get(k)):
+        was = ", ".join(f"{k}: {flat_old.get(k)!r} there, {flat_new.get(k)!r} now" for k in changed)
+        raise ValueError(f"{there} was trained with another config ({was}): take another workdir.")
 
 
 def _refuse_links(workdir: Path) -> None:
@@ -100,23 +121,18 @@ def read_config(workdir: str | Path, trust: Sequence[str] = ()) -> ConfigDict:
     Raises:
       ValueError: if it holds none, or one that cannot be read; a part of a module that is not trusted.
     """
-    path = Path(workdir) / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist: {workdir} is no workdir of train.py.")
-    config = _read(path)
-    check_trust(path, config, trust)
+    config = _read(Path(workdir))
+    check_trust(Path(workdir) / "config.json", config, trust)
     return ConfigDict(_tuples(config), convert_dict=True)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A ``config.json``, completed by the defaults of keys that it lacks because it is older than they are."""
+def _read(workdir: Path) -> dict[str, Any]:
+    """The saved config of a workdir, completed by the defaults of keys that are newer than it."""
+    path = workdir / "config.json"
     try:
-        saved = files.read_json(path)
-        if not isinstance(saved, dict):
-            raise ValueError(f"{path} holds no config: its content is a {type(saved).__name__}.")
-        filled = _filled(saved, f"{path}: ")
+        filled = _filled(saved_config.read(workdir), f"{path}: ")
         _check_values(filled, f"{path}: ")
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         raise ValueError(
             f"{error} Restore it from a copy. In a workdir of your own train.py writes it again if you remove it and "
             f"start with the same config."
@@ -174,6 +190,7 @@ def restore(
     Raises:
       ValueError: no such workdir or checkpoint; a part of a module that is not trusted.
     """
+    workdir = Path(os.path.expanduser(workdir))
     config = read_config(workdir, trust)
     checkpoint = checkpoint or config.evaluation.checkpoint
     if checkpoint not in checkpoints.KINDS:
@@ -183,11 +200,13 @@ def restore(
     dataset = load_dataset(config)
     model = create_model(config, dataset.num_classes)
     with checkpoints.opened(workdir) as saved:
-        step = saved.step(checkpoint)
-        if step is None:
+        if saved.step(checkpoint) is None:
             raise ValueError(f"{workdir} holds no {checkpoint} checkpoint: let train.py reach an evaluation.")
-        state = saved.restore(checkpoint)
-    return Restored(config, model, evaluation_variables(state), dataset, step)
+        others = [kind for kind in checkpoints.KINDS if kind != checkpoint]
+        found = saved.newest((checkpoint, *others))
+    if found.notes and found.notes["config"]:
+        check_same(found.path, found.notes["config"], plain(config))
+    return Restored(config, model, evaluation_variables(found.state), dataset, found.step)
 
 
 def evaluation_variables(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 
+import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from robust_jax.training.log import TrainingLog
@@ -94,3 +95,38 @@ def test_a_log_does_not_write_through_a_link(tmp_path):
         with TrainingLog(tmp_path, resumed_at, 20, 10.0) as log:
             log.write(12, {"loss": 1.0})
         assert precious.read_text() == "precious"
+
+
+GOOD = "".join(f'{{"step": {step}, "loss": 1.0}}\n' for step in (4, 8))
+DAMAGE = {
+    "binary": (bytes(range(256)) * 4, [], True),
+    "a line cut": ((GOOD + '{"step": 6, "lo\n{"step": 8}\n').encode(), [4, 8, 8], True),
+    "no step": ((GOOD + '{"loss": 3.0}\n{"step": 8}\n').encode(), [4, 8, 8], True),
+    "a list": (("[1]\n" + GOOD).encode(), [4, 8], True),
+    "steps of text": (('{"step": "4"}\n' + GOOD).encode(), [4, 8], True),
+    "nested": (("[" * 100_000 + "\n" + GOOD).encode(), [4, 8], True),
+    "zeroed": (bytes(100) + b"\n" + GOOD.encode(), [4, 8], True),
+    "empty": (b"", [], False),
+    "the last line cut": ((GOOD + '{"step": 1').encode(), [4, 8], False),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damaged_metrics_are_told_and_kept_beside(kind, tmp_path, caplog):
+    content, steps, kept = DAMAGE[kind]
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(content)
+    with TrainingLog(tmp_path, 8, 20, 10.0) as log:
+        log.write(12, {"loss": 2.0})
+    assert [line["step"] for line in lines(tmp_path)] == [*steps, 12]
+    damaged = tmp_path / "metrics.jsonl.damaged"
+    assert damaged.exists() == kept and (not kept or damaged.read_bytes() == content)
+    assert (str(path) in caplog.text) == (kept or not steps)
+
+
+def test_missing_metrics_are_told_and_a_folder_refused(tmp_path, caplog):
+    with TrainingLog(tmp_path, 8, 20, 10.0):
+        assert "metrics.jsonl is missing" in caplog.text
+    (tmp_path / "other" / "metrics.jsonl").mkdir(parents=True)
+    with pytest.raises(ValueError, match="metrics.jsonl is a folder"):
+        TrainingLog(tmp_path / "other", 8, 20, 10.0)

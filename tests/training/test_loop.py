@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +21,10 @@ from robust_jax.data import batches as data_batches
 from robust_jax.objectives import terms
 from robust_jax.objectives.objective import make_objective
 from robust_jax.training import loop as training
+from robust_jax.training import stopping
 from robust_jax.training.loop import NonFiniteLossError, train
 from robust_jax.training.step import init_state, make_train_step
-from robust_jax.workdir import checkpoints, runs
+from robust_jax.workdir import checkpoints, folder, runs
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "tiny")
 
@@ -174,10 +179,10 @@ def test_a_run_that_died_and_was_started_again_ends_with_the_same_bits(moment, r
     what, at = moment.split()
     save = checkpoints.Checkpoints.save
 
-    def saving(self, kind, step, state):
+    def saving(self, kind, step, state, *rest):
         if (what, str(step)) == (kind, at):
             raise Killed  # "latest": the best of that step is there already
-        save(self, kind, step, state)
+        save(self, kind, step, state, *rest)
 
     with monkeypatch.context() as patch:
         change_batches(patch, killed_at(int(at) if what == "batch" else None))
@@ -191,6 +196,109 @@ def test_a_run_that_died_and_was_started_again_ends_with_the_same_bits(moment, r
     for kind in checkpoints.KINDS:
         assert states[kind][0] == expected[kind][0]
         same(states[kind][1], expected[kind][1])
+
+
+@pytest.mark.parametrize("name, code", [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_saves_the_step_that_is_under_way(name, code, reference, tmp_path, monkeypatch, capfd):
+    def kill(step, batch):
+        if step == 6:  # between two log steps of 5: the metrics since then are saved as well
+            os.kill(os.getpid(), getattr(signal, name))
+        return batch
+
+    handlers = [signal.getsignal(s) for s in stopping.SIGNALS]
+    with monkeypatch.context() as patch, pytest.raises(stopping.Stopped, match=f"{name}: saved step 5 of 12") as info:
+        change_batches(patch, kill)
+        train(config(log_every_steps=5), tmp_path)
+    assert info.value.exit_code == code and "once more to end at once" in capfd.readouterr().err
+    assert [signal.getsignal(s) for s in stopping.SIGNALS] == handlers
+    with checkpoints.opened(tmp_path) as saved:
+        assert saved.step("latest") == 5
+
+
+def stop_at(monkeypatch, step):
+    """Stops a run after this step, as a signal would."""
+    steps = iter(range(1, 100))
+    monkeypatch.setattr(stopping.Requests, "agreed", lambda self: next(steps) == step)
+
+
+def test_a_run_that_was_stopped_between_log_steps_ends_with_the_same_bits_and_lines(reference, tmp_path, monkeypatch):
+    for at in (2, 5, 10):  # steps of a fresh run, then of those that go on
+        with monkeypatch.context() as patch, pytest.raises(stopping.Stopped):
+            patch.setattr(training, "_TOGETHER", 0)  # one step at a time
+            start = saved_states(tmp_path).get("latest", (0,))[0]
+            stop_at(patch, at - start)
+            train(config(), tmp_path)
+        assert saved_states(tmp_path)["latest"][0] == at
+    same(train(config(), tmp_path), reference[1])
+    assert lines(tmp_path) == lines(reference[0])
+
+
+def test_saving_by_time_changes_nothing(reference, tmp_path, monkeypatch):
+    saved = []
+    save = checkpoints.Checkpoints.save
+
+    def saving(self, kind, step, *rest):
+        saved.append((kind, step))
+        save(self, kind, step, *rest)
+
+    monkeypatch.setattr(checkpoints.Checkpoints, "save", saving)
+    monkeypatch.setattr(training, "_TOGETHER", 0)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        change_batches(patch, killed_at(11))
+        train(config(checkpoint_every_minutes=1e-9), tmp_path)
+    assert [step for kind, step in saved if kind == "latest"] == list(range(1, 11))
+    same(train(config(checkpoint_every_minutes=0.0, keep_checkpoints=1), tmp_path), reference[1])
+    assert lines(tmp_path) == lines(reference[0])
+    assert [step for kind, step in saved if kind == "latest"][10:] == [12]
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path, monkeypatch):
+    def again(step, batch):
+        with pytest.raises(folder.WorkdirError, match="another process trains in it"):
+            train(config(seed=1), tmp_path)
+        return batch
+
+    change_batches(monkeypatch, again)
+    train(config(epochs=0.5), tmp_path)
+    train(config(epochs=0.5), tmp_path)  # and free again
+
+
+def copied(reference, tmp_path):
+    shutil.copytree(reference[0], tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_damage_costs_steps_and_no_bits(reference, tmp_path, caplog):
+    workdir = copied(reference, tmp_path)
+    newest = workdir / "checkpoints" / "latest" / "12"
+    for path in newest.rglob("d/*"):
+        path.write_bytes(b"")
+    same(train(config(), workdir), reference[1])
+    assert f"{newest} is damaged" in caplog.text and str(newest.with_name("8")) in caplog.text
+    assert lines(workdir) == lines(reference[0])
+    shutil.rmtree(workdir / "checkpoints" / "latest")
+    same(train(config(), workdir), reference[1])
+    shutil.rmtree(workdir / "checkpoints")
+    same(train(config(), workdir), reference[1])
+    assert "reaches step 12, but there is no checkpoint: starting at step 0" in caplog.text
+
+
+def test_a_checkpoint_of_another_config_is_noticed(reference, tmp_path):
+    workdir = copied(reference, tmp_path)
+    train(config(seed=1, epochs=3.5), tmp_path / "other")
+    shutil.move(tmp_path / "other" / "checkpoints" / "latest" / "14", workdir / "checkpoints" / "latest")
+    for call in (lambda: train(config(), workdir), lambda: runs.restore(workdir, "latest")):
+        with pytest.raises(ValueError, match="latest/14 was trained with another config.*seed: 1 there, 0 now"):
+            call()
+
+
+def test_a_disk_that_fills_up_is_one_message(tmp_path, monkeypatch):
+    def full(self, *_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(training.TrainingLog, "write", full)
+    with pytest.raises(folder.WorkdirError, match="No space left on device.*intact"):
+        train(config(), tmp_path)
 
 
 def test_logging_and_saving_change_no_weight(reference, tmp_path):

@@ -1,6 +1,10 @@
-"""What is saved comes back bit for bit; the newest alone is kept; what was half written is no checkpoint."""
+"""What is saved comes back bit for bit; the newest two are kept; what is damaged is told and moved aside."""
 
 from __future__ import annotations
+
+import json
+import shutil
+import time
 
 import jax
 import numpy as np
@@ -47,7 +51,7 @@ def test_a_state_comes_back_bit_for_bit_with_and_without_its_structure(tmp_path)
     assert plain["step"] == 12
 
 
-def test_the_newest_alone_is_kept_and_a_step_is_replaced(tmp_path):
+def test_the_newest_two_are_kept_and_a_step_is_replaced(tmp_path):
     with checkpoints.opened(tmp_path) as saved:
         for step in (1, 2, 3):
             saved.save("latest", step, state(step))
@@ -56,8 +60,10 @@ def test_the_newest_alone_is_kept_and_a_step_is_replaced(tmp_path):
         saved.wait("latest")
         assert (saved.step("latest"), saved.step("best")) == (3, 2)
         same(saved.restore("latest", state()), state(4))
-    for kind, step in (("latest", "3"), ("best", "2")):
-        assert [p.name for p in (tmp_path / "checkpoints" / kind).iterdir()] == [step]
+        assert saved.steps("latest") == [3, 2] and saved.steps("best") == [2]
+    with checkpoints.opened(tmp_path, keep=1) as saved:
+        saved.save("latest", 4, state(4))
+    assert [p.name for p in (tmp_path / "checkpoints" / "latest").iterdir()] == ["4"]
 
 
 def test_what_a_killed_process_left_half_written_is_not_a_checkpoint(tmp_path):
@@ -77,5 +83,223 @@ def test_restoring_into_another_structure_is_an_error(tmp_path):
     with checkpoints.opened(tmp_path) as saved:
         saved.save("latest", 5, state())
         saved.wait("latest")
-        with pytest.raises(ValueError):
+        with pytest.raises(checkpoints.CheckpointError, match="latest/5 is damaged"):
             saved.restore("latest", {"params": np.zeros(3)})
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """A workdir with latest checkpoints of steps 35 and 40, and a best one of step 30."""
+    workdir = tmp_path_factory.mktemp("good")
+    with checkpoints.opened(workdir, {"seed": 3}) as saved:
+        saved.save("best", 30, numbered(30))
+        for step in (35, 40):
+            saved.save("latest", step, numbered(step), {"loss": [0.5]})
+    return workdir
+
+
+def numbered(step):
+    return state(step).replace(step=np.int32(step))
+
+
+def largest(folder):
+    """The file that holds most of the numbers."""
+    return max((folder / "default" / "d").iterdir(), key=lambda path: path.stat().st_size)
+
+
+def each(folder, change):
+    for path in [p for p in folder.rglob("*") if p.is_file()]:
+        change(path)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def zero(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def flip(path, bit=None):
+    data = bytearray(path.read_bytes())
+    bit = len(data) * 4 if bit is None else bit
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+def emptied(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def replaced_by_a_file(folder):
+    shutil.rmtree(folder)
+    folder.write_text("40")
+
+
+def of_another_step(folder):
+    shutil.rmtree(folder)
+    shutil.copytree(folder.with_name("35"), folder)
+
+
+def with_metadata(change):
+    def damage(folder):
+        path = folder / "_CHECKPOINT_METADATA"
+        content = json.loads(path.read_text())
+        change(content["custom_metadata"]["robust_jax"])
+        path.write_text(json.dumps(content))
+
+    return damage
+
+
+# What may happen to latest/40.
+DAMAGE = {
+    "all files cut": lambda f: each(f, cut),
+    "all files zeroed": lambda f: each(f, zero),
+    "all files empty": lambda f: each(f, empty),
+    "data cut": lambda f: cut(largest(f)),
+    "data zeroed": lambda f: zero(largest(f)),
+    "data empty": lambda f: empty(largest(f)),
+    "data missing": lambda f: largest(f).unlink(),
+    "data flipped": lambda f: flip(largest(f)),
+    "data folder missing": lambda f: shutil.rmtree(f / "default" / "d"),
+    "manifest cut": lambda f: cut(f / "default" / "manifest.ocdbt"),
+    "manifest zeroed": lambda f: zero(f / "default" / "manifest.ocdbt"),
+    "manifest missing": lambda f: (f / "default" / "manifest.ocdbt").unlink(),
+    "tree cut": lambda f: cut(f / "default" / "_METADATA"),
+    "tree empty": lambda f: empty(f / "default" / "_METADATA"),
+    "tree binary": lambda f: (f / "default" / "_METADATA").write_bytes(bytes(range(256))),
+    "tree missing": lambda f: (f / "default" / "_METADATA").unlink(),
+    "metadata cut": lambda f: cut(f / "_CHECKPOINT_METADATA"),
+    "metadata zeroed": lambda f: zero(f / "_CHECKPOINT_METADATA"),
+    "metadata empty": lambda f: empty(f / "_CHECKPOINT_METADATA"),
+    "metadata missing": lambda f: (f / "_CHECKPOINT_METADATA").unlink(),
+    "metadata a list": lambda f: (f / "_CHECKPOINT_METADATA").write_text("[]"),
+    "metadata nested": lambda f: (f / "_CHECKPOINT_METADATA").write_text("[" * 100_000),
+    "metadata a folder": lambda f: ((f / "_CHECKPOINT_METADATA").unlink(), (f / "_CHECKPOINT_METADATA").mkdir()),
+    "notes of another step": with_metadata(lambda notes: notes.update(step=35)),
+    "notes of another config": with_metadata(lambda notes: notes["config"].update(seed=4)),
+    "notes without leaves": with_metadata(lambda notes: notes.pop("leaves")),
+    "state missing": lambda f: shutil.rmtree(f / "default"),
+    "state empty": lambda f: emptied(f / "default"),
+    "state a file": lambda f: replaced_by_a_file(f / "default"),
+    "step empty": emptied,
+    "step a file": replaced_by_a_file,
+    "step another": of_another_step,
+    "a later step empty": lambda f: (f.with_name("999").mkdir(), emptied(f)),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_checkpoint_is_told_moved_aside_and_the_one_before_it_restored(kind, good, tmp_path, caplog):
+    shutil.copytree(good, tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / "checkpoints" / "latest" / "40"
+    DAMAGE[kind](folder)
+    left = sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+    with checkpoints.opened(tmp_path) as saved:
+        same(saved.newest(("latest",), state()).state, numbered(35))  # reading changes nothing
+        assert saved.step("latest") in (40, 999) and not (tmp_path / "checkpoints" / "damaged").exists()
+        found = saved.resume(state())
+        assert (found.kind, found.step, found.notes["pending"]) == ("latest", 35, {"loss": [0.5]})
+        same(found.state, numbered(35))
+        saved.save("latest", 40, numbered(40))
+        saved.wait("latest")
+        assert saved.steps("latest") == [40, 35]
+    moved = tmp_path / "checkpoints" / "damaged" / "latest_40"
+    assert sorted(str(p.relative_to(moved)) for p in moved.rglob("*")) == left
+    assert all(f"{folder} is damaged" in text and str(folder.with_name("35")) in text for text in caplog.messages)
+    assert len(caplog.messages) == 2
+
+
+def test_an_empty_later_step_does_not_hide_a_good_one(good, tmp_path):
+    shutil.copytree(good, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "checkpoints" / "latest" / "999").mkdir()
+    with checkpoints.opened(tmp_path) as saved:
+        assert saved.newest(("latest",)).step == saved.resume(state()).step == saved.step("latest") == 40
+
+
+def test_without_latest_the_best_goes_on_and_without_either_nothing_does(good, tmp_path, caplog):
+    shutil.copytree(good, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "checkpoints" / "latest")
+    with checkpoints.opened(tmp_path) as saved:
+        found = saved.resume(state())
+        assert (found.kind, found.step) == ("best", 30) and "latest holds no checkpoint" in caplog.text
+    emptied(tmp_path / "checkpoints" / "best" / "30")
+    with checkpoints.opened(tmp_path) as saved:
+        for call in (lambda: saved.resume(state()), lambda: saved.restore("best")):
+            with pytest.raises(checkpoints.CheckpointError, match="best/30 is damaged.*Nothing was changed"):
+                call()
+        assert saved.step("best") == 30
+        with pytest.raises(checkpoints.CheckpointError, match="holds no latest checkpoint"):
+            saved.restore("latest")
+
+
+def test_no_flipped_bit_is_restored(good, tmp_path):
+    """A sample of all bits of all files; `benchmarks` may flip more."""
+    draw, silent, refused = np.random.default_rng(0), [], 0
+    source = good / "checkpoints" / "latest" / "40"
+    names = sorted(p.relative_to(source) for p in source.rglob("*") if p.is_file() and p.stat().st_size)
+    for i in range(60):
+        name = names[draw.integers(len(names))]
+        folder = tmp_path / str(i) / "checkpoints" / "latest" / "40"
+        shutil.copytree(source, folder)
+        flip(folder / name, int(draw.integers(8 * (folder / name).stat().st_size)))
+        with checkpoints.opened(tmp_path / str(i)) as saved:
+            try:
+                found = saved.restore("latest", state())
+            except checkpoints.CheckpointError:
+                refused += 1
+                continue
+        leaves = zip(jax.tree.leaves(found), jax.tree.leaves(numbered(40)), strict=True)
+        if any(np.asarray(a).tobytes() != np.asarray(b).tobytes() for a, b in leaves):
+            silent.append(name)
+    assert silent == [] and refused > 10
+
+
+def test_a_checkpoint_of_an_earlier_version_is_restored_with_a_note(good, tmp_path, caplog):
+    shutil.copytree(good, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "checkpoints" / "latest" / "40" / "_CHECKPOINT_METADATA"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"custom_metadata": {}}))
+    with checkpoints.opened(tmp_path) as saved:
+        found = saved.resume(state())
+    same(found.state, numbered(40))
+    assert found.notes is None and "earlier version, without checksums" in caplog.text
+
+
+def test_a_step_that_training_replaces_while_it_is_read_is_no_damage(good, tmp_path, monkeypatch, caplog):
+    shutil.copytree(good, tmp_path, dirs_exist_ok=True)
+    latest = tmp_path / "checkpoints" / "latest"
+    read = checkpoints.Checkpoints._read
+
+    def replaced(self, kind, step, template=None):
+        if step == 40:
+            shutil.move(latest / "40", tmp_path / "away")
+            shutil.copytree(good / "checkpoints" / "latest" / "40", latest / "45")
+            with_metadata(lambda notes: None)(latest / "45")
+            monkeypatch.setattr(checkpoints.integrity, "verify", lambda *_: None)
+        return read(self, kind, step, template)
+
+    monkeypatch.setattr(checkpoints.Checkpoints, "_read", replaced)
+    with checkpoints.opened(tmp_path) as saved:
+        assert saved.newest(("latest",)).step == 45 and caplog.messages == []
+
+
+def test_a_failed_save_is_one_message_and_the_one_before_stays(tmp_path, monkeypatch, capfd):
+    import orbax.checkpoint as ocp
+
+    with checkpoints.opened(tmp_path) as saved:
+        saved.save("latest", 5, state(5))
+        saved.wait("latest")
+
+        def full(*_, **__):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(ocp.StandardCheckpointHandler, "async_save", full)
+        began = time.monotonic()
+        with pytest.raises(checkpoints.CheckpointError, match="step 9.*No space left on device.*intact: latest/5"):
+            saved.save("latest", 9, state(9))
+    assert "Traceback" not in capfd.readouterr().err and time.monotonic() - began < 10

@@ -153,6 +153,33 @@ def test_restore(tmp_path):
         runs.restore(tmp_path / "nowhere")
 
 
+def test_with_the_best_damaged_the_latest_is_evaluated_with_a_warning(tmp_path, caplog):
+    runs.claim(config(), tmp_path)
+    save(tmp_path, "best", 3)
+    expected = save(tmp_path, "latest", 9)
+    best = tmp_path / "checkpoints" / "best" / "3"
+    (best / "_CHECKPOINT_METADATA").write_bytes(b"")
+    found = runs.restore(tmp_path)
+    assert found.step == 9
+    jax.tree.map(np.testing.assert_array_equal, found.variables, expected)
+    assert f"{best} is damaged" in caplog.text and "latest/9 instead" in caplog.text and best.is_dir()
+    (tmp_path / "checkpoints" / "latest" / "9" / "default" / "manifest.ocdbt").unlink()
+    with pytest.raises(ValueError, match="no checkpoint in .* is intact: .*best/3 is damaged.*latest/9 is damaged"):
+        runs.restore(tmp_path)
+
+
+def test_a_missing_config_is_that_of_the_checkpoints(tmp_path):
+    saved_config = runs.plain(config())
+    with checkpoints.opened(tmp_path, saved_config) as saved:
+        saved.save("latest", 3, {"a": np.zeros(2)})
+    assert runs.read_config(tmp_path).to_dict() == config().to_dict()
+    with pytest.raises(ValueError, match="seed: 0 there, 1 now"):
+        runs.claim(config(seed=1), tmp_path)
+    assert not (tmp_path / "config.json").exists()
+    runs.claim(config(), tmp_path)
+    assert runs.read_config(tmp_path).to_dict() == config().to_dict()
+
+
 def test_averaged_weights_are_the_ones_to_evaluate():
     average = {"params": {"w": 2}, "batch_stats": {"m": 4}}
     state = dict(params={"w": 1}, ema=average, batch_stats={"m": 3})

@@ -1,0 +1,97 @@
+"""What is saved beside a state, so that a damaged checkpoint is never restored as other numbers.
+
+Orbax's files carry no checksums of their own: a flipped bit in them is another number, or another shape. A checkpoint
+therefore holds notes: a CRC-32 of every leaf, of its dtype, shape and bytes; its step; the config of its run. The
+notes are in Orbax's ``_CHECKPOINT_METADATA``, so that they are written and renamed together with the state, and have a
+checksum themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+FILE, KEY = "_CHECKPOINT_METADATA", "robust_jax"
+
+
+class DamagedError(Exception):
+    """A checkpoint that cannot be restored, or not to what was saved; the message says why."""
+
+
+def notes(step: int, state: Any, config: Mapping[str, Any], pending: Mapping[str, Any]) -> dict[str, Any]:
+    """What is saved beside a state, in the form that JSON has for it.
+
+    Args:
+      step: the number of steps done.
+      state: a pytree of NumPy arrays.
+      config: of the run, as `robust_jax.workdir.runs.plain` gives it.
+      pending: the metrics of the steps since the last log step.
+    """
+    content = {"step": step, "leaves": checksums(state), "config": dict(config), "pending": dict(pending)}
+    return content | {"checksum": _of_json(content)}
+
+
+def checksums(state: Any) -> dict[str, list[Any]]:
+    """Of every leaf, by its path such as "params/Dense_0/kernel": its dtype, shape and CRC-32."""
+    leaves = {_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
+    with ThreadPoolExecutor() as threads:  # zlib lets them run at the same time
+        crcs = threads.map(_of_array, leaves.values())
+        found = {
+            n: [str(leaf.dtype), list(leaf.shape), crc] for (n, leaf), crc in zip(leaves.items(), crcs, strict=True)
+        }
+    return dict(sorted(found.items()))
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The notes of a checkpoint; None if it was saved by an earlier version, which wrote none.
+
+    Raises:
+      DamagedError: the file that holds them is missing or not what was written.
+    """
+    try:
+        metadata = json.loads((folder / FILE).read_bytes())["custom_metadata"] or {}
+        content = metadata.get(KEY)
+        if content is None:
+            return None
+        right = content.pop("checksum") == _of_json(content)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedError(f"{FILE} is missing or cut: {type(error).__name__}") from error
+    if not right:
+        raise DamagedError(f"{FILE} is not what was saved: its checksum is wrong")
+    return content
+
+
+def verify(state: Any, content: Mapping[str, Any], step: int) -> None:
+    """Compares a restored state with its notes.
+
+    Raises:
+      DamagedError: names the first leaf whose bits are not those that were saved, or the step that the folder's name
+        does not say.
+    """
+    if content["step"] != step:
+        raise DamagedError(f"it was saved at step {content['step']}")
+    expected, found = content["leaves"], checksums(state)
+    for name in sorted({*expected} | {*found}):
+        if expected.get(name) != found.get(name):
+            state_of = "is missing" if name not in found else "is not what was saved: its checksum is wrong"
+            raise DamagedError(f"{name} {state_of}")
+
+
+def _of_array(leaf: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+
+
+def _of_json(content: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    """The same for a state and for the nested dicts that it is restored as without a template."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")

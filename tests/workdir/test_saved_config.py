@@ -1,0 +1,44 @@
+"""config.json: read, or, if it is damaged, taken from a checkpoint; never a traceback."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from robust_jax.workdir import checkpoints, saved_config
+
+CONFIG = {"seed": 3, "terms": {"ce": {"weight": 1.0}}}
+
+
+def make_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGE = {
+    "empty": (lambda p: p.write_bytes(b""), "it is empty"),
+    "cut": (lambda p: p.write_text(p.read_text()[:20]), "it is no JSON"),
+    "binary": (lambda p: p.write_bytes(bytes(range(256))), "it is no JSON"),
+    "a list": (lambda p: p.write_text("[1]"), "it holds a list"),
+    "a number": (lambda p: p.write_text("3"), "it holds a int"),
+    "deep": (lambda p: p.write_text("[" * 200_000), "nested too deeply"),
+    "a folder": (make_folder, "Is a directory"),
+    "missing": (lambda p: p.unlink(), "No such file"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_config_is_taken_from_a_checkpoint_or_named(kind, tmp_path, caplog):
+    damage, why = DAMAGE[kind]
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(CONFIG))
+    assert saved_config.read(tmp_path) == CONFIG
+    damage(path)
+    with pytest.raises(ValueError, match=f"{path} .*" + ("does not exist" if kind == "missing" else why)):
+        saved_config.read(tmp_path)
+    with checkpoints.opened(tmp_path, CONFIG) as saved:
+        saved.save("best", 2, {"a": np.zeros(2)})
+    assert saved_config.read(tmp_path) == CONFIG
+    assert f"{path} is damaged" in caplog.text and why in caplog.text and "best/2" in caplog.text
