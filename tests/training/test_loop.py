@@ -560,7 +560,7 @@ def test_a_model_and_a_dataset_of_ones_own_are_trained_and_restored(tmp_path, mo
     monkeypatch.syspath_prepend(tmp_path)
     c = config(data__name="own_parts:halves", model__name="own_parts:Linear", data__limit=0, epochs=4.0)
     train(c, tmp_path / "run")
-    found = runs.restore(tmp_path / "run")
+    found = runs.restore(tmp_path / "run", trust=("own_parts",))
     assert (found.dataset.name, found.dataset.num_classes) == ("own_parts:halves", 2)
     images, labels = data.first_examples(found.dataset.test, 20)
     predicted = models.bind(found.model, found.variables)(images).argmax(-1)
