@@ -81,7 +81,7 @@ def lines(workdir):
 
 @pytest.fixture(scope="module")
 def uninterrupted(folder):
-    workdir = folder / "whole"
+    workdir = folder / "a whole run"
     out, err = finish(train(folder, workdir))
     return workdir, out, err
 
@@ -162,7 +162,7 @@ def test_what_it_prints_without_a_terminal(uninterrupted):
     workdir, out, err = uninterrupted
     printed = out.splitlines()
     assert [line.split()[:2] for line in printed[:-1]] == [["epoch", str(i)] for i in range(1, 13)]
-    assert printed[-1] == f"Trained. Now: python eval.py --workdir={workdir}"
+    assert printed[-1] == f"Trained. Now: python eval.py '--workdir={workdir}'"
     assert "Traceback" not in err
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import logging as python_logging
+import os
 import shutil
 import sys
 import time
@@ -169,6 +170,7 @@ class Checkpoints:
                     return Restored(kind, step, self._path(kind, step), *self._read(kind, step, template)), damaged
                 except DamagedError as error:
                     if not self._replaced(kind, step, tried):
+                        _check_permissions(self._path(kind, step))
                         damaged[self._path(kind, step)] = str(error)
         return None, damaged
 
@@ -184,15 +186,17 @@ class Checkpoints:
 
         Raises:
           DamagedError: if it is not what was saved.
+          CheckpointError: if it is intact, but of another structure than the template.
         """
         folder = self._path(kind, step)
         notes = integrity.read(folder)
+        if notes is not None and template is not None and (why := integrity.other_structure(notes, template)):
+            raise CheckpointError(f"{folder} is the state of another model, optimizer or version: {why}.")
         template = None if template is None else jax.tree.map(np.asarray, template)
-        with _quiet():
-            state, why = _from_orbax(folder / "default", template)
-            if why:
-                gc.collect()  # drops the tasks that failed with it, whose errors asyncio logs as "never retrieved"
-                raise DamagedError(why)
+        state, why = _from_orbax(folder / "default", template)
+        if why:
+            _settle()
+            raise DamagedError(why)
         if notes is None:
             logging.warning("%s was saved by an earlier version, without checksums: its bits are not checked.", folder)
         else:
@@ -243,9 +247,9 @@ class Checkpoints:
     def _explained(self, kind: str, step: int | None) -> Iterator[None]:
         """Turns whatever is raised while writing into one message."""
         try:
-            with _quiet():
-                yield
+            yield
         except Exception as error:
+            _settle()
             which = f"the {kind} checkpoint" + ("" if step is None else f" of step {step}")
             intact = [f"{k}/{s}" for k in KINDS for s in self.steps(k)]
             raise CheckpointError(
@@ -265,10 +269,11 @@ def opened(workdir: str | Path, config: Mapping[str, Any] = {}, keep: int = 2) -
       keep: the number of latest checkpoints that are kept.
     """
     checkpoints = Checkpoints(Path(workdir) / "checkpoints", config, keep)
-    try:
-        yield checkpoints
-    finally:
-        checkpoints.close()
+    with _quiet():
+        try:
+            yield checkpoints
+        finally:
+            checkpoints.close()
 
 
 def _from_orbax(folder: Path, template: Any) -> tuple[Any, str]:
@@ -304,12 +309,25 @@ def _quiet() -> Iterator[None]:
             logger.removeFilter(others)
 
 
+def _check_permissions(folder: Path) -> None:
+    """Raises CheckpointError if a checkpoint may not be read: then it is not damaged."""
+    for path in (folder, *folder.rglob("*")):
+        if not os.access(path, os.R_OK):
+            raise CheckpointError(f"{path} may not be read: mend its permissions.")
+
+
+def _settle() -> None:
+    """After a failure: lets threads end and drops tasks, whose errors would be logged later, outside of `_quiet`."""
+    time.sleep(0.1)
+    gc.collect()
+
+
 def _told(damaged: Mapping[Path, str]) -> str:
     return "; ".join(f"{path} is damaged ({why})" for path, why in damaged.items())
 
 
 def _first_line(error: BaseException) -> str:
-    """The start of a message, without the specifications that TensorStore adds."""
+    """The start of a message and its end, where the cause is, without the specifications that TensorStore adds."""
     text = str(error).split(" [tensorstore_spec=")[0].strip() or type(error).__name__
     line = text.splitlines()[0]
-    return line if len(line) <= 300 else line[:300] + "..."
+    return line if len(line) <= 300 else f"{line[:100]} ... {line[-200:]}"

@@ -84,6 +84,16 @@ def verify(state: Any, content: Mapping[str, Any], step: int) -> None:
             raise DamagedError(f"{name} {state_of}")
 
 
+def other_structure(content: Mapping[str, Any], template: Any) -> str:
+    """The first leaf that a checkpoint and a template do not both have, in the same shape; empty if there is none."""
+    there = {name: tuple(shape) for name, (_, shape, _) in content["leaves"].items()}
+    here = {_name(path): np.shape(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(template)[0]}
+    for name in sorted({*there} | {*here}):
+        if there.get(name) != here.get(name):
+            return f"{name} has shape {there.get(name, 'none')} there and {here.get(name, 'none')} here"
+    return ""
+
+
 def _of_array(leaf: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
 

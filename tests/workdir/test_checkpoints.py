@@ -83,8 +83,20 @@ def test_restoring_into_another_structure_is_an_error(tmp_path):
     with checkpoints.opened(tmp_path) as saved:
         saved.save("latest", 5, state())
         saved.wait("latest")
-        with pytest.raises(checkpoints.CheckpointError, match="latest/5 is damaged"):
+        with pytest.raises(checkpoints.CheckpointError, match="latest/5 is the state of another model.*batch_stats.*"):
             saved.restore("latest", {"params": np.zeros(3)})
+
+
+def test_what_may_not_be_read_is_not_damaged(tmp_path, monkeypatch):
+    with checkpoints.opened(tmp_path) as saved:
+        saved.save("latest", 5, state())
+    metadata = tmp_path / "checkpoints" / "latest" / "5" / "_CHECKPOINT_METADATA"
+    content = metadata.read_bytes()
+    metadata.write_bytes(b"")  # root may read everything
+    monkeypatch.setattr(checkpoints.os, "access", lambda path, _: path != metadata)
+    with checkpoints.opened(tmp_path) as saved, pytest.raises(checkpoints.CheckpointError, match="may not be read"):
+        saved.resume(state())
+    assert metadata.parent.is_dir() and content
 
 
 @pytest.fixture(scope="module")
