@@ -27,6 +27,7 @@ from robust_jax.evaluation.robustness import robustness
 from robust_jax.objectives.objective import Objective, make_objective
 from robust_jax.training import stopping
 from robust_jax.training.log import TrainingLog
+from robust_jax.training.metrics import Metrics
 from robust_jax.training.step import TrainState, init_state, make_train_step
 from robust_jax.workdir import checkpoints, folder, runs
 
@@ -122,7 +123,7 @@ def train(config: ConfigDict, workdir: str | Path, trust: Sequence[str] = ()) ->
                     TrainingLog(workdir, int(state.step), run.total_steps, run.steps_per_epoch) as log,
                     stopping.listening() as requests,
                 ):
-                    return _train_on(run, state, _Metrics(pending), saved, log, requests)
+                    return _train_on(run, state, Metrics(pending), saved, log, requests)
 
 
 def prepare(config: ConfigDict, trust: Sequence[str] = ()) -> tuple[Run, TrainState]:
@@ -204,7 +205,7 @@ def _resumed(
 def _train_on(
     run: Run,
     state: TrainState,
-    metrics: _Metrics,
+    metrics: Metrics,
     saved: checkpoints.Checkpoints,
     log: TrainingLog,
     requests: stopping.Requests,
@@ -226,7 +227,7 @@ def _train_on(
             _stop_if_failed(on_devices, config)
         if due.log:
             log.write(step, metrics.average() | {"learning_rate": float(run.schedule(step - 1))})
-            metrics, most = _Metrics(), max(int(_TOGETHER * parallel.agreed(log.rate)), 1)
+            metrics, most = Metrics(), max(int(_TOGETHER * parallel.agreed(log.rate)), 1)
         if save:
             state = parallel.first(on_devices).replace(best=state.best)
         if due.validate:
@@ -256,31 +257,6 @@ class _Clock:
         if parallel.has_peers() and not at_log_step:
             return False
         return parallel.agreed(time.monotonic() - self._began) >= self._seconds
-
-
-class _Metrics:
-    """The metrics of the steps since the last log step; those before a restart come from the checkpoint."""
-
-    def __init__(self, pending: Mapping[str, Any] = {}):
-        self._before = {name: np.asarray(values, np.float32) for name, values in pending.items()}
-        self._blocks: list[tuple[dict[str, jax.Array], slice]] = []
-
-    def add(self, values: dict[str, jax.Array], at: slice) -> None:
-        """Adds the steps of one dispatch; each value is a mean over devices already."""
-        self._blocks.append((values, at))
-
-    def pending(self) -> dict[str, list[float]]:
-        """All of them, to be saved."""
-        return {name: values.tolist() for name, values in self._fetched().items()}
-
-    def average(self) -> dict[str, float]:
-        """Means over the steps."""
-        return {name: float(np.mean(values)) for name, values in self._fetched().items()}
-
-    def _fetched(self) -> dict[str, np.ndarray]:
-        parts = [self._before] if self._before else []
-        parts += [{k: v[at] for k, v in parallel.first(values).items()} for values, at in self._blocks]
-        return {k: np.concatenate([part[k] for part in parts]) for k in parts[0]} if parts else {}
 
 
 class _Batches:

@@ -9,11 +9,8 @@ deleted.
 
 from __future__ import annotations
 
-import gc
-import logging as python_logging
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +24,7 @@ from absl import logging
 from etils import epath
 
 from robust_jax import parallel
-from robust_jax.workdir import integrity
+from robust_jax.workdir import failures, integrity
 from robust_jax.workdir.integrity import DamagedError
 
 KINDS = ("latest", "best")
@@ -195,7 +192,7 @@ class Checkpoints:
         template = None if template is None else jax.tree.map(np.asarray, template)
         state, why = _from_orbax(folder / "default", template)
         if why:
-            _settle()
+            failures.settle()
             raise DamagedError(why)
         if notes is None:
             logging.warning("%s was saved by an earlier version, without checksums: its bits are not checked.", folder)
@@ -249,11 +246,11 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            _settle()
+            failures.settle()
             which = f"the {kind} checkpoint" + ("" if step is None else f" of step {step}")
             intact = [f"{k}/{s}" for k in KINDS for s in self.steps(k)]
             raise CheckpointError(
-                f"{which} could not be written to {self._directory}: {_first_line(error)}. "
+                f"{which} could not be written to {self._directory}: {failures.summary(error)}. "
                 f"What was saved before is intact: {', '.join(intact) or 'nothing yet'}. Free some space or mend the "
                 f"folder's permissions, and start again to go on from there."
             ) from error
@@ -269,7 +266,7 @@ def opened(workdir: str | Path, config: Mapping[str, Any] = {}, keep: int = 2) -
       keep: the number of latest checkpoints that are kept.
     """
     checkpoints = Checkpoints(Path(workdir) / "checkpoints", config, keep)
-    with _quiet():
+    with failures.quiet():
         try:
             yield checkpoints
         finally:
@@ -283,30 +280,7 @@ def _from_orbax(folder: Path, template: Any) -> tuple[Any, str]:
         args = ocp.args.StandardRestore(template)
         return ocp.StandardCheckpointHandler().restore(epath.Path(folder), args=args), ""
     except Exception as error:  # whatever Orbax, TensorStore and the file system raise on damaged files
-        return None, f"{type(error).__name__}: {_first_line(error)}"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the logs of an error, pages from each of Orbax's threads, off the screen: it is raised as well."""
-
-    def others(record: python_logging.LogRecord) -> bool:
-        return "orbax" not in record.pathname and record.name != "asyncio"
-
-    def hook(unraisable: sys.UnraisableHookArgs) -> None:
-        if "Event loop is closed" not in str(unraisable.exc_value):  # by TensorStore's threads, after a failed read
-            before(unraisable)
-
-    loggers, before = [python_logging.getLogger(name) for name in ("absl", "asyncio")], sys.unraisablehook
-    sys.unraisablehook = hook
-    for logger in loggers:
-        logger.addFilter(others)
-    try:
-        yield
-    finally:
-        sys.unraisablehook = before
-        for logger in loggers:
-            logger.removeFilter(others)
+        return None, f"{type(error).__name__}: {failures.summary(error)}"
 
 
 def _check_permissions(folder: Path) -> None:
@@ -316,18 +290,5 @@ def _check_permissions(folder: Path) -> None:
             raise CheckpointError(f"{path} may not be read: mend its permissions.")
 
 
-def _settle() -> None:
-    """After a failure: lets threads end and drops tasks, whose errors would be logged later, outside of `_quiet`."""
-    time.sleep(0.1)
-    gc.collect()
-
-
 def _told(damaged: Mapping[Path, str]) -> str:
     return "; ".join(f"{path} is damaged ({why})" for path, why in damaged.items())
-
-
-def _first_line(error: BaseException) -> str:
-    """The start of a message and its end, where the cause is, without the specifications that TensorStore adds."""
-    text = str(error).split(" [tensorstore_spec=")[0].strip() or type(error).__name__
-    line = text.splitlines()[0]
-    return line if len(line) <= 300 else f"{line[:100]} ... {line[-200:]}"
