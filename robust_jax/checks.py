@@ -1,4 +1,7 @@
-"""Checks of images, labels, models and threat models that users pass in; of traced arrays only shapes are known."""
+"""Checks of what users pass in: images, labels, keys, threat models, and functions of images.
+
+Of traced arrays only shapes are known, so that under `jax.jit` a check costs a moment of tracing and nothing after.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,19 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from robust_jax.extensions import check_name
 from robust_jax.files import file_name
+from robust_jax.options import raised_by_library
 from robust_jax.spaces import registry
+from robust_jax.spaces.perturbations import Perturbation
+
+ROUNDING = 1e-3
+"""How far outside [0, 1] intensities may be for rounding to be the likely reason."""
+COLOURS = 4
+"""The most channels of a photograph; images of more channels than rows, and than these, have their channels first."""
 
 MOST_RADII = 1000
 
@@ -19,42 +30,183 @@ def _concrete(*arrays: Any) -> bool:
     return not any(isinstance(array, jax.core.Tracer) for array in arrays)
 
 
-def check_images(images: Any) -> None:
-    """Raises ValueError unless images are float ``[B, H, W, C]`` in [0, 1]."""
-    if getattr(images, "ndim", None) != 4 or not np.issubdtype(images.dtype, np.floating):
-        what = f"{getattr(images, 'dtype', type(images).__name__)} {getattr(images, 'shape', '')}"
-        raise ValueError(f"images must be floats [B, H, W, C] in [0, 1], got {what}.")
-    if _concrete(images) and images.size:
+def _described(value: Any) -> str:
+    """Type and shape of an array, or the type of anything else."""
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{value.dtype} {value.shape}"
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def check_images(images: Any, in_box: bool = True) -> None:
+    """Raises ValueError unless images are floats ``[B, H, W, C]`` of any precision, in [0, 1] if ``in_box``."""
+    wanted = f"images must be floats [B, H, W, C]{' in [0, 1]' if in_box else ''}"
+    is_array = isinstance(images, np.ndarray | jax.Array)
+    if not is_array or images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"{wanted}, got {_described(images)}.")
+    if 0 in images.shape[1:]:
+        raise ValueError(f"{wanted}, got {images.shape}: images without pixels.")
+    if in_box and _concrete(images) and images.size:
         values = np.asarray(images)  # not jnp: inside jit JAX traces operations on constants too
         low, high = float(values.min()), float(values.max())
         if not (low >= 0 and high <= 1):
             raise ValueError(
-                f"images must lie in [0, 1], got values from {low:g} to {high:g}: divide bytes by 255, and "
-                f"leave mean and std to the model (robust_jax.models normalise inside)."
+                f"images must lie in [0, 1], got values from {low:.9g} to {high:.9g}: {_remedy(low, high)}."
             )
 
 
-def check_batch(images: Any, labels: Any, logits_fn: Callable[[Any], Any], threat: Any = None) -> None:
-    """Raises ValueError unless images, labels, model and threat model fit together.
+def _remedy(low: float, high: float) -> str:
+    if not np.isfinite([low, high]).all():
+        return "some are not finite"
+    if low >= -ROUNDING and high <= 1 + ROUNDING:
+        return "this looks like rounding, so clip them, jnp.clip(images, 0, 1)"
+    if low >= 0:
+        return "divide bytes by 255"
+    return "leave mean and std to the model (robust_jax.models normalise inside), and divide bytes by 255"
 
-    Images pass `check_images`, labels are integers ``[B]`` below the number of logits, the model returns ``[B, K]``,
-    and the perturbation of ``threat`` changes nothing at δ = 0.
+
+def check_layout(space: Perturbation, images: Any) -> None:
+    """Raises ValueError if the perturbation moves pixels and the images have their channels first, by their shape.
+
+    Images of more channels than rows are taken to be ``[B, C, H, W]``, unless they have at most four channels. For
+    images that are meant so give ``dataclasses.replace(perturbation, moves_pixels=False)``.
+    """
+    moving = [part for part in space.parts or (space,) if part.moves_pixels]
+    _, height, _, channels = images.shape
+    if moving and channels > max(height, COLOURS):
+        raise ValueError(
+            f"images {images.shape} have {channels} channels but {height} rows, and {moving[0].name} moves pixels: "
+            f"with channels first give jnp.moveaxis(images, 1, -1) to it and to the model; if this is meant, give the "
+            f"perturbation dataclasses.replace({moving[0].name}, moves_pixels=False)."
+        )
+
+
+def check_batch(images: Any, labels: Any, logits_fn: Callable[[Any], Any]) -> None:
+    """Raises ValueError unless images, labels and model fit together.
+
+    Images pass `check_images` and are at least one, labels are integers ``[B]`` below the number of logits, and the
+    model passes `checked_logits`.
     """
     check_images(images)
-    shape, dtype = getattr(labels, "shape", None), getattr(labels, "dtype", type(labels).__name__)
-    if shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels must be an array of integers [{len(images)}], one per image; got {dtype} {shape}.")
-    if threat is not None:
-        _check_space(threat, images)
-    if _concrete(images, labels) and labels.size:
-        shape = jax.eval_shape(logits_fn, images).shape
-        if len(shape) != 2 or shape[0] != len(images):
-            raise ValueError(f"logits_fn must return [B, K]; for {len(images)} images it returns {shape}.")
+    if not len(images):
+        raise ValueError(f"images {images.shape} hold no example: give at least one.")
+    is_array = isinstance(labels, np.ndarray | jax.Array)
+    if not is_array or labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"labels must be an array of integers [{len(images)}], one per image; got {_described(labels)}."
+        )
+    logits_fn = checked_logits(logits_fn)
+    if _concrete(images, labels):
+        classes = jax.eval_shape(logits_fn, images).shape[1]
         low, high = int(np.asarray(labels).min()), int(np.asarray(labels).max())
-        if low < 0 or high >= shape[1]:
+        if low < 0 or high >= classes:
             raise ValueError(
-                f"labels range from {low} to {high}, but the model has {shape[1]} classes (0 to {shape[1] - 1})."
+                f"labels range from {low} to {high}, but the model has {classes} classes (0 to {classes - 1})."
             )
+
+
+def checked_logits(logits_fn: Any) -> Callable[[Any], Any]:
+    """The function, which raises ValueError where it is called unless it returns floats ``[B, K]`` with K >= 2.
+
+    The result is a pytree if the function is one.
+
+    Raises:
+      ValueError: a module, of Flax or PyTorch, or something else that is no function.
+    """
+    if getattr(logits_fn, "func", None) is _logits:
+        return logits_fn
+    _check_function("logits_fn", logits_fn)
+    whole = jax.tree_util.all_leaves([logits_fn])
+    return jax.tree_util.Partial(_logits, jax.tree_util.Partial(logits_fn) if whole else logits_fn)
+
+
+def _logits(logits_fn: Callable[[Any], Any], images: Any) -> Any:
+    logits = _called("logits_fn", logits_fn, images)
+    _check_output("logits_fn", logits, "logits [B, K]", "return the logits alone")
+    if len(logits.shape) != 2 or logits.shape[0] != len(images):
+        raise ValueError(f"logits_fn must return [B, K]; for {len(images)} images it returns {logits.shape}.")
+    if logits.shape[1] < 2:
+        raise ValueError(
+            f"logits_fn returns {logits.shape}, but a label needs at least one other class, so two logits or more: of "
+            f"a sigmoid model with the logit z [B] return jnp.stack([0 * z, z], -1)."
+        )
+    return logits
+
+
+def checked_losses(loss_fn: Any, has_aux: bool = False) -> Callable[[Any], Any]:
+    """The function, which raises ValueError where it is called unless it returns floats ``[B]``, a loss per image.
+
+    Args:
+      loss_fn: ``images -> [B]``.
+      has_aux: whether it returns ``([B], aux)``.
+
+    Raises:
+      ValueError: something that is no function.
+    """
+    _check_function("loss_fn", loss_fn)
+
+    def losses(images: Any) -> Any:
+        found = _called("loss_fn", loss_fn, images)
+        if has_aux and not (isinstance(found, tuple) and len(found) == 2):
+            raise ValueError(f"loss_fn must return (losses [B], aux) with has_aux=True, got {_described(found)}.")
+        loss = found[0] if has_aux else found
+        _check_output("loss_fn", loss, "losses [B]", "return the losses alone, or set has_aux=True")
+        if loss.shape != (len(images),):
+            raise ValueError(
+                f"loss_fn must return one loss per image, [{len(images)}], not their mean or one per class; it "
+                f"returned {loss.shape}."
+            )
+        return found
+
+    return losses
+
+
+def _check_function(name: str, function: Any) -> None:
+    """Raises ValueError unless it is a function: models are functions once they are joined to their weights."""
+    libraries = {base.__module__.split(".")[0] for base in type(function).__mro__}
+    if "flax" in libraries and hasattr(function, "init") and getattr(function, "scope", None) is None:
+        raise ValueError(f"{name} is a Flax module without weights: give robust_jax.bind(module, variables).")
+    if "torch" in libraries:
+        raise ValueError(
+            f"{name} is a PyTorch module: JAX cannot differentiate it, and its images have channels first. For attacks "
+            f"without gradients give robust_jax.attacks.black_box(function of NumPy images, num_classes)."
+        )
+    if not callable(function):
+        raise ValueError(f"{name} must be a function of images, got {_described(function)}.")
+
+
+def _called(name: str, function: Callable[[Any], Any], images: Any) -> Any:
+    """``function(images)``; what libraries raise in it becomes one message, the function's own ValueErrors pass."""
+    try:
+        return function(images)
+    except RuntimeError:  # memory, or what a host callback raised: no mistake in the function's form
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) and not raised_by_library(error):
+            raise
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise ValueError(
+            f"{name} fails for {_described(images)} images: {_reason(error)}{type(error).__name__}: {first}"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    leaves_jax = jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError
+    if isinstance(error, (*leaves_jax, jax.errors.TracerIntegerConversionError)):
+        return (
+            "it uses values that JAX traces, in NumPy, int() or an if. Write it in jax.numpy, or for attacks without "
+            "gradients give robust_jax.attacks.black_box(function, num_classes). "
+        )
+    if isinstance(error, TypeError) and "'train'" in str(error):
+        return "its module takes no train: give lambda images: module.apply(variables, images). "
+    return ""
+
+
+def _check_output(name: str, found: Any, wanted: str, alone: str) -> None:
+    if isinstance(found, tuple | list | dict) or not hasattr(found, "shape") or not hasattr(found, "dtype"):
+        remedy = "is a return missing?" if found is None else f"{alone}."
+        raise ValueError(f"{name} must return an array of {wanted}, got {_described(found)}: {remedy}")
+    if not jnp.issubdtype(found.dtype, jnp.floating):
+        raise ValueError(f"{name} must return {wanted} as floats, got {_described(found)}.")
 
 
 def check_attack_name(name: str) -> None:
@@ -90,13 +242,17 @@ def check_curve(what: str, curve: Any) -> None:
             raise ValueError(f"{what}={shown}: give multiples >= 0 of the radius, such as (0, 0.5, 1, 2).")
 
 
-def _check_space(threat: Any, images: Any) -> None:
-    """Raises ValueError for anything but a threat model, and for a user's perturbation that changes images at δ = 0."""
+def check_threat(threat: Any, images: Any) -> None:
+    """Raises ValueError for what is no threat model, or does not fit the images.
+
+    A perturbation of the user's own must change nothing at δ = 0; one that moves pixels passes `check_layout`.
+    """
     space = getattr(threat, "perturbation", None)
     if space is None:
         raise ValueError(
             f"threat={threat!r} is not a threat model: give robust_jax.ThreatModel(perturbation, norm, radius)."
         )
+    check_layout(space, images)
     if not _concrete(images) or not len(images):
         return
     for part in space.parts or (space,):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -75,9 +76,18 @@ def rivals(logits: Float[Array, "b k"], labels: Int[Array, " b"], count: int) ->
     return jax.lax.top_k(jnp.where(own, -jnp.inf, logits), min(count, logits.shape[-1] - 1))[1]
 
 
+def predicted(logits: Float[Array, "b k"]) -> Int[Array, " b"]:
+    """``argmax_k logits_k``; -1, which is no class, where a logit is NaN or infinite."""
+    return jnp.where(jnp.isfinite(logits).all(-1), logits.argmax(-1), -1)
+
+
 def misclassified(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Bool[Array, " b"]:
-    """``argmax_k logits_k != label``."""
-    return logits.argmax(-1) != labels
+    """``predicted(logits) != label``.
+
+    Logits that are not finite are misclassified whatever the label: they break a model, as `robust_jax.robustness`
+    counts them, and reach no target.
+    """
+    return predicted(logits) != labels
 
 
 LossFn = Callable[[Float[Array, "b k"], Int[Array, " b"]], Float[Array, " b"]]
@@ -85,12 +95,24 @@ LOSSES: dict[str, LossFn] = {"cross_entropy": cross_entropy, "margin": margin, "
 
 
 def get(loss: str | LossFn) -> LossFn:
-    """A loss from its name in `LOSSES`; a function is returned unchanged.
+    """A loss from its name in `LOSSES`; a function of your own raises ValueError unless it returns one per example.
 
     Raises:
       ValueError: an unknown name.
     """
-    if callable(loss):
-        return loss
-    choose("loss", loss, LOSSES)
-    return LOSSES[loss]
+    if not callable(loss):
+        choose("loss", loss, LOSSES)
+        return LOSSES[loss]
+    return loss if loss in LOSSES.values() else partial(_checked, loss)
+
+
+def _checked(loss: LossFn, logits: Array, labels: Array) -> Array:
+    value = loss(logits, labels)
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", type(value).__name__)
+    # A mean would be broadcast to all examples in silence.
+    if shape != labels.shape or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise ValueError(
+            f"loss must return one float per example, {labels.shape}, larger where worse, not their mean; for logits "
+            f"{logits.shape} {getattr(loss, '__name__', loss)} returned {dtype}{'' if shape is None else f' {shape}'}."
+        )
+    return value

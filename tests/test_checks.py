@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robust_jax.checks import check_attack_names, check_batch, check_images
+from robust_jax.checks import check_attack_names, check_batch, check_images, check_threat
 from robust_jax.spaces.perturbations import Perturbation
 from robust_jax.spaces.threat_models import ThreatModel
 
@@ -54,7 +54,7 @@ def test_bad_labels(labels, message):
 
 
 def test_a_space_whose_zero_changes_images_and_what_is_no_threat_model():
-    images, labels = jnp.full((2, 2, 2, 1), 0.5), jnp.zeros(2, int)
+    images = jnp.full((2, 2, 2, 1), 0.5)
     one = lambda x: jnp.ones((len(x), 1, 1, 1))  # noqa: E731
     scale = Perturbation(one, lambda x, d: x * d, "scale")
     brighter = Perturbation(lambda x: 0 * one(x), lambda x, d: x + d + 0.1, "brighter")
@@ -66,10 +66,10 @@ def test_a_space_whose_zero_changes_images_and_what_is_no_threat_model():
         ("flow", "threat='flow'.*ThreatModel"),
     ):
         with pytest.raises(ValueError, match=message):
-            check_batch(images, labels, logits_fn, threat)
+            check_threat(threat, images)
     contrast = Perturbation(lambda x: 0 * one(x), lambda x, d: x * (1 + d), "contrast")
-    check_batch(images, labels, logits_fn, ThreatModel(contrast, "linf", 0.1))
-    jax.jit(lambda r: check_batch(images, labels, logits_fn, ThreatModel(contrast, "linf", r)))(0.1)  # constants there
+    check_threat(ThreatModel(contrast, "linf", 0.1), images)
+    jax.jit(lambda r: check_threat(ThreatModel(contrast, "linf", r), images))(0.1)  # constants there
 
 
 def test_bad_logits():

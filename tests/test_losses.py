@@ -41,6 +41,27 @@ def test_margin_and_its_sign():
     np.testing.assert_array_equal(gradient[np.arange(16), labels], -1)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_are_no_class(bad):
+    logits = jnp.asarray([[bad, 0.0, 1.0], [0.0, bad, 1.0], [0.0, 3.0, 1.0]])
+    np.testing.assert_array_equal(losses.predicted(logits), [-1, -1, 1])
+    for label in range(3):  # wrong whatever the label, and no target is reached
+        np.testing.assert_array_equal(losses.misclassified(logits, jnp.full(3, label)), [True, True, label != 1])
+
+
+def test_a_loss_of_ones_own_is_one_number_per_example():
+    logits, labels = batch()
+    square = losses.get(lambda z, y: jnp.square(losses.margin(z, y)))
+    np.testing.assert_array_equal(square(logits, labels), jnp.square(losses.margin(logits, labels)))
+    assert losses.get("dlr") is losses.get(losses.dlr) is losses.dlr
+    for wrong in (
+        lambda z, y: losses.margin(z, y).mean(), lambda z, y: z, lambda z, y: (z[:, 0], y), lambda z, y: None,
+        lambda z, y: y,
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"loss must return one float per example, \(16,\)"):
+            losses.get(wrong)(logits, labels)
+
+
 def test_dlr_and_its_invariances():
     logits, labels = batch()
     ranked = -np.sort(-np.asarray(logits, np.float64), -1)

@@ -17,7 +17,7 @@ from robust_jax.extensions import choose
 from robust_jax.options import Convert, Count, check_call
 from robust_jax.spaces import per_example, perturbations, threat_models
 from robust_jax.spaces.per_example import example_keys
-from robust_jax.spaces.perturbations import Delta, Images, Perturbation
+from robust_jax.spaces.perturbations import Delta, Images
 from robust_jax.spaces.threat_models import ThreatModel
 
 # (T(x, δ) clipped to [0, 1], δ, what is known of each example) -> what to maximise, and where the attack succeeds.
@@ -110,7 +110,7 @@ def ascend(
     check_runs("ascend", restarts, random_start, keep, early_stop)
     space = threat.perturbation
     keys = example_keys(key, len(images))
-    check_step_size(space, step_size)
+    check_step_size(threat, images, step_size)
     size = jax.tree.map(lambda r: 2.5 * r / max(steps, 1), threat.radius) if step_size is None else step_size
     zeros = space.zeros(images)
     if optimizer is None:
@@ -162,14 +162,16 @@ def _steepest(threat: ThreatModel, zeros: Delta, size: Any, momentum: float) -> 
     def move(images: Images, delta: Delta, velocity: Delta, gradient: Delta) -> tuple[Delta, Delta]:
         direction = gradient = jax.tree.map(jnp.nan_to_num, gradient)
         if momentum:
-            unit = jax.tree.map(lambda g: g / jnp.maximum(_sum_abs(g), 1e-30), gradient)
-            direction = velocity = jax.tree.map(lambda v, u: momentum * v + u, velocity, unit)
+            # In float16 the 1e-30 is 0, and sums of gradients may be infinite.
+            unit = jax.tree.map(lambda g: g / jnp.maximum(_sum_abs(g), 1e-30), in_float32(gradient))
+            velocity = jax.tree.map(lambda v, u: momentum * v + u, velocity, unit)
+            direction = jax.tree.map(lambda v, g: v.astype(g.dtype), velocity, gradient)
         # Coordinates that the box holds back leave their share of the step to the others.
         headroom = perturbations.headroom(space, images, delta, direction)
         delta = threat_models.move(threat, delta, direction, size, headroom)
         return perturbations.confined(space, images, delta), velocity
 
-    return _Step(zeros, move)
+    return _Step(in_float32(zeros), move)
 
 
 def _sum_abs(x: Array) -> Array:
@@ -184,12 +186,24 @@ def _by_optimizer(threat: ThreatModel, zeros: Delta, size: Any, momentum: float,
             f"functools.partial(optax.sgd, momentum={momentum})."
         )
     space, rule = threat.perturbation, _optimizer(optimizer)(1.0)
+    if not hasattr(rule, "init") or not hasattr(rule, "update"):
+        raise ValueError(
+            f"optimizer={optimizer!r} must be learning_rate -> optax.GradientTransformation, such as optax.adam; it "
+            f"returned a {type(rule).__name__}."
+        )
 
     def move(images: Images, delta: Delta, state: Any, gradient: Delta) -> tuple[Delta, Any]:
-        update, state = jax.vmap(rule.update)(jax.tree.map(lambda g: -jnp.nan_to_num(g), gradient), state, delta)
+        # In float16 Adam's squares and its epsilon of 1e-8 are 0.
+        uphill, at = in_float32((jax.tree.map(lambda g: -jnp.nan_to_num(g), gradient), delta))
+        update, state = jax.vmap(rule.update)(uphill, state, at)
         return perturbations.confined(space, images, threat_models.shift(threat, delta, update, size)), state
 
-    return _Step(jax.vmap(rule.init)(zeros), move)
+    return _Step(jax.vmap(rule.init)(in_float32(zeros)), move)
+
+
+def in_float32(tree: Any) -> Any:
+    """Arrays of a lower precision as float32."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), tree)
 
 
 def _keeping(keep: Keep, early_stop: bool) -> Callable[[Candidate, Candidate], Candidate]:
@@ -205,10 +219,20 @@ def _keeping(keep: Keep, early_stop: bool) -> Callable[[Candidate, Candidate], C
     return better
 
 
-def check_step_size(space: Perturbation, step_size: Any) -> None:
-    """Raises ValueError for a single step size if the perturbation is a composition, which takes one per part."""
-    if step_size is not None and space.parts and not isinstance(step_size, tuple | list):
+def check_step_size(threat: ThreatModel, images: Images, step_size: Any) -> None:
+    """Raises ValueError for a step size that does not fit δ: of a composition it is a tuple with one per part."""
+    space = threat.perturbation
+    if step_size is None:
+        return
+    if space.parts and not (isinstance(step_size, tuple | list) and len(step_size) == len(space.parts)):
         raise ValueError(f"step_size={step_size!r}: {space.name} takes a tuple of {len(space.parts)}, one per part.")
+    deltas = jax.tree.leaves(jax.eval_shape(space.zeros, images))
+    for size, delta in zip(step_size if space.parts else [step_size], deltas, strict=True):
+        if not threat_models.fits(jnp.shape(size), delta.shape):
+            raise ValueError(
+                f"step_size={step_size!r} has the shape {jnp.shape(size)}, but δ of {space.name} {delta.shape}: give "
+                f"one number, or one for each entry of δ's last axis."
+            )
 
 
 def check_runs(name: str, restarts: int, random_start: bool, keep: Keep, early_stop: bool) -> None:

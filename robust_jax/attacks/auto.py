@@ -18,7 +18,7 @@ from robust_jax.attacks.fab import fab, fab_targeted
 from robust_jax.attacks.result import AttackResult, LogitsFn
 from robust_jax.attacks.square import square
 from robust_jax.attacks.wrappers import expectation
-from robust_jax.checks import check_batch, check_images
+from robust_jax.checks import check_batch, check_images, check_threat, checked_logits
 from robust_jax.options import Count
 from robust_jax.spaces import norms, per_example
 from robust_jax.spaces.per_example import example_keys, fold_keys
@@ -85,13 +85,15 @@ def auto_attack(
         option out of its range, or a ``logits_fn`` that does not take the arguments above.
     """
     check_images(images)
+    checked_logits(logits_fn)  # of functions of more than images only that they are functions
     keys = example_keys(key, len(images))
     _check_arguments(logits_fn, version, images, keys)
 
     def model(keys: Array) -> LogitsFn:
-        return expectation(logits_fn, keys, DRAWS) if version == "rand" else logits_fn
+        return checked_logits(expectation(logits_fn, keys, DRAWS) if version == "rand" else logits_fn)
 
-    check_batch(images, labels, model(keys), threat)
+    check_batch(images, labels, model(keys))
+    check_threat(threat, images)
     logits = model(keys)(images)
     # Parts leave an example alone if its label is a class that the clean image is not given.
     other = (logits.argmax(-1) + 1) % logits.shape[-1]

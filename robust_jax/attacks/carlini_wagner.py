@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key
 
+from robust_jax.attacks.ascent import in_float32
 from robust_jax.attacks.define import Cost, Problem, attack
 from robust_jax.attacks.minimal import CANDIDATES, Smallest, boundary, check_norm, finite, in_units, search_const
 from robust_jax.attacks.result import AttackResult, LogitsFn
@@ -98,13 +99,14 @@ def carlini_wagner(
         def step(_: Array, carry: tuple[Delta, optax.OptState, Smallest, Array]) -> tuple:
             delta, state, smallest, success = carry
             gradient, (size, crossed) = jax.grad(objective, has_aux=True)(delta)
-            update, state = adam.update(in_units(threat, unit, finite(gradient)), state)
+            # In float16 Adam's squares and its epsilon of 1e-8 are 0.
+            update, state = adam.update(in_float32(in_units(threat, unit, finite(gradient))), state)
             update = in_units(threat, unit, jax.tree.map(lambda u: u * rate(u), update))
-            moved = jax.tree.map(jnp.add, delta, update)
+            moved = jax.tree.map(lambda d, u: d + u.astype(d.dtype), delta, update)
             moved = perturbations.confined(space, images, moved)
             return moved, state, smallest.or_smaller(delta, size, crossed), success | crossed
 
-        first = (zeros, adam.init(zeros), smallest, jnp.zeros(len(images), bool))
+        first = (zeros, adam.init(in_float32(zeros)), smallest, jnp.zeros(len(images), bool))
         return jax.lax.fori_loop(0, steps, step, first)[2:]
 
     return search_const(minimise, threat, start, initial_const, binary_search_steps).result(images, threat)

@@ -27,9 +27,10 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from robust_jax import losses
 from robust_jax.attacks.result import AttackResult
-from robust_jax.checks import check_batch
+from robust_jax.checks import check_batch, check_threat, checked_logits
 from robust_jax.losses import LossFn
 from robust_jax.options import Convert, Range, check_call
+from robust_jax.spaces.per_example import check_key
 from robust_jax.spaces.threat_models import ThreatModel
 
 Function = TypeVar("Function", bound=Callable[..., AttackResult])
@@ -120,13 +121,16 @@ def attack(
     return decorate
 
 
-def checked(*, check: Check | None = None, checks_batch: bool = True) -> Callable[[Function], Function]:
+def checked(
+    *, check: Check | None = None, checks_batch: bool = True, key_per_image: bool = True
+) -> Callable[[Function], Function]:
     """Checks the arguments of a function like an attack before it is called; under `jax.jit` only shapes are known.
 
     Args:
       check: see `About`.
       checks_batch: False if ``logits_fn`` takes more than images, so that the function calls
-        `robust_jax.checks.check_batch` itself.
+        `robust_jax.checks.check_batch` and `check_threat` itself.
+      key_per_image: whether the key may be one per image.
     """
 
     def decorate(function: Function) -> Function:
@@ -135,7 +139,11 @@ def checked(*, check: Check | None = None, checks_batch: bool = True) -> Callabl
         @functools.wraps(function)
         def call(logits_fn: Any, images: Any, labels: Any, threat: Any, **options: Any) -> AttackResult:
             if checks_batch:
-                check_batch(images, labels, logits_fn, threat)
+                check_batch(images, labels, logits_fn)
+                logits_fn = checked_logits(logits_fn)
+                check_threat(threat, images)
+            if checks_batch and "key" in options:
+                check_key(options["key"], len(images) if key_per_image else None)
             if check is not None:
                 check(name, threat)
             check_call(name, function, options)

@@ -16,6 +16,7 @@ from robust_jax.attacks.ascent import Keep, check_step_size
 from robust_jax.attacks.deepfool import Search, minimal_step
 from robust_jax.attacks.define import Loss, Share, checked
 from robust_jax.attacks.result import AttackResult, LogitsFn, clip_box
+from robust_jax.checks import check_images, check_threat
 from robust_jax.extensions import choose
 from robust_jax.losses import LossFn
 from robust_jax.options import Count, Length, NotNegative, Range
@@ -39,11 +40,17 @@ def apply_universal(threat: ThreatModel, images: Images, delta: Delta) -> Images
       threat: only its perturbation is used.
       images: ``[N, H, W, C]``; if δ has the shape of images (additive, flow), of the size that δ was made for.
       delta: ``[1, ...]``, or ``[B, ...]`` with B equal entries, as in an `AttackResult` of this module.
+
+    Raises:
+      ValueError: images that are no floats ``[N, H, W, C]``, or a δ of another shape than theirs.
     """
+    check_images(images, in_box=False)
+    check_threat(threat, images)
+    _check_delta(threat, images, delta)
     return clip_box(threat.perturbation.apply(images, spread(delta, len(images))))
 
 
-@checked()
+@checked(key_per_image=False)
 def universal(
     logits_fn: LogitsFn,
     images: Images,
@@ -92,7 +99,6 @@ def universal(
       ValueError: images outside [0, 1] or of the wrong rank, labels out of range (both for concrete arrays), more than
         one key, or an option out of its range.
     """
-    _check_key("universal", key)
     images, labels = jnp.asarray(images), jnp.asarray(labels)
     wide = threat_models.scaled(threat, reach)
     search = Search(steps, 1.0, overshoot, candidates, targeted, confine=False)
@@ -121,7 +127,7 @@ def universal(
     return _result(threat, images, best, success)
 
 
-@checked()
+@checked(key_per_image=False)
 def universal_gradient(
     logits_fn: LogitsFn,
     images: Images,
@@ -171,14 +177,13 @@ def universal_gradient(
         one key, or an option out of its range.
     """
     loss_fn = losses.get(loss)
-    _check_key("universal_gradient", key)
     if restarts > 1 and keep == "last":
         raise ValueError(
             f"universal_gradient: restarts={restarts} with keep='last' return the last run only: set keep='best'."
         )
     images, labels = jnp.asarray(images), jnp.asarray(labels)
     space, sign = threat.perturbation, -1.0 if targeted else 1.0
-    check_step_size(space, step_size)
+    check_step_size(threat, images, step_size)
     batches = -(-len(images) // batch_size)
     default = jax.tree.map(lambda r: 2.5 * r / (epochs * batches), threat.radius)
     size = default if step_size is None else step_size
@@ -258,8 +263,12 @@ def universal_targeted(
       ValueError: an unknown method, different targets, and the errors of the method.
     """
     choose("universal_targeted: method", method, METHODS)
-    if not isinstance(target, jax.core.Tracer) and np.unique(np.asarray(target)).size != 1:
-        raise ValueError(f"universal_targeted: target={target!r}, but there is one target, the same for all images.")
+    check_images(images)
+    given = np.zeros(1, int) if isinstance(target, jax.core.Tracer) else np.asarray(target)
+    if not np.issubdtype(given.dtype, np.integer) or np.unique(given).size != 1:
+        raise ValueError(
+            f"universal_targeted: target={target!r}, but there is one target, a class that is the same for all images."
+        )
     labels = jnp.broadcast_to(jnp.asarray(target), len(images))
     return METHODS[method](logits_fn, images, labels, threat, key=key, targeted=True, **options)
 
@@ -299,6 +308,16 @@ def _result(threat: ThreatModel, images: Images, delta: Delta, success: Bool[Arr
     return AttackResult(apply_universal(threat, images, delta), spread(delta, len(images)), success)
 
 
-def _check_key(name: str, key: Any) -> None:
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.ndim:
-        raise ValueError(f"{name}: key must be one key, made by jax.random.key(seed); got {key.dtype} {key.shape}.")
+def _check_delta(threat: ThreatModel, images: Images, delta: Delta) -> None:
+    """Raises ValueError unless δ is one of these images': adding would repeat a single channel silently."""
+    expected = jax.eval_shape(threat.perturbation.zeros, images[:1])
+    shapes = [[jnp.shape(leaf)[1:] for leaf in jax.tree.leaves(tree)] for tree in (expected, delta)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"delta has the shape {_joined(shapes[1])} for each image, but {threat.perturbation.name} takes "
+            f"{_joined(shapes[0])} for images {images.shape}: give a δ made for images like these."
+        )
+
+
+def _joined(shapes: list[tuple[int, ...]]) -> str:
+    return " and ".join(map(str, shapes))

@@ -1,8 +1,9 @@
 """Signs of masked gradients: attacks fail against the model although it is not robust (Athalye et al. 2018).
 
-`compare` finds signs in what attacks that have run did to all examples; `probe` looks at the model itself and runs more
-attacks on a few images. Each sign is one function in `robust_jax.evaluation.signs`, and `signs` lists them; a sign of
-your own is named ``"module:name"`` in ``config.evaluation.signs``, see `robust_jax.evaluation.signs.define`.
+`compare` finds signs in what attacks that have run did to all examples, `glance` in the model's logits and gradients at
+a few images, and `probe` runs more attacks on a few images. Each sign is one function in `robust_jax.evaluation.signs`,
+and `signs` lists them; a sign of your own is named ``"module:name"`` in ``config.evaluation.signs``, see
+`robust_jax.evaluation.signs.define`.
 
 The signs follow the lists of Athalye et al. (2018, section 3.1), Carlini et al. (2019, section 5) and AutoAttack's own
 checks. Two attacks are compared on the same examples by McNemar's test: a lead within two standard deviations is
@@ -14,6 +15,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Sequence
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
@@ -23,7 +25,9 @@ from robust_jax.evaluation.outcomes import PerExample
 from robust_jax.evaluation.signs.define import NEEDS, Look, Sign, sign
 from robust_jax.spaces.perturbations import Images
 
-__all__ = ["Look", "Sign", "compare", "find", "probe", "sign", "signs"]
+__all__ = ["Look", "Sign", "compare", "find", "glance", "probe", "sign", "signs"]
+
+GLANCE = ("logits", "gradients")
 
 
 @functools.cache
@@ -77,6 +81,34 @@ def compare(measured: PerExample, own: Sequence[Sign] = ()) -> list[str]:
     return [warning for one in _needing(("outcomes",), own) for warning in one(look)]
 
 
+def glance(measured: PerExample, own: Sequence[Sign] = ()) -> list[str]:
+    """The signs in logits and input gradients: a few passes of the model on the first images measured.
+
+    Args:
+      measured: the result of `robustness`.
+      own: signs besides the built-in ones.
+
+    Returns:
+      The warnings; none without a model, or for one that does not take these few images.
+    """
+    few = measured.images
+    count = 0 if few is None else len(few)
+    while few is not None and count:
+        images = jnp.asarray(few[:count])
+        look = Look(measured, measured.logits_fn, images, jnp.asarray(measured.label[:count]))
+        try:
+            look.logits  # noqa: B018
+        except (TypeError, ValueError):
+            return []
+        try:
+            return [warning for one in _needing(GLANCE, own) for warning in one(look)]
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+        count //= 2
+    return []
+
+
 def probe(
     logits_fn: Callable[[Images], Float[Array, "b k"]],
     images: Images,
@@ -85,8 +117,10 @@ def probe(
     *,
     key: Key[Array, ""],
     own: Sequence[Sign] = (),
+    needs: Sequence[str] = NEEDS[1:],
 ) -> list[str]:
-    """All other signs, on a few images, by attacks of at most 20 steps, 200 queries or twice the steps that ran.
+    """All signs but those of `compare`, on a few images, by attacks of at most 20 steps, 200 queries or twice the steps
+    that ran.
 
     Args:
       logits_fn: images in [0, 1] to logits, as in `robustness`.
@@ -97,13 +131,14 @@ def probe(
         with Square if no attack without gradients ran there.
       key: one typed key.
       own: signs besides the built-in ones.
+      needs: which of `NEEDS` to look for. `robust_jax.evaluation.summarise` has looked for those of `glance`.
 
     Returns:
       The warnings.
     """
     look = Look(measured, logits_fn, jnp.asarray(images), labels, key)
     warnings = []
-    for one in _needing(NEEDS[1:], own):
+    for one in _needing(needs, own):
         # More attacks would only repeat that there is no gradient.
         if one.needs != "attacks" or look.gradient_error is None:  # type: ignore[attr-defined]
             warnings += one(look)

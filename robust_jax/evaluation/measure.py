@@ -173,10 +173,12 @@ def _fingerprints(restored: Restored, attacks: Mapping[str, Attack], settings: S
 def _further_warnings(
     logits_fn: models.BoundModel, batch: Mapping[str, Any], count: int, measured: PerExample, settings: Settings
 ) -> list[str]:
-    """Signs of masked gradients on the first ``count`` images of a batch, which may be padded."""
+    """Signs of masked gradients in more attacks on the first ``count`` images; `summarise` looks for the others."""
     images, labels = (jnp.asarray(np.asarray(batch[name])[:count]) for name in ("image", "label"))
     key = jax.random.key(settings.seed)
-    return masking.probe(logits_fn, images, labels, measured, key=key, own=masking.find(settings.signs))
+    return masking.probe(
+        logits_fn, images, labels, measured, key=key, own=masking.find(settings.signs), needs=("attacks",)
+    )
 
 
 def _add_costs(

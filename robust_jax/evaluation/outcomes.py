@@ -83,6 +83,8 @@ class PerExample:
       prediction: `[n]`, the classes predicted for the clean images; -1 if the logits are not finite.
       loss: `[n]`, the cross-entropy of the clean images.
       attacks: NAME -> what the attack did.
+      logits_fn: the model that was measured, a pytree; None if it is not at hand.
+      images: the first few images, for signs of masked gradients in what the model says about them.
     """
 
     id: Int[np.ndarray, " n"]
@@ -90,6 +92,8 @@ class PerExample:
     prediction: Int[np.ndarray, " n"]
     loss: Float[np.ndarray, " n"]
     attacks: dict[str, Outcome]
+    logits_fn: Any = dataclasses.field(default=None, repr=False, compare=False)
+    images: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
     def correct(self) -> Bool[np.ndarray, " n"]:

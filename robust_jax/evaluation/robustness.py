@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from robust_jax import losses
 from robust_jax.attacks.wrappers import as_pytree
@@ -34,6 +34,8 @@ from robust_jax.evaluation.attack import Attack
 from robust_jax.evaluation.batching import Batch, Rows, in_parts, selected, with_ids_and_masks
 from robust_jax.evaluation.outcomes import Outcome, PerExample, contradiction
 from robust_jax.spaces import threat_models
+
+FEW = 64  # images at which signs of masked gradients are looked for
 
 Progress = Callable[[str, int, int], None]
 """``(name, robust, examples)``: how many of the examples of a batch are robust."""
@@ -139,15 +141,18 @@ def _clean_images(
     model: Any, batches: Iterable[Batch], place: Callable[[Batch], Batch], report: Progress
 ) -> PerExample:
     """The predictions and losses of the clean images, without attacks."""
-    clean, size = [], None
+    clean, size, few, missing = [], None, [], FEW
     for batch in with_ids_and_masks(batches):
+        if missing:
+            few.append(np.asarray(batch["image"])[batch["mask"]][:missing])
+            missing -= len(few[-1])
         check_batch(batch["image"], batch["label"], model)
         rows, size = in_parts(partial(_clean_rows, model, place), batch, size)
         clean.append(rows)
         report("clean", int((rows["prediction"] == rows["label"]).sum()), len(rows["label"]))
     if not clean:
         raise ValueError("robustness got no example: the batches are empty")
-    return PerExample(**_joined(clean), attacks={})
+    return PerExample(**_joined(clean), attacks={}, logits_fn=model, images=np.concatenate(few))
 
 
 def _clean_rows(model: Any, place: Callable[[Batch], Batch], batch: Batch) -> Rows:
@@ -160,12 +165,7 @@ def _clean_rows(model: Any, place: Callable[[Batch], Batch], batch: Batch) -> Ro
 @jax.jit
 def _clean(model: Any, images: Array, labels: Array) -> dict[str, Array]:
     logits = model(images)
-    return {"prediction": _predict(logits), "loss": losses.cross_entropy(logits, labels)}
-
-
-def _predict(logits: Float[Array, "b k"]) -> Int[Array, " b"]:
-    """The predicted class; -1, which is never right, if a logit is not finite."""
-    return jnp.where(jnp.isfinite(logits).all(-1), logits.argmax(-1), -1)
+    return {"prediction": losses.predicted(logits), "loss": losses.cross_entropy(logits, labels)}
 
 
 def _outcome(
@@ -240,7 +240,7 @@ def _run(model, source, examples, key, traced, function, settings):
     threat, logits = traced["threat"], model(result.images)
     recomputed = jnp.clip(threat.perturbation.apply(images, result.delta), 0, 1)
     found = {
-        "prediction": _predict(logits),
+        "prediction": losses.predicted(logits),
         "loss": losses.cross_entropy(logits, labels),
         "size": threat_models.size(threat, result.delta),
         "excess": jnp.abs(result.images - recomputed).max((1, 2, 3)),

@@ -28,7 +28,8 @@ def summarise(measured: PerExample, signs: Sequence[masking.Sign] = ()) -> dict[
 
     Args:
       measured: the result of `robustness`.
-      signs: of masked gradients, besides the built-in ones; see `masking.compare`.
+      signs: of masked gradients, besides the built-in ones; see `masking.compare` and `masking.glance`, which looks at
+        the model's logits and gradients at the first images.
 
     Returns:
       A dict of clean, attacks, worst_case and warnings, ready for JSON.
@@ -40,7 +41,7 @@ def summarise(measured: PerExample, signs: Sequence[masking.Sign] = ()) -> dict[
         "clean": _counted(correct, labels),
         "attacks": attacks,
         "worst_case": _counted(robust, labels) | {"attacks": list(attacks)},
-        "warnings": _warnings(measured) + masking.compare(measured, signs),
+        "warnings": _warnings(measured) + masking.compare(measured, signs) + masking.glance(measured, signs),
     }
 
 

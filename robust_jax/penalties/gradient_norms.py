@@ -28,7 +28,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from robust_jax.checks import check_images, check_layout, check_threat, checked_losses
 from robust_jax.extensions import choose
+from robust_jax.options import Range
 from robust_jax.spaces import norms, perturbations, registry, threat_models
 from robust_jax.spaces.per_example import value_and_gradient
 from robust_jax.spaces.perturbations import Delta, Images, Perturbation
@@ -138,16 +140,21 @@ def value_and_gradient_norm(
       power.
 
     Raises:
-      ValueError: an unknown name, or a loss that is not one number per image.
+      ValueError: an unknown name, images that are no floats ``[B, H, W, C]`` or whose channels seem to come first, a
+        loss that is not one number per image, or a number out of range.
 
     Example::
 
         loss, penalty = value_and_gradient_norm(loss_fn, images, "flow", norm="l2", power=2)   # FGR
         total = loss.mean() + 1.47 * penalty.mean()
     """
+    space, loss_fn = registry.get(perturbation), _checked(loss_fn, images, registry.get(perturbation), has_aux)
+    Range(above=0).check("power", power)
+    Range(above=0).check("step", step)
+    choose("method", method, METHODS)
     images = jax.lax.stop_gradient(images)
     loss, gradient, aux = value_and_gradient(loss_fn, images, has_aux)
-    penalty = penalty_of(registry.get(perturbation), images, norm, power, scale)
+    penalty = penalty_of(space, images, norm, power, scale)
     plain = (lambda x: loss_fn(x)[0]) if has_aux else loss_fn
     value = norm_of_gradient(plain, images, gradient, penalty, method, step)
     return (loss, value, aux) if has_aux else (loss, value)
@@ -160,7 +167,17 @@ def gradient_norm(
     return value_and_gradient_norm(loss_fn, images, perturbation, norm, power, **options)[1]
 
 
+def _checked(loss_fn: Any, images: Any, space: Perturbation, has_aux: bool = False) -> Callable[[Images], Any]:
+    """The loss_fn, which raises ValueError unless it returns ``[B]``, for images that fit the perturbation."""
+    check_images(images, in_box=False)
+    check_layout(space, images)
+    return checked_losses(loss_fn, has_aux)
+
+
 def _in_delta(loss_fn: LossFn, images: Images, threat: ThreatModel) -> Delta:
+    check_images(images, in_box=False)
+    check_threat(threat, images)
+    loss_fn = checked_losses(loss_fn)
     return perturbations.pullback(threat.perturbation, images, value_and_gradient(loss_fn, images)[1])
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from robust_jax.attacks.ascent import Ascent, ascend
+from robust_jax.checks import check_images, check_threat, checked_losses
 from robust_jax.penalties import gradient_norms
 from robust_jax.penalties.gradient_norms import LossFn
 from robust_jax.spaces import norms
@@ -27,7 +28,9 @@ def roughest(
     false) and clipped to [0, 1] as attacks do; ``value`` is the norm there. The options are those of
     `robust_jax.attacks.pgd`; ``norm`` is that of the gradient, by default the dual of the threat model's.
     """
-    chosen = _gradient_norm_of(threat, norm)
+    check_images(images)
+    check_threat(threat, images)
+    chosen, loss_fn = _gradient_norm_of(threat, norm), checked_losses(loss_fn)
 
     def score(perturbed: Images, *_: Any) -> tuple[Float[Array, " b"], Bool[Array, " b"]]:
         gradient = jax.grad(lambda x: loss_fn(x).sum())(perturbed)
@@ -61,8 +64,11 @@ def local_flatness(
       **options: restarts, random_start, and the options of `robust_jax.value_and_gradient_norm` except power.
 
     Raises:
-      ValueError: a composition whose parts have different norms, without ``norm``.
+      ValueError: a composition whose parts have different norms, without ``norm``; images outside [0, 1] or of the
+        wrong rank; a loss that is not one number per image; or an option out of its range.
     """
+    check_images(images)
+    check_threat(threat, images)
     search = {name: options.pop(name) for name in ("restarts", "random_start") if name in options}
     found = roughest(loss_fn, images, threat, norm=norm, key=key, steps=steps, step_size=step_size, **search)
     at = jax.lax.stop_gradient(found.images)

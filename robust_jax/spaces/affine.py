@@ -37,5 +37,6 @@ affine = Perturbation(
     name="affine",
     pullback_at_zero=_affine_pullback,
     unit="(°, px, px)",
+    moves_pixels=True,
 )
 """``T(x, δ)`` samples x on the grid rotated about its centre and shifted: δ ``[B, 3]`` (degrees, dy, dx in pixels)."""

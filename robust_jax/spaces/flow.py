@@ -57,7 +57,8 @@ def _flow_zeros(images: Images) -> Array:
 
 
 flow = Perturbation(
-    _flow_zeros, warp, "flow", partial(pullback, difference="forward"), slope=_flow_slope, unit="px"
+    _flow_zeros, warp, "flow", partial(pullback, difference="forward"), slope=_flow_slope, unit="px",
+    moves_pixels=True,
 )  # fmt: skip
 """``T(x, δ) = warp(x, δ)``, δ ``[B, H, W, 2]`` (dy, dx) in pixels. Penalties take forward differences at δ = 0; attacks
 look at both sides of the grid lines, see `Perturbation.slope`."""

@@ -18,17 +18,25 @@ def inner(one: Delta, other: Delta) -> Float[Array, " b"]:
     return jnp.stack(jax.tree.leaves(products)).sum(0)
 
 
+def check_key(key: Any, count: int | None) -> None:
+    """Raises ValueError unless ``key`` is one typed key, or unless ``count`` is None one per example ``[count]``."""
+    if not hasattr(key, "dtype") or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise ValueError(f"key must be made by jax.random.key(seed), or split from one; got {key!r}.")
+    if key.ndim and count is None:
+        raise ValueError(f"key must be one key, made by jax.random.key(seed); got {key.dtype} {key.shape}.")
+    if key.ndim and key.shape != (count,):
+        held = len(key) if key.ndim == 1 else key.shape
+        raise ValueError(f"key holds {held} keys for {count} images: pass one key, or one per image.")
+
+
 def example_keys(key: Key[Array, "..."], count: int) -> Key[Array, " b"]:
     """One key per example: keys ``[B]`` are returned, a single key is folded with each example's index.
 
     Raises:
       ValueError: no typed key, or another number of keys than of examples.
     """
-    if not hasattr(key, "dtype") or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise ValueError(f"key must be made by jax.random.key(seed), or split from one; got {key!r}.")
-    if key.ndim == 1:
-        if len(key) != count:
-            raise ValueError(f"key holds {len(key)} keys for {count} images: pass one key, or one per image.")
+    check_key(key, count)
+    if key.ndim:
         return key
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
 

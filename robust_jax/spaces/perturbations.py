@@ -46,6 +46,8 @@ class Perturbation:
         None if they share a budget.
       parts: the perturbations that this one is composed of.
       unit: the unit of δ in tables and pictures, such as "px".
+      moves_pixels: whether T moves contents over rows and columns, so that it matters which axes these are: attacks and
+        penalties then refuse images whose channels seem to come first, see `robust_jax.checks.check_layout`.
     """
 
     zeros: Callable[[Images], Delta]
@@ -56,6 +58,7 @@ class Perturbation:
     slope: Callable[[Images, Delta, Images, Any], Delta] | None = None
     parts: tuple[Perturbation, ...] = ()
     unit: str = ""
+    moves_pixels: bool = False
 
 
 def pullback(perturbation: Perturbation, images: Images, gradient: Images) -> Delta:

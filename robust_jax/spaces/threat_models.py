@@ -111,7 +111,7 @@ def _map_parts(f: Callable[..., Any], threat: ThreatModel, *deltas: Delta) -> De
     whole = (threat.norm, threat.radius, *deltas)
     found = []
     for norm, radius, *part in zip(*whole, strict=True) if composed else [whole]:
-        if part and not _fits(jnp.shape(radius), part[0].shape):
+        if part and not fits(jnp.shape(radius), part[0].shape):
             raise ValueError(
                 f"radius={radius!r} of {threat.perturbation.name} has shape {jnp.shape(radius)}, but δ has "
                 f"{part[0].shape}: give one number, or one for each entry of δ's last axis."
@@ -120,7 +120,7 @@ def _map_parts(f: Callable[..., Any], threat: ThreatModel, *deltas: Delta) -> De
     return tuple(found) if composed else found[0]
 
 
-def _fits(small: tuple[int, ...], large: tuple[int, ...]) -> bool:
+def fits(small: tuple[int, ...], large: tuple[int, ...]) -> bool:
     """Whether the one shape broadcasts to the other."""
     return len(small) <= len(large) and all(a in (1, b) for a, b in zip(small[::-1], large[::-1], strict=False))
 
@@ -195,10 +195,11 @@ def move(threat: ThreatModel, delta: Delta, gradient: Delta, step_size: Any, hea
 
 
 def shift(threat: ThreatModel, delta: Delta, direction: Delta, step_size: Any) -> Delta:
-    """``Π(δ + step_size * direction)``, ``step_size`` in units of δ and of the radius' shape."""
+    """``Π(δ + step_size * direction)``, ``step_size`` in units of δ and of the radius' shape; of δ's precision."""
 
     def one(norm: norms.Norm, radius: Any, d: Array, u: Array, s: Any) -> Array:
-        return _times(norms.project(_divide(d + jnp.asarray(s, d.dtype) * u, radius), norm), radius)
+        moved = d + (jnp.asarray(s, d.dtype) * u).astype(d.dtype)
+        return _times(norms.project(_divide(moved, radius), norm), radius)
 
     return _map_parts(one, threat, delta, direction, step_size)
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from robust_jax import losses
 from robust_jax.models import bind
 from robust_jax.spaces import threat_models
 from robust_jax.spaces.per_example import example_keys
@@ -48,10 +49,10 @@ def check_result(model, result, images, threat, labels, targeted=False, minimal=
     assert (size <= 1.0001).all()
     assert (result.images >= 0).all() and (result.images <= 1).all()
     np.testing.assert_allclose(result.images, said, atol=1e-6)
-    right = model(result.images).argmax(-1) == labels
+    right = losses.predicted(model(result.images)) == labels
     np.testing.assert_array_equal(result.success, right if targeted else ~right)
     if minimal:
-        before = model(images).argmax(-1) == labels
+        before = losses.predicted(model(images)) == labels
         untouched = ~np.asarray(result.success) | np.asarray(before if targeted else ~before)
         np.testing.assert_array_equal(result.images[untouched], images[untouched])
         assert all(not leaf[untouched].any() for leaf in jax.tree.leaves(result.delta))

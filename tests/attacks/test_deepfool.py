@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import robust_jax as rj
+from robust_jax import losses
 from robust_jax.attacks import ATTACKS, deepfool
 from robust_jax.evaluation.robustness import Attack, robustness
 from robust_jax.models import bind
@@ -43,7 +44,7 @@ def check_result(model, result, images, threat, labels, targeted=False):
     assert (result.images >= 0).all() and (result.images <= 1).all()
     said = jnp.clip(threat.perturbation.apply(images, result.delta), 0, 1)
     np.testing.assert_allclose(result.images, said, atol=1e-6)
-    right = model(result.images).argmax(-1) == labels
+    right = losses.predicted(model(result.images)) == labels
     np.testing.assert_array_equal(result.success, right if targeted else ~right)
     failed = ~np.asarray(result.success)
     np.testing.assert_array_equal(result.images[failed], images[failed])

@@ -58,7 +58,7 @@ def check_result(model, result, threat, images=IMAGES, labels=LABELS, targeted=F
     assert (result.images >= 0).all() and (result.images <= 1).all()
     said = jnp.clip(threat.perturbation.apply(images, result.delta), 0, 1)
     np.testing.assert_allclose(result.images, said, atol=1e-6)
-    right = model(result.images).argmax(-1) == labels
+    right = losses.predicted(model(result.images)) == labels
     np.testing.assert_array_equal(result.success, right if targeted else ~right)
     failed = ~np.asarray(result.success)
     np.testing.assert_array_equal(result.images[failed], images[failed])

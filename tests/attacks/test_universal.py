@@ -66,7 +66,7 @@ def check_result(model, result, images, threat, labels, targeted=False):
     first = jax.tree.map(lambda leaf: leaf[:1], result.delta)
     # Another program: the last bit may differ.
     np.testing.assert_allclose(apply_universal(threat, images, first), result.images, atol=2e-7)
-    right = model(result.images).argmax(-1) == labels
+    right = losses.predicted(model(result.images)) == labels
     np.testing.assert_array_equal(result.success, right if targeted else ~right)
 
 
@@ -232,7 +232,7 @@ def test_where_they_are_entered():
     "function, options, message",
     [
         (universal, dict(key=jax.random.split(KEY, 10)), r"one key.*\(10,\)"),
-        (universal_gradient, dict(key=jax.random.PRNGKey(0)), "one key"),
+        (universal_gradient, dict(key=jax.random.PRNGKey(0)), "key must be made by jax.random.key"),
         (universal, dict(epochs=0), "epochs=0"),
         (universal_gradient, dict(batch_size=0), "batch_size=0"),
         (universal, dict(fraction=0.0), "fraction=0.0"),

@@ -177,6 +177,18 @@ def test_non_finite_logits_count_as_wrong_and_are_reported():
     assert f"{bad.sum()} examples have non-finite logits" in summarise(measured)["warnings"][0]
 
 
+def test_attacks_call_broken_what_robustness_counts_as_broken():
+    model = lambda images: jnp.full((len(images), CLASSES), jnp.nan)  # noqa: E731
+    attack, ball = dict(steps=2, restarts=1), ThreatModel("additive", "linf", 0.1)
+    images, labels = jnp.asarray(IMAGES), jnp.asarray(LABELS)
+    found = pgd(model, images, labels, ball, key=jax.random.key(0), **attack)
+    measured = robustness(model, cut(N), {"a": Attack(pgd, ball, attack)}, key=jax.random.key(0))
+    np.testing.assert_array_equal(found.success, measured.attacks["a"].broken)
+    assert found.success.all() and not measured.correct.any() and set(LABELS.tolist()) == set(range(CLASSES))
+    aimed = pgd(model, images, labels, ball, key=jax.random.key(0), targeted=True, **attack)
+    assert not aimed.success.any() and np.isfinite(aimed.images).all()
+
+
 def test_bytes_and_defaults_of_a_batch():
     images = np.rint(IMAGES * 255).astype(np.uint8)
     calls = []
