@@ -1,5 +1,9 @@
 """Planted defences that mask gradients are found; honest models, trained with and without attacks, are not accused."""
 
+import re
+from functools import partial
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,6 +91,104 @@ def test_honest_models_show_no_sign(standard):
     assert accuracy[1] > accuracy[0] + 0.05  # two kinds of models indeed
 
 
+def layers(sizes, seed=0):
+    rng = np.random.default_rng(seed)
+    pairs = zip(sizes, sizes[1:], strict=False)
+    return [jnp.asarray(rng.normal(size=shape) * (2 / shape[0]) ** 0.5, jnp.float32) for shape in pairs]
+
+
+def chain(activation, weights, images):
+    h = images.reshape(len(images), -1)
+    for w in weights[:-1]:
+        h = activation(h @ w)
+    return h @ weights[-1]
+
+
+def winners(h):
+    """k-winners-take-all (Xiao et al. 2020): a tenth of the units, the others are 0."""
+    return jnp.where(h >= jax.lax.top_k(h, h.shape[-1] // 10)[0][:, -1:], h, 0)
+
+
+def fitted(activation, sizes, labels=LABELS, steps=300):
+    function, weights = partial(chain, activation), layers(sizes)
+    optimizer = optax.adam(2e-3)
+
+    @jax.jit
+    def step(weights, state, index):
+        loss = lambda w: losses.cross_entropy(function(w, IMAGES[index]), labels[index]).mean()  # noqa: E731
+        updates, state = optimizer.update(jax.grad(loss)(weights), state)
+        return optax.apply_updates(weights, updates), state
+
+    state, rng = optimizer.init(weights), np.random.default_rng(0)
+    for _ in range(steps):
+        weights, state = step(weights, state, rng.integers(0, 1497, 64))
+    return jax.tree_util.Partial(function, weights)
+
+
+def clipped(model, images):
+    return jnp.clip(model(images), -5, 5)
+
+
+def told_by_other_losses(model, labels=THEIRS, radius=0.1):
+    attack = {"pgd": Attack(pgd, ThreatModel("additive", "linf", radius), {"steps": 10})}
+    batch = {"image": FEW, "label": labels, "id": np.arange(len(FEW))}
+    look = masking.Look(robustness(model, [batch], attack, key=KEY), model, FEW, labels, KEY)
+    return masking.signs()["other_losses"](look)
+
+
+@pytest.mark.parametrize("defence, radius", [("winners", 0.15), ("clipped", 0.2)])
+def test_what_pgd_misses_and_other_losses_break_is_told_with_its_size(standard, defence, radius):
+    model = jax.tree_util.Partial(clipped, standard) if defence == "clipped" else fitted(winners, (64, 512, 10))
+    (warning,) = told_by_other_losses(model, radius=radius)
+    lead = int(re.search(r"breaks (\d+) of 64 images more than pgd, \d+% instead of \d+% are left", warning)[1])
+    assert lead >= 7
+
+
+@pytest.mark.parametrize("honest", ["linear", "two classes", "random"])
+def test_other_losses_do_not_accuse_honest_models(honest):
+    if honest == "linear":
+        assert told_by_other_losses(fitted(jax.nn.relu, (64, 10)), radius=0.05) == []
+    elif honest == "two classes":
+        model = fitted(jax.nn.relu, (64, 64, 2), LABELS % 2)
+        assert told_by_other_losses(model, THEIRS % 2) == []
+    else:
+        model = jax.tree_util.Partial(partial(chain, jax.nn.relu), layers((64, 64, 10)))
+        assert told_by_other_losses(model, model(FEW).argmax(-1), radius=0.02) == []
+
+
+class Normalised(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        for features in (8, 16):
+            x = nn.Conv(features, (3, 3), strides=2)(x)
+            x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        return nn.Dense(10)(x.reshape(len(x), -1))
+
+
+def test_examples_that_depend_on_their_batch_are_told_by_every_evaluation():
+    net = Normalised()
+    variables = net.init(KEY, FEW[:1])
+    in_train_mode = lambda v, x: net.apply(v, x, train=True, mutable=["batch_stats"])[0]  # noqa: E731
+    half = jax.tree.map(lambda v: v.astype(jnp.bfloat16), variables)
+    models = {
+        "eval": bind(net, variables), "train": jax.tree_util.Partial(in_train_mode, variables),
+        "bfloat16": jax.tree_util.Partial(lambda v, x: net.apply(v, x.astype(jnp.bfloat16)).astype(jnp.float32), half),
+    }  # fmt: skip
+    told = {}
+    for name, model in models.items():
+        told[name] = [w for w in summarise(measure(model, {}))["warnings"] if "dependent_examples" in w]
+    assert told["eval"] == told["bfloat16"] == []
+    assert "64 of 64 images depend on the other images" in told["train"][0]
+
+
+def test_every_evaluation_looks_at_logits_and_gradients_once(standard):
+    model = jax.tree_util.Partial(saturated_softmax, standard)
+    measured = measure(model, {})
+    assert {"probabilities", "zero_gradient"} <= names(summarise(measured)["warnings"])
+    assert masking.probe(model, FEW, THEIRS, measured, key=KEY, needs=()) == []
+    assert masking.glance(PerExample(measured.id, measured.label, measured.prediction, measured.loss, {})) == []
+
+
 def quantised(model, images):
     return model(jnp.round(images * 7) / 7)
 
@@ -132,6 +234,7 @@ def without_gradient(model, images):
     "defence, expected",
     [
         (scaled, {"saturated_loss"}),
+        (clipped, {"clipped_logits"}),
         (quantised, {"zero_gradient"}),
         (stepped, {"zero_gradient"}),
         (saturated_softmax, {"probabilities", "zero_gradient"}),
@@ -166,7 +269,7 @@ def test_an_attack_that_has_not_converged_shows_signs(standard):
     # Steps far too small: twice as many, or a single one of the whole radius, break more.
     weak = Attack(pgd, BALL, {"steps": 5, "step_size": 0.008, "random_start": False})
     found = shown(("attacks",), standard, measure(standard, {"pgd": weak}))
-    assert names(found) == {"more_steps", "one_step", "black_box"}
+    assert names(found) == {"more_steps", "one_step", "black_box", "other_losses"}
 
 
 def made(**broken):

@@ -30,6 +30,8 @@ from robust_jax.extensions import choose
 from robust_jax.spaces.perturbations import Images
 from robust_jax.spaces.threat_models import ThreatModel
 
+TINY = 1e-6  # a change of the input that should change nothing
+
 Sign = Callable[["Look"], list[str]]
 Function = TypeVar("Function", bound=Sign)
 
@@ -108,6 +110,19 @@ class Look:
         scale = np.abs(first[np.isfinite(first)]).max(initial=1e-30)
         far = np.abs(logits - first) > share * scale
         return int((far & np.isfinite(logits) & np.isfinite(first)).any(-1).sum())
+
+    @cached_property
+    def nudged(self) -> Float[np.ndarray, "b k"]:
+        """The logits of the images changed by `TINY`."""
+        return self.logits_of(self.images + jnp.where(self.images > 0.5, -TINY, TINY))
+
+    @cached_property
+    def noise(self) -> float:
+        """The largest change of a finite logit by `TINY`, as a share of the largest logit."""
+        first = self.logits
+        both = np.isfinite(first) & np.isfinite(self.nudged)
+        scale = np.abs(first[np.isfinite(first)]).max(initial=1e-30)
+        return float(np.abs(self.nudged - first)[both].max(initial=0) / scale)
 
     @cached_property
     def _slopes(self) -> tuple[np.ndarray, np.ndarray] | Exception:
