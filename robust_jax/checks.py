@@ -15,7 +15,7 @@ import numpy as np
 from robust_jax.extensions import check_name
 from robust_jax.files import file_name
 from robust_jax.options import raised_by_library
-from robust_jax.spaces import registry
+from robust_jax.spaces import registry, threat_models
 from robust_jax.spaces.perturbations import Perturbation
 
 ROUNDING = 1e-3
@@ -181,7 +181,8 @@ def _called(name: str, function: Callable[[Any], Any], images: Any) -> Any:
     except RuntimeError:  # memory, or what a host callback raised: no mistake in the function's form
         raise
     except Exception as error:
-        if isinstance(error, ValueError) and not raised_by_library(error):
+        its_own = error.__traceback__ is not None and error.__traceback__.tb_next is not None
+        if isinstance(error, ValueError) and its_own and not raised_by_library(error):
             raise
         first = (str(error).strip().splitlines() or [""])[0]
         raise ValueError(
@@ -253,6 +254,7 @@ def check_threat(threat: Any, images: Any) -> None:
             f"threat={threat!r} is not a threat model: give robust_jax.ThreatModel(perturbation, norm, radius)."
         )
     check_layout(space, images)
+    jax.eval_shape(lambda x: threat_models.in_radii(threat, space.zeros(x)), images)  # whether the radius fits δ
     if not _concrete(images) or not len(images):
         return
     for part in space.parts or (space,):

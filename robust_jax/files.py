@@ -102,7 +102,7 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is nested too deep: at most {_MOST_DEPTH} levels are read.") from None
     except ValueError as error:
         raise ValueError(f"{path} is {'no JSON' if size else 'empty'}: {error}.") from None
-    level, depth = [content], 0
+    level, depth = [content] if isinstance(content, dict | list) else [], 0
     while level := [v for c in level for v in (c.values() if isinstance(c, dict) else c) if isinstance(v, dict | list)]:
         if (depth := depth + 1) >= _MOST_DEPTH:
             raise ValueError(f"{path} is nested too deep: at most {_MOST_DEPTH} levels are read.")

@@ -69,7 +69,8 @@ def grid(
     """
     space = threat.perturbation
     shapes = [leaf.shape[1:] for leaf in jax.tree.leaves(space.zeros(images))]
-    if shapes != [(len(points),)] or not all(isinstance(n, int | np.integer) and n >= 1 for n in points):
+    whole = isinstance(points, tuple | list) and all(isinstance(n, int | np.integer) and n >= 1 for n in points)
+    if not whole or shapes != [(len(points),)]:
         raise ValueError(
             f"grid: points={points!r} must be one whole number from 1 per entry of δ, which for {space.name} is of "
             f"shape {' and '.join(map(str, shapes))} per image: a grid is for few parameters, such as affine's 3; "

@@ -43,8 +43,13 @@ def black_box(function: Callable[[np.ndarray], Any], num_classes: int) -> Logits
       num_classes: K.
 
     Raises:
-      ValueError: if an attack takes a gradient.
+      ValueError: something that is no function, fewer than two classes; if an attack takes a gradient.
     """
+    if not callable(function) or not isinstance(num_classes, int | np.integer) or num_classes < 2:
+        raise ValueError(
+            f"black_box takes a function of NumPy images and num_classes, a whole number from 2 on; got "
+            f"function={function!r}, num_classes={num_classes!r}."
+        )
 
     def on_host(images: Any) -> np.ndarray:
         logits = np.asarray(function(np.asarray(images)), np.float32)

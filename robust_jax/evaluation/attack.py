@@ -55,6 +55,13 @@ class Attack:
     source: Source | None = None
 
     def __post_init__(self) -> None:
+        if not callable(self.function) or not isinstance(self.threat, ThreatModel):
+            raise ValueError(
+                f"Attack takes a function of robust_jax.attacks and a ThreatModel; got function={self.function!r}, "
+                f"threat={self.threat!r}."
+            )
+        if not isinstance(self.settings, Mapping):
+            raise ValueError(f"settings={self.settings!r} must be a dict of options.")
         check_curve("curve", self.curve)
         if self.settings.get("targeted"):
             raise ValueError(

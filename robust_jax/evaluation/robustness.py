@@ -34,6 +34,7 @@ from robust_jax.evaluation.attack import Attack
 from robust_jax.evaluation.batching import Batch, Rows, in_parts, selected, with_ids_and_masks
 from robust_jax.evaluation.outcomes import Outcome, PerExample, contradiction
 from robust_jax.spaces import threat_models
+from robust_jax.spaces.per_example import check_key
 
 FEW = 64  # images at which signs of masked gradients are looked for
 
@@ -82,11 +83,14 @@ def robustness(
     Raises:
       ValueError: no example; images, labels or logits of a wrong shape or range; an attack named clean or worst_case.
     """
-    for name in attacks:
+    for name, attack in attacks.items():
         check_attack_name(name)
+        if not isinstance(attack, Attack):
+            raise ValueError(f"attacks.{name} is {attack!r}: give Attack(function, threat, settings).")
     model = as_pytree(logits_fn)
     report = progress or (lambda *_: None)
     batches = list(batches) if isinstance(batches, Iterator) else batches
+    check_key(key, None)
     measured = _clean_images(model, batches, place, report)
     left = measured.correct
     for name, attack in attacks.items():
@@ -142,7 +146,7 @@ def _clean_images(
 ) -> PerExample:
     """The predictions and losses of the clean images, without attacks."""
     clean, size, few, missing = [], None, [], FEW
-    for batch in with_ids_and_masks(batches):
+    for batch in with_ids_and_masks(_dicts(batches)):
         if missing:
             few.append(np.asarray(batch["image"])[batch["mask"]][:missing])
             missing -= len(few[-1])
@@ -153,6 +157,18 @@ def _clean_images(
     if not clean:
         raise ValueError("robustness got no example: the batches are empty")
     return PerExample(**_joined(clean), attacks={}, logits_fn=model, images=np.concatenate(few))
+
+
+def _dicts(batches: Iterable[Any]) -> Iterator[Batch]:
+    """The batches; raises ValueError for one that is not a dict with image and label."""
+    for batch in batches:
+        if not isinstance(batch, Mapping) or not {"image", "label"} <= set(batch):
+            got = sorted(map(str, batch)) if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+            raise ValueError(
+                f"batches must be dicts with the arrays image and label, got {got}: give "
+                f"dict(image=images, label=labels) for a pair of them."
+            )
+        yield batch
 
 
 def _clean_rows(model: Any, place: Callable[[Batch], Batch], batch: Batch) -> Rows:

@@ -49,7 +49,7 @@ def claim(config: ConfigDict, workdir: Path) -> None:
     path = workdir / "config.json"
     _refuse_links(workdir)
     if any((workdir / "checkpoints").glob("*/[0-9]*")):
-        check_same(workdir, saved_config.read(workdir), plain(config))
+        check_same(workdir, _read(workdir), plain(config))
     elif path.is_dir():
         raise ValueError(f"{path} is a folder: remove it, or take another workdir.")
     if parallel.is_main():

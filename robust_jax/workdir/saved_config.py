@@ -26,7 +26,7 @@ def read(workdir: Path) -> dict[str, Any]:
     except OSError as error:
         why = error.strerror or str(error)
     except ValueError as error:
-        why = str(error).removeprefix(f"{path} ").rstrip(".")
+        why = "it " + str(error).removeprefix(f"{path} ").rstrip(".")
     if (copy := _copy(workdir)) is None:
         if not path.exists():
             raise ValueError(f"{path} does not exist: {workdir} is no workdir of train.py.")
