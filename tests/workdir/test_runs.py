@@ -222,7 +222,7 @@ DAMAGED = [
     ("", "is empty"),
     ('{"seed": 0', "is no JSON"),
     ("[" * 100_000, "nested too deep"),
-    ("[1, 2]", "holds no config: its content is a list"),
+    ("[1, 2]", "holds a list, not an object"),
     (changed(model=3), "model='3' must be a group of keys"),
     (changed(data__augment=None), "data.augment='None' must be a group of keys"),
     (changed(attacks__flow="pgd"), "attacks.flow='pgd' must be a group of keys"),

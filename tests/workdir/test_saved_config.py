@@ -23,7 +23,7 @@ DAMAGE = {
     "binary": (lambda p: p.write_bytes(bytes(range(256))), "it is no JSON"),
     "a list": (lambda p: p.write_text("[1]"), "it holds a list"),
     "a number": (lambda p: p.write_text("3"), "it holds a int"),
-    "deep": (lambda p: p.write_text("[" * 200_000), "nested too deeply"),
+    "deep": (lambda p: p.write_text("[" * 200_000), "nested too deep"),
     "a folder": (make_folder, "Is a directory"),
     "missing": (lambda p: p.unlink(), "No such file"),
 }
