@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Key
 
@@ -228,9 +229,9 @@ def check_step_size(threat: ThreatModel, images: Images, step_size: Any) -> None
         raise ValueError(f"step_size={step_size!r}: {space.name} takes a tuple of {len(space.parts)}, one per part.")
     deltas = jax.tree.leaves(jax.eval_shape(space.zeros, images))
     for size, delta in zip(step_size if space.parts else [step_size], deltas, strict=True):
-        if not threat_models.fits(jnp.shape(size), delta.shape):
+        if not threat_models.fits(np.shape(size), delta.shape):
             raise ValueError(
-                f"step_size={step_size!r} has the shape {jnp.shape(size)}, but δ of {space.name} {delta.shape}: give "
+                f"step_size={step_size!r} has the shape {np.shape(size)}, but δ of {space.name} {delta.shape}: give "
                 f"one number, or one for each entry of δ's last axis."
             )
 

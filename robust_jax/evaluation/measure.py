@@ -42,7 +42,7 @@ class Settings:
       limit: the number of examples, the first ones of the split; 0: all.
       batch_size: examples at a time.
       worst_case_only: whether each attack sees only what those before it have not broken.
-      checks: the number of images on which further signs of masked gradients are looked for; 0: none.
+      checks: the number of images on which signs of masked gradients are looked for; 0: only by `masking.glance`.
       pictures: the number of examples drawn per attack; 0: none.
       signs: the user's own signs of masked gradients, ``"module:name"``.
       seed: of the attacks.
@@ -139,6 +139,8 @@ def measure(
             finished=outcome_cache.load(workdir, attacks, prints),
             keep=outcome_cache.saver(workdir, prints if parallel.is_main() else {}),
         )  # fmt: skip
+        if settings.checks and measured.images is not None:
+            measured = dataclasses.replace(measured, images=measured.images[: settings.checks])
         summary = summarise(measured, masking.find(settings.signs))
         if checked := min(settings.checks, n):
             bar.set_postfix_str("checks for masked gradients")

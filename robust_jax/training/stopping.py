@@ -38,6 +38,8 @@ class Requests:
         name = signal.Signals(number).name
         os.write(2, f"\n{name}: finishing the steps under way, then saving; once more to end at once.\n".encode())
         for other in SIGNALS:
+            if signal.getsignal(other) == signal.SIG_IGN:
+                continue
             if other == signal.SIGINT:
                 signal.signal(other, signal.default_int_handler)
             elif not (other == signal.SIGTERM and parallel.has_peers()):

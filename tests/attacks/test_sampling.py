@@ -120,7 +120,7 @@ def test_random_search_comes_near_the_optimum_of_a_linear_model_in_few_dimension
 
 def test_gaussian_noise_has_the_sigma_that_its_docstring_says():
     images = jnp.full((4, 28, 28, 1), 0.5)
-    logits_fn = lambda x: x.mean((1, 2))  # noqa: E731
+    logits_fn = lambda x: x.mean((1, 2)) * jnp.array([1.0, 0.5])  # noqa: E731
     labels, sigma = jnp.zeros(4, int), 0.1
     threat = ThreatModel("additive", "l2", sigma * math.sqrt(784))
     delta = np.asarray(gaussian_noise(logits_fn, images, labels, threat, key=KEY).delta)

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -199,12 +200,15 @@ def test_a_run_that_died_and_was_started_again_ends_with_the_same_bits(moment, r
 
 
 @pytest.mark.parametrize("name, code", [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
-def test_a_signal_saves_the_step_that_is_under_way(name, code, reference, tmp_path, monkeypatch, capfd):
+def test_a_signal_saves_the_step_that_is_under_way(name, code, reference, tmp_path, monkeypatch, capfd, request):
     def kill(step, batch):
         if step == 6:  # between two log steps of 5: the metrics since then are saved as well
             os.kill(os.getpid(), getattr(signal, name))
         return batch
 
+    for number in stopping.SIGNALS:  # a test run in the background may ignore some
+        handler = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        request.addfinalizer(partial(signal.signal, number, signal.signal(number, handler)))
     handlers = [signal.getsignal(s) for s in stopping.SIGNALS]
     with monkeypatch.context() as patch, pytest.raises(stopping.Stopped, match=f"{name}: saved step 5 of 12") as info:
         change_batches(patch, kill)
