@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from pathlib import Path
 
 # The workers, the programs that tests start, and the next run share what was compiled. JAX reads this when imported.
@@ -12,6 +13,15 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 import jax
 import pytest
 from hypothesis import settings
+
+# A shell's background jobs and nohup ignore some signals, which tests and the programs that they start send.
+for number, handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGTERM, signal.SIG_DFL),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 # Compiling is most of the time, a third as long without these emitters. XLA aborts at flags that it does not know.
 if jax.__version_info__[:2] == (0, 10):
