@@ -28,9 +28,8 @@ from robust_jax.config.methods import METHODS
 from robust_jax.evaluation import evaluate
 from robust_jax.spaces.threat_models import ThreatModel
 from robust_jax.training import loop
-from robust_jax.workdir import runs
-
-ROOT = Path(__file__).resolve().parents[1]
+from robust_jax.workdir.runs import Restored, restore
+from runs import config_of
 
 flags.DEFINE_list("configs", ["digits_standard", "digits_fgr"], "Names in configs/, each with its own overrides.")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Of training and attacks.")
@@ -68,12 +67,9 @@ def collected(columns: list[str], found: Iterable[list[dict]], path: Path) -> di
 
 def measure(column: str, given: dict[str, Any], overrides: list[str]) -> list[dict]:
     """Trains and evaluates one config with every seed; a seed whose loss is no longer finite is left out."""
-    name, *own = column.split(":")
-    path = ":".join([str(ROOT / "configs" / f"{name}.py"), *(part for part in own if "=" not in part)])
-    own = [f"--config.{part}" for part in own if "=" in part]
     reports = []
     for seed in given["seeds"]:
-        config = cli.overridden(cli.load_config(path), [*overrides, *own, f"--config.seed={seed}"])
+        config = config_of(column, [*(o.partition("config.")[2] for o in overrides), f"seed={seed}"])
         workdir = Path(given["workdir"]) / f"{column.replace(':', '_').replace('=', '_')}_seed{seed}"
         print(f"== {workdir}", flush=True)
         try:
@@ -85,7 +81,7 @@ def measure(column: str, given: dict[str, Any], overrides: list[str]) -> list[di
         chosen |= {"limit": given["limit"]} if given["limit"] else {}
         report = evaluate(workdir, config.attacks, **chosen)[str(workdir)]
         if given["universal"]:
-            trained = runs.restore(workdir)
+            trained = restore(workdir)
             for space, radius in zip(("additive", "flow"), given["universal_radii"], strict=True):
                 found = universal_rates(trained, ThreatModel(space, "linf", float(radius)), given["universal"])
                 report["attacks"] |= {f"{name} {space} {radius}": {"accuracy": rate} for name, rate in found.items()}
@@ -110,7 +106,7 @@ def _predicted(logits_fn, threat, images, delta):
     return logits_fn(attacks.apply_universal(threat, images, delta)).argmax(-1)
 
 
-def universal_rates(trained: runs.Restored, threat: ThreatModel, count: int) -> dict[str, float]:
+def universal_rates(trained: Restored, threat: ThreatModel, count: int) -> dict[str, float]:
     """How one δ, made from the first ``count`` training images, changes predictions on at most 1,000 test images.
 
     Targeted: the fraction of images of other classes that are then classified as the target, averaged over all

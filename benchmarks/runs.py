@@ -1,4 +1,4 @@
-"""Shared by benchmarks: the images of a finished run, and the rows that a flag names."""
+"""Shared by benchmarks: configs by name, the images of a finished run, and the rows that a flag names."""
 
 from __future__ import annotations
 
@@ -8,10 +8,21 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from robust_jax import data, models
+from robust_jax import cli, data, models
 from robust_jax.extensions import choose
 from robust_jax.workdir import runs
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+def config_of(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """The config `NAME[:ARGUMENT][:KEY=VALUE...]` of the folder configs/, with further overrides `KEY=VALUE`."""
+    name, *parts = name.split(":")
+    path = ":".join([str(CONFIGS / f"{name}.py"), *(part for part in parts if "=" not in part)])
+    keys = [*overrides, *(part for part in parts if "=" in part)]
+    return cli.overridden(cli.load_config(path), [f"--config.{key}" for key in keys])
 
 
 def correctly_classified(workdir: Path, count: int) -> tuple[runs.Restored, models.BoundModel, np.ndarray, np.ndarray]:
