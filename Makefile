@@ -3,6 +3,7 @@
 # make test-all     the slowest tests too
 # make test-quick   lint, types, and the tests in which this package meets JAX, Flax, Orbax and the file system most
 # make constraints  pin the newest version of everything that `make` installs
+# make audit        known vulnerabilities of the pinned versions, and those that have newer ones
 # Another Python, in an environment of its own: make test PYTHON=python3.13
 PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -12,7 +13,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 # Lint what git knows: scratch files and the folders that runs leave are the user's own.
 SOURCES = $(or $(shell git ls-files '*.py' 2>/dev/null),.)
 
-.PHONY: demo lint test test-quick test-all constraints clean
+.PHONY: demo lint test test-quick test-all constraints audit clean
 
 demo: $(VENV)/installed
 	$(BIN)/python train.py --config=configs/digits_standard.py --workdir=runs/digits_standard
@@ -39,6 +40,11 @@ constraints: $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --extra test setup.cfg \
 	  --no-emit-index-url --no-annotate --custom-compile-command "make constraints" --output-file constraints.txt
+
+audit: $(VENV)/installed-test
+	$(BIN)/python -m pip install --quiet pip-audit
+	-$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner=off
+	$(BIN)/python -m pip list --outdated
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
