@@ -1,12 +1,12 @@
 """Runs one table of results: trains what it needs, attacks it, and writes the numbers.
 
-python benchmarks/reproduce.py TABLE [--size=short|full] [--rows=standard,...] [--fraction=0.01] [--data_dir=DIR]
+python benchmarks/reproduce.py TABLE [--size=short|full] [--rows=standard,fgr_300] [--fraction=0.01] [--data_dir=DIR]
 
-Started again it resumes: runs that are trained are not trained again, attacks that are finished are not repeated. The
-numbers go to docs/results/TABLE_SIZE.json, each with its command, seeds, images, hardware, seconds, versions and
+Started again it resumes: neither what is trained nor what is measured is done again, unless its config has changed. The
+numbers go to docs/results/TABLE_SIZE.json, each with its config, command, seed, hardware, seconds, versions and
 revision, and the table is printed. `--fraction=0.01` tries everything at one percent of its epochs and images and keeps
-its numbers in the folder of its runs. `--estimate` prints the minutes that each row takes at most at `--gflops`
-sustained GFLOP/s, from the FLOPs of its training step and its attacks as traced, and runs nothing.
+its numbers in the folder of its runs. `--estimate` prints about how many minutes each row takes at `--gflops` sustained
+GFLOP/s, from the convolutions and matrix products of its training step and its attacks, and runs nothing.
 benchmarks/tables.py defines the tables.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -31,121 +32,122 @@ from robust_jax.attacks.define import Problem, cost_of
 from robust_jax.evaluation import evaluate
 from robust_jax.evaluation.from_config import attack_from
 from robust_jax.extensions import choose
-from robust_jax.files import file_name, write_atomically
+from robust_jax.files import write_atomically
 from robust_jax.training import loop
+from robust_jax.workdir.runs import plain
 from runs import config_of
 from tables import TABLES, Table
 from timing import traced_flops
 
 flags.DEFINE_enum("table", None, list(TABLES), "Its name; TABLE is short for --table=TABLE.", required=True)
 flags.DEFINE_enum("size", "short", ["short", "full"], "short: two CPU cores; full: a GPU.")
-flags.DEFINE_list("rows", None, "Some of the table's rows, by their names or numbers from 0; all unless given.")
+flags.DEFINE_list("rows", None, "Some of the table's rows; all unless given.")
 flags.DEFINE_string("workdir", "runs/reproduce", "Every run gets a folder in it.")
-flags.DEFINE_string("data_dir", "", "Of the prepared data sets.")
-flags.DEFINE_float("fraction", 1.0, "Of the epochs and images: a trial.", lower_bound=1e-4, upper_bound=1.0)
-flags.DEFINE_bool("train_only", False, "Train and measure nothing.")
-flags.DEFINE_bool("estimate", False, "Print the expected minutes and run nothing.")
-flags.DEFINE_float("gflops", 10000.0, "For --estimate.", lower_bound=1e-3)
+flags.DEFINE_string("data_dir", "", "The folder of the prepared data sets.")
+flags.DEFINE_float("fraction", 1.0, "Of epochs and images, for a trial.", lower_bound=1e-4, upper_bound=1.0)
+flags.DEFINE_bool("train_only", False, "Train, and measure nothing.")
+flags.DEFINE_bool("estimate", False, "Print the expected minutes, and run nothing.")
+flags.DEFINE_float("gflops", 10000.0, "The rate that --estimate assumes.", lower_bound=1e-3)
 
 
 def main(options: flags.FlagValues, overrides: list[str]) -> None:
     """Trains, measures, writes."""
-    name = options.table
-    table = TABLES[name][options.size]
-    overrides = [override.partition("config.")[2] for override in overrides]
-    overrides += [f"data.data_dir={options.data_dir}"] if options.data_dir else []
-    chosen = [_row(table, row) for row in options.rows or table.rows]
-    if options.estimate:
-        for row in chosen:
-            figures = work(config_for(table, row, 0, overrides), table)
-            train, attack = (flops / (6e10 * options.gflops) * len(table.seeds) for flops in figures)
-            print(f"{row}: at most {train:.1f} minutes of training and {attack:.1f} of attacks", flush=True)
-        return
-    trial = options.fraction < 1
-    folder = Path(options.workdir) / (f"{name}_{options.size}" + (f"_{options.fraction:g}" if trial else ""))
-    path = (folder if trial else RESULTS) / f"{name}_{options.size}.json"
-    measured = json.loads(path.read_text()) if path.exists() else {"rows": {}}
-    about = {"title": table.title, "size": options.size, "baseline": table.baseline, "images": table.images}
-    for row in chosen:
-        reports = {}
+    table, trial = TABLES[options.table][options.size], options.fraction < 1
+    for row in options.rows or ():
+        choose("row", row, table.rows)
+    keys = [override.partition("config.")[2] for override in overrides]
+    if any(key.startswith("attacks.") for key in keys):
+        raise ValueError("--config.attacks: the attacks of a table are those of benchmarks/tables.py; edit them there.")
+    keys += [f"data.data_dir={options.data_dir}"] if options.data_dir else []
+    name = f"{options.table}_{options.size}"
+    folder = Path(options.workdir).expanduser() / (name + (f"_{options.fraction:g}" if trial else ""))
+    path = (folder if trial else RESULTS) / f"{name}.json"
+    for row in options.rows or table.rows:
         for seed in table.seeds:
-            config = scaled(config_for(table, row, seed, overrides), options.fraction)
-            workdir = folder / f"{file_name(row)}_seed{seed}"
+            config = config_for(table, row, seed, keys, options.fraction)
+            if options.estimate:
+                train, attack = (flops / (6e10 * options.gflops) for flops in work(config))
+                print(f"{row}, seed {seed}: {train:.1f} minutes of training, {attack:.1f} of attacks", flush=True)
+                continue
+            workdir = folder / f"{row}_{seed}"
             print(f"== {workdir}", flush=True)
             loop.train(config, workdir)
-            if not options.train_only:
-                reports[str(seed)] = measure(config, workdir, table, options.fraction)
-        if reports:
-            command = (
-                f"python benchmarks/reproduce.py {name} --size={options.size} --rows={list(table.rows).index(row)}"
-            )
-            measured["rows"][row] = {"config": table.rows[row], "command": command, "seeds": reports}
-            measured = (
-                about | measured | {"rows": {r: measured["rows"][r] for r in table.rows if r in measured["rows"]}}
-            )
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, (json.dumps(measured, indent=1) + "\n").encode())
-    if measured["rows"]:
+            if options.train_only or _measured(path, row, seed) == settings(config):
+                continue
+            _keep(path, table, row, seed, measure(config, workdir))
+    if path.exists():
         print(rendered(path))
 
 
-def _row(table: Table, given: str) -> str:
-    row = list(table.rows)[int(given)] if given.isdigit() and int(given) < len(table.rows) else given
-    choose("row", row, table.rows)
-    return row
-
-
-def config_for(table: Table, row: str, seed: int, overrides: list[str]) -> ConfigDict:
-    """The config of a row, in its table's size and with its attacks: training checks them before it begins."""
-    config = config_of(table.rows[row], [*table.common, f"seed={seed}", *overrides])
+def config_for(table: Table, row: str, seed: int, keys: list[str], fraction: float = 1.0) -> ConfigDict:
+    """The config of a row in its table's size; training checks the table's attacks before it begins."""
+    config = config_of(table.rows[row].config, [*table.common, f"seed={seed}"], keys)
     config.attacks = ConfigDict(table.attacks)
+    config.epochs *= fraction
+    config.evaluation.update(split="test", limit=max(round(table.images * fraction), 10), pictures=0)
     return config
 
 
-def scaled(config: ConfigDict, fraction: float) -> ConfigDict:
-    """The config with that fraction of its epochs, at least one step of them."""
-    if fraction < 1:
-        config.epochs *= fraction
-    return config
+def settings(config: ConfigDict) -> dict[str, Any]:
+    """All that decides about a run's numbers."""
+    kept = plain(config)
+    kept["data"].pop("data_dir")
+    return kept
 
 
-def measure(config: ConfigDict, workdir: Path, table: Table, fraction: float) -> dict[str, Any]:
-    """The numbers of one run: its training, its accuracies, and which examples each attack broke."""
-    limit = max(round(table.images * fraction), 10)
-    chosen = config.evaluation.to_dict() | {"split": "test", "limit": limit, "pictures": 0}
-    report = evaluate(workdir, config.attacks, **chosen, trust=("tables",))[str(workdir)]
+def measure(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """The numbers of one run: its training, its accuracies, and which images each attack broke."""
+    report = evaluate(workdir, config.attacks, **config.evaluation.to_dict(), trust=("tables",))[str(workdir)]
     per_example = np.load(workdir / "per_example.npz")
-    report["attacks"] = {n: report["attacks"][n] for n in table.attacks}  # a config sorts them
-    broken = {n: np.flatnonzero(per_example[f"{n}/broken"]).tolist() for n in report["attacks"]}
-    wrong = np.flatnonzero(per_example["clean/prediction"] != per_example["label"]).tolist()
+    broken = {name: np.flatnonzero(per_example[f"{name}/broken"]).tolist() for name in report["attacks"]}
     return {
-        "training": training(workdir), "evaluation": report, "wrong": wrong, "broken": broken,
+        "command": shlex.join(["python", *sys.argv]), "settings": settings(config), "training": training(workdir),
+        "evaluation": report, "broken": broken,
         "hardware": f"{parallel.device_count()} × {parallel.device_kind()}, {os.cpu_count()} CPU cores",
         "revision": revision(),
     }  # fmt: skip
 
 
 def training(workdir: Path) -> dict[str, Any]:
-    """Seconds of steps, and the validation accuracies over epochs, from ``metrics.jsonl``."""
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    steps, seconds, before = 0, 0.0, 0
-    curve = []
-    for line in lines:
+    """Steps, the seconds that they took, and validation accuracies by epoch, from ``metrics.jsonl``."""
+    step, seconds, curve = 0, 0.0, []
+    for line in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines()):
         if "steps_per_second" in line:
-            seconds += (line["step"] - before) / line["steps_per_second"]
-            before = steps = line["step"]
-        curve += [[round(line["epoch"], 3), line["validation/clean"]]] if "validation/clean" in line else []
-    return {"steps": steps, "seconds": round(seconds), "validation": curve}
+            seconds += (line["step"] - step) / line["steps_per_second"]
+            step = line["step"]
+        if "validation/clean" in line:
+            curve.append([round(line["epoch"], 3), line["validation/clean"]])
+    return {"steps": step, "seconds": round(seconds), "validation": curve}
 
 
 def revision() -> str:
-    """The commit that is checked out, with a + where files differ from it."""
-    run = lambda *words: subprocess.run(["git", *words], capture_output=True, text=True).stdout.strip()  # noqa: E731
-    return run("rev-parse", "--short", "HEAD") + ("+" if run("status", "--porcelain", "--untracked-files=no") else "")
+    """The commit that the code is of, with a + if it was changed since."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    changed = [*git, "status", "--porcelain", "--untracked-files=no", "--", ":/robust_jax", ":/benchmarks", ":/configs"]
+    return commit + ("+" if subprocess.run(changed, capture_output=True, text=True).stdout else "")
 
 
-def work(config: ConfigDict, table: Table) -> tuple[float, float]:
-    """FLOPs of a run's training, and at most of its attacks: convolutions and matrix products, as traced."""
+def _measured(path: Path, row: str, seed: int) -> dict[str, Any] | None:
+    """The settings of the numbers that there are."""
+    rows = json.loads(path.read_text())["rows"] if path.exists() else {}
+    found: dict[str, Any] | None = rows.get(row, {"seeds": {}})["seeds"].get(str(seed), {}).get("settings")
+    return found
+
+
+def _keep(path: Path, table: Table, row: str, seed: int, numbers: dict[str, Any]) -> None:
+    """Adds the numbers of a run to what the file holds now: another process may have written other rows."""
+    rows = json.loads(path.read_text())["rows"] if path.exists() else {}
+    seeds = rows.get(row, {"seeds": {}})["seeds"] | {str(seed): numbers}
+    rows[row] = {"label": table.rows[row].label, "seeds": dict(sorted(seeds.items(), key=lambda item: int(item[0])))}
+    whole = {"title": table.title, "baseline": table.baseline, "columns": list(table.attacks), "worst": table.worst}
+    whole["rows"] = {name: rows[name] for name in table.rows if name in rows}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(whole, indent=1) + "\n").encode())
+
+
+def work(config: ConfigDict) -> tuple[float, float]:
+    """FLOPs of a run's training, and of its attacks if no example ends early: convolutions and matrix products."""
     run, state = loop.prepare(config)
     shape, size = run.dataset.image_shape, config.batch_size
     batch = {"image": np.zeros((1, size, *shape), np.uint8)}
@@ -154,11 +156,12 @@ def work(config: ConfigDict, table: Table) -> tuple[float, float]:
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     forward = traced_flops(models.bind(run.model, variables), jnp.zeros((1, *shape)))
     passes = 0
-    for name in config.attacks:
-        attack = attack_from(name, config.attacks[name])
+    for name, spec in config.attacks.items():
+        attack = attack_from(name, spec)
         cost = cost_of(attack.function, attack.settings, Problem(shape, run.dataset.num_classes, attack.threat))
-        passes += cost.forwards + 2 * cost.gradients  # a backward pass is two forward passes
-    return step * parallel.device_count() * run.total_steps, forward * passes * table.images
+        if cost:
+            passes += cost.forwards + 2 * cost.gradients  # a backward pass is about two forward passes
+    return step * parallel.device_count() * run.total_steps, forward * passes * config.evaluation.limit
 
 
 if __name__ == "__main__":

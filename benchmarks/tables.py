@@ -1,7 +1,7 @@
 """The tables of results: what each one trains, and with which attacks it is measured.
 
-A table has two sizes that are never mixed: `short` fits two CPU cores, `full` needs a GPU. A row is a config with its
-own overrides, `NAME[:ARGUMENT][:KEY=VALUE...]`, as in benchmarks/compare.py. benchmarks/reproduce.py runs a table.
+A table has two sizes that are never mixed: `short` fits two CPU cores, `full` needs a GPU. benchmarks/reproduce.py runs
+one.
 """
 
 from __future__ import annotations
@@ -26,30 +26,39 @@ zero_padded = Perturbation(flow.zeros, _zero_padded, "zero-padded flow", unit="p
 """Flows as the FGR reference has them: zeros outside of the image, and attacked by the plain derivative."""
 
 
+class Row(NamedTuple):
+    """One way of training: what is printed, and its config `NAME[:ARGUMENT][:KEY=VALUE...]` in configs/."""
+
+    label: str
+    config: str
+
+
 class Table(NamedTuple):
     """One table in one size.
 
     Attributes:
       title: one line.
-      rows: what is printed -> a config with its own overrides.
-      common: overrides of all rows.
+      rows: by their names on the command line.
+      common: overrides of all rows; those of a row itself win.
       attacks: column -> an entry of a config's `attacks`.
+      worst: the columns of one threat model, whose worst case per image is a column too.
       images: the number of test images that are attacked, the first ones.
       seeds: of training and attacks.
-      baseline: the row that the others are compared with, example by example.
+      baseline: the row that the others are compared with, image by image.
     """
 
     title: str
-    rows: Mapping[str, str]
+    rows: Mapping[str, Row]
     common: tuple[str, ...]
     attacks: Mapping[str, Mapping[str, Any]]
+    worst: tuple[str, ...]
     images: int
     seeds: tuple[int, ...]
     baseline: str
 
 
 PIXELS = 0.155  # 0.01 in the normalised units of the FGR paper, on images of 32 pixels
-# The FGR reference's own: each coordinate travels at most the radius, and cannot turn back.
+# The FGR reference's own: all steps of a coordinate together are as long as the radius.
 WEAK = dict(kind="pgd", perturbation="tables:zero_padded", norm="linf", radius=PIXELS, steps=100,
             step_size=PIXELS / 100, random_start=False, keep="last")  # fmt: skip
 FLOW = dict(perturbation="flow", norm="linf", radius=PIXELS)
@@ -71,18 +80,20 @@ def _cifar(model: str, name: str) -> dict[str, Table]:
     title = f"CIFAR-10, {name}: flow-gradient regularisation (Xia & Li 2021)"
     config = "cifar10_reference_methods"
     rows = {
-        "standard": f"{config}:standard",
-        "random start alone (λ = 0)": f"{config}:random_flow",
-        "input-gradient regularisation": f"{config}:igr",
-        "FGR, λ = 100": f"{config}:fgr:terms.fgr.weight=1.47",
-        "FGR, λ = 300": f"{config}:fgr:terms.fgr.weight=4.40",
-        "adversarial deformation training, 3 steps": f"{config}:adt:points.attacked.steps=3",
+        "standard": Row("standard", f"{config}:standard"),
+        "random_start": Row("random start alone (λ = 0)", f"{config}:random_flow"),
+        "igr": Row("input-gradient regularisation", f"{config}:igr"),
+        # The reference's λ / 128² (31 / 2)², see configs/cifar10_vgg11_fgr.py.
+        "fgr_100": Row("FGR, λ = 100", f"{config}:fgr:terms.fgr.weight=1.47"),
+        "fgr_300": Row("FGR, λ = 300", f"{config}:fgr:terms.fgr.weight=4.40"),
+        "adt_3": Row("adversarial deformation training, 3 steps", f"{config}:adt:points.attacked.steps=3"),
     }
     full = (f"model.name={model}",)
     short = (*full, "epochs=12", "schedule.name=one_cycle", "schedule.learning_rate=0.1", "checkpoint_every_steps=50")
+    worst = ("flow_pgd", "flow_apgd", "flow_square")
     return {
-        "short": Table(title, rows, short, CIFAR_ATTACKS, 1000, (0,), "standard"),
-        "full": Table(title, rows, full, CIFAR_ATTACKS, 10000, (0, 1, 2), "standard"),
+        "short": Table(title, rows, short, CIFAR_ATTACKS, worst, 1000, (0,), "standard"),
+        "full": Table(title, rows, full, CIFAR_ATTACKS, worst, 10000, (0, 1, 2), "standard"),
     }
 
 
