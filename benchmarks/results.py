@@ -73,8 +73,10 @@ def _notes(path: Path, measured: Mapping[str, Any]) -> list[str]:
         "",
     ]  # fmt: skip
     if compared := _compared(rows, measured["baseline"], measured["columns"]):
-        only = f"Images that only this row (+), or only *{measured['baseline']}* (−), classifies correctly, with p of "
-        notes += [only + "the exact McNemar test, not corrected for the number of tests:", "", *compared, ""]  # fmt: skip
+        only = (
+            f"Images that only this row (+), or only *{measured['baseline']}* (−), classifies correctly, with p of the "
+        )
+        notes += [f"{only}exact McNemar test, not corrected for the number of tests:", "", *compared, ""]  # fmt: skip
     warned = {f"- {row['label']}, seed {s}: {w}" for row in rows.values() for s, run in row["seeds"].items()
               for w in run["evaluation"]["warnings"]}  # fmt: skip
     return notes + (["Warnings:", "", *sorted(warned), ""] if warned else [])

@@ -17,11 +17,12 @@ from absl import flags
 from ml_collections import ConfigDict, config_dict
 from ml_collections.config_flags import config_flags
 
-from robust_jax import extensions
+from robust_jax import extensions, parallel
 from robust_jax.config.validation import complete
 from robust_jax.config.values import number
 from robust_jax.files import printable
 from robust_jax.options import SCHEDULE
+from robust_jax.training.stopping import Stopped
 
 OVERRIDE = re.compile(r"--?config\.([^=]+)(?:=(.*))?", re.DOTALL)
 
@@ -179,12 +180,22 @@ def run(main: Callable[[flags.FlagValues, list[str]], None], arguments: Sequence
     except ValueError as error:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
         if Path(__file__).parent not in raised_in.parents and raised_in.name != Path(given[0]).name:
-            raise  # not raised by this package: the traceback is needed
+            _leave_with_traceback()  # not raised by this package: the traceback is needed
         print(printable(f"{Path(given[0]).name}: {error}"), file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt as stop:
-        print(str(stop) or "Interrupted; start again to resume.", file=sys.stderr)
-        sys.exit(getattr(stop, "exit_code", 130))
+        parallel.leave(2)
+    except Stopped as stop:  # all hosts do
+        print(stop, file=sys.stderr)
+        sys.exit(stop.exit_code)
+    except KeyboardInterrupt:
+        print("Interrupted; start again to resume.", file=sys.stderr)
+        parallel.leave(130)
+    except Exception:
+        _leave_with_traceback()
+
+
+def _leave_with_traceback() -> None:
+    traceback.print_exc()
+    parallel.leave(1)
 
 
 def search_current_folder() -> None:

@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.experimental import multihost_utils
+
+from robust_jax import peers
 
 AXIS = "devices"
 """The name of the mapped axis: for `mean`, and for synchronised BatchNorm."""
@@ -24,26 +31,96 @@ AXIS = "devices"
 CHUNK_ON_CPU, CHUNK_ELSEWHERE = 16, 256
 
 
-def initialize(address: str) -> None:
+def initialize(address: str, timeout: float = 300.0) -> None:
     """Joins the processes of a multi-host run; call it before anything else uses JAX.
 
     Args:
       address: "auto" (TPU pods, Slurm, Kubernetes and Open MPI say which processes take part), or
         ``HOST:PORT,COUNT,INDEX``: where process 0 listens, the number of processes, and this one's index.
+      timeout: seconds to wait for the other processes. After that this one ends, with `peers.EXIT_CODE`.
 
     Raises:
-      ValueError: if the address has another form.
+      ValueError: if the address has another form, or its host is unknown.
     """
-    if address == "auto":
-        jax.distributed.initialize()
-        return
+    coordinator, count, index = (None, None, None) if address == "auto" else _parsed(address)
+    late = (
+        f"distributed={address}: not all processes had joined after {timeout:g} s. Start all of them at about the same "
+        f"time, with the same address and count, or give them longer (--join_timeout)."
+    )
+    with peers.ending_in_time(timeout, late):
+        # JAX's own limit is later: it ends the process by a signal, with a C++ stack trace.
+        jax.distributed.initialize(coordinator, count, index, initialization_timeout=int(timeout) + 60)
+
+
+def _parsed(address: str) -> tuple[str, int, int]:
+    """The coordinator's HOST:PORT, the number of processes, and the index of this one."""
     try:
-        host, count, index = address.split(",")
-        jax.distributed.initialize(host, int(count), int(index))
-    except ValueError as error:
+        coordinator, count, index = address.split(",")
+        host, port = coordinator.rsplit(":", 1)
+        if not 0 <= int(index) < int(count):
+            raise ValueError(f"INDEX is to be 0 to {int(count) - 1}")
+        socket.getaddrinfo(host, int(port))
+    except (ValueError, OSError) as error:
         raise ValueError(
             f"distributed={address!r}: give 'auto', or HOST:PORT,COUNT,INDEX such as 10.0.0.1:1234,4,0 ({error})."
         ) from error
+    return coordinator, int(count), int(index)
+
+
+@contextmanager
+def watched(timeout: float, describe: Callable[[], str], agreed: type[BaseException]) -> Iterator[None]:
+    """Watches the other processes of a multi-host run while the block runs, see `robust_jax.peers`.
+
+    A process that is lost or fails ends this one, with `peers.EXIT_CODE`. Alone, it does nothing.
+
+    Args:
+      timeout: seconds without a sign of life after which a process counts as lost.
+      describe: what to say then about the run.
+      agreed: the exception by which all processes leave the block together.
+    """
+    index, count = host()
+    if count == 1:
+        yield
+        return
+    listener = socket.create_server(("", 0)) if index == 0 else None
+    text = f"{_own_address()} {listener.getsockname()[1] if listener else 0}".ljust(64)
+    told = multihost_utils.broadcast_one_to_all(np.frombuffer(text.encode(), np.uint8))
+    address, port = bytes(np.asarray(told, np.uint8)).decode().split()
+    try:
+        sockets = peers.connect(index, count, listener, address, int(port), timeout)
+    except OSError as error:
+        logging.warning("The processes cannot watch each other: %s at %s:%s. Going on.", error, address, port)
+        yield
+        return
+    watch = peers.Watch(index, count, sockets, timeout, describe, peers.end_process)
+    try:
+        yield
+    except agreed:
+        watch.leave()
+        raise
+    except BaseException as error:
+        watch.fail(f"{type(error).__name__}: {error}")
+        raise
+    watch.leave()
+
+
+def _own_address() -> str:
+    """The address by which this machine reaches others."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        try:
+            asked.connect(("192.0.2.1", 9))  # sends nothing: it only chooses the network interface
+            return str(asked.getsockname()[0])
+        except OSError:  # no network
+            return "127.0.0.1"
+
+
+def leave(status: int) -> None:
+    """Ends this process after an error. In a multi-host run at once: JAX would wait for processes that are gone."""
+    if has_peers():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def host() -> tuple[int, int]:

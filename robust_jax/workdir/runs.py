@@ -6,6 +6,7 @@ import json
 import operator
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,6 +56,18 @@ def claim(config: ConfigDict, workdir: Path) -> None:
     if parallel.is_main():
         workdir.mkdir(parents=True, exist_ok=True)
         files.write_atomically(path, (json.dumps(plain(config), indent=2) + "\n").encode())
+
+
+def progress(workdir: str | Path) -> str:
+    """How far a run is that may still be going on, in a sentence: its last logged step, and its last checkpoint."""
+    folder = Path(workdir).expanduser()
+    logged = saved = "none"
+    with suppress(OSError, ValueError, KeyError, IndexError):
+        logged = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    with suppress(OSError, ValueError):
+        steps = (path.name for path in (folder / "checkpoints" / "latest").iterdir() if path.name.isdigit())
+        saved = str(max(map(int, steps)))
+    return f"{workdir}: the last logged step is {logged}, the last checkpoint {saved}."
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:
