@@ -150,6 +150,7 @@ def _with_an_error(workdir: Path) -> Job:
 
 def main(options: flags.FlagValues, _: list[str]) -> None:
     """Prints a table, and writes the figures."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it, and so would the runs
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -69,6 +69,9 @@ class Checkpoints:
         """
         state = jax.tree.map(np.asarray, state)
         notes = integrity.notes(step, state, self._config, pending)
+        if parallel.has_peers():  # the barriers of two saves at once have the same names
+            for other in self._managers:
+                self.wait(other)
         with self._explained(kind, step):
             manager = self._manager(kind)
             if step in manager.all_steps():
