@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from robust_jax import data
+from robust_jax import data, extensions
 from robust_jax.config import base
 from robust_jax.config.build import load_dataset
+from robust_jax.data import stored
 
 DRAW = np.random.default_rng(0)
 IMAGES, LABELS = DRAW.integers(0, 256, (30, 6, 5, 3), np.uint8), np.arange(30) % 3
@@ -162,3 +163,21 @@ def test_options_that_change_nothing_are_refused():
     with pytest.raises(ValueError, match="data.size=5: digits has images of one size"):
         data.load("digits", size=5)
     assert data.load("digits").class_names == tuple("0123456789")
+
+
+def test_a_folder_is_no_module_to_be_trusted():
+    extensions.check_trust("config.json", {"data": {"name": "folder:pets"}, "more": {"name": "npz:pets.npz"}}, ())
+    for kind in extensions.FILES:
+        assert callable(getattr(stored, kind))
+
+
+def test_pictures_have_class_names(tmp_path, monkeypatch):
+    from robust_jax.evaluation import report
+
+    seen = {}
+    monkeypatch.setattr(report.pictures, "adversarial_grid", lambda path, **given: seen.update(given))
+    outcome = type("Outcome", (), {"sample": {"clean": np.zeros((1, 2, 2, 1))}})
+    measured = type("Measured", (), {"arrays": lambda self: {}, "attacks": {"pgd": outcome}})()
+    attack = {"threat": {"perturbation": "additive", "norm": "linf", "radius": 0.1}, "settings": {"attack": "pgd"}}
+    report.write(tmp_path, {"attacks": {"pgd": attack}, "class_names": ["cat", "dog"]}, measured, 1)
+    assert seen["class_names"] == ["cat", "dog"]
