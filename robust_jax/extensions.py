@@ -25,12 +25,14 @@ _OF_MODULE = re.compile(r"(\w[\w.-]{0,199}):([A-Za-z_][\w.]{0,199})")
 # Keys whose text is never resolved to a part: folders, and the name of one of the config's attacks.
 _TEXT = re.compile(r"data\.data_dir|attacks\.[^.]*\.source|select_by")
 LONGEST_NAME = 100
+# ``data.name="folder:PATH"`` names files, and no module.
+FILES = ("folder", "npz")
 
 
 def module_of(name: Any) -> str | None:
     """The module of a name ``module:name``; None of any other name."""
     match = _OF_MODULE.fullmatch(name) if isinstance(name, str) else None
-    return match[1] if match else None
+    return match[1] if match and match[1] not in FILES else None
 
 
 def check_trust(where: Any, config: Mapping[str, Any], trust: Sequence[str]) -> None:

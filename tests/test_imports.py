@@ -20,7 +20,7 @@ FLOORS = [
     {"workdir"},
     {"evaluation"},
     {"training"},
-    {"cli"},
+    {"__main__", "cli"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -23,7 +23,8 @@ from robust_jax.spaces.threat_models import Threat, ThreatModel
 def load_dataset(config: Mapping[str, Any]) -> data.Dataset:
     """The dataset of a config, its training split cut to ``data.limit``."""
     c = config["data"]
-    dataset = data.load(c["name"], c["data_dir"] or None, c["validation"], config["seed"])
+    own = {option: c[option] for option in ("size", "resize", "test")}
+    dataset = data.load(c["name"], c["data_dir"] or None, c["validation"], config["seed"], **own)
     if not c["limit"]:
         return dataset
     if not 0 < c["limit"] <= len(dataset.train):

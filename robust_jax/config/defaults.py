@@ -16,6 +16,7 @@ SPLITS = ("test", "validation", "train")
 CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("float32", "tensorfloat32", "bfloat16", "default"),
     "model.dtype": ("float32", "bfloat16"),
+    "data.resize": ("crop", "stretch", "pad"),
     "evaluation.split": SPLITS,
     "evaluation.checkpoint": ("latest", "best"),
 }
@@ -27,7 +28,8 @@ RANGES: dict[str, Range] = {
     "seed": Range(least=0, most=2**32 - 1),  # what NumPy takes
     **dict.fromkeys(("select_limit", "checkpoint_every_steps", "checkpoint_every_minutes"), Range(least=0)),
     "data.validation": Range(above=0, below=1),  # checkpoints are chosen on the validation split
-    **dict.fromkeys(("data.limit", "data.eval_resize"), Range(least=0)),
+    **dict.fromkeys(("data.limit", "data.eval_resize", "data.size"), Range(least=0)),
+    "data.test": Range(above=0, below=1),
     **dict.fromkeys([f"data.augment.{key}" for key in ("resize", "padding")], Range(least=0)),
     "model.mean": Range(tuples=True),
     "model.std": Range(above=0, tuples=True),
@@ -66,6 +68,11 @@ def base(dataset: str = "digits", model: str = "digits_cnn") -> ConfigDict:
                 "data_dir": "",  # of prepared TFDS datasets; "": $TFDS_DATA_DIR or ~/tensorflow_datasets
                 "validation": 0.1,  # the fraction of the training split on which checkpoints are chosen
                 "limit": 0,  # the number of training images used; 0: all
+                # Of images of one's own: their height and width, 0 if all have one size; how they get it, "crop",
+                # "stretch" or "pad"; and the fraction set aside to test on if there is no test split.
+                "size": 0,
+                "resize": "crop",
+                "test": 0.2,
                 "augment": {"resize": 0, "padding": 0, "flip": False},
                 "eval_resize": 0,  # resize and centre-crop of validation and test images
             },

@@ -3,9 +3,11 @@
 from robust_jax.data.batches import Batches, eval_batches, first_examples, to_float, train_batches, train_blocks
 from robust_jax.data.datasets import DATASETS, Dataset, load
 from robust_jax.data.known import IMAGE_SHAPES, NAMES, STATISTICS
+from robust_jax.data.own import dataset, from_arrays, from_huggingface, from_iterable, from_torch, statistics
 from robust_jax.data.sources import Batch, Source
 
 __all__ = [
-    "DATASETS", "IMAGE_SHAPES", "NAMES", "STATISTICS", "Batch", "Batches", "Dataset", "Source", "eval_batches",
-    "first_examples", "load", "to_float", "train_batches", "train_blocks",
+    "DATASETS", "IMAGE_SHAPES", "NAMES", "STATISTICS", "Batch", "Batches", "Dataset", "Source", "dataset",
+    "eval_batches", "first_examples", "from_arrays", "from_huggingface", "from_iterable", "from_torch", "load",
+    "statistics", "to_float", "train_batches", "train_blocks",
 ]  # fmt: skip

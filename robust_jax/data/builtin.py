@@ -25,7 +25,7 @@ def digits() -> tuple[Source, Source]:
 
     bunch = load_digits()
     images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-    source = Source.from_arrays(images, bunch.target, 10, "digits")
+    source = Source.from_arrays(images, bunch.target, 10, "digits", tuple("0123456789"))
     train, test = train_test_split(
         np.arange(len(images)), test_size=0.2, stratify=bunch.target, random_state=_TEST_SEED
     )

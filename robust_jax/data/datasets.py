@@ -6,16 +6,17 @@ TFDS image-classification dataset prepared as array_record, which is read withou
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from robust_jax import extensions
-from robust_jax.data import builtin, tfds
+from robust_jax.data import builtin, stored, tfds
+from robust_jax.data.parts import Dataset, of_parts
 from robust_jax.data.sources import Source
+from robust_jax.extensions import FILES
 
 DATASETS: dict[str, Callable[..., tuple[Source, Source]]] = {
     name: value
@@ -24,34 +25,36 @@ DATASETS: dict[str, Callable[..., tuple[Source, Source]]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """What `load` returns: `validation` is carved out of the training split, `test` is fixed."""
-
-    name: str
-    num_classes: int
-    image_shape: tuple[int, ...]
-    train: Source
-    validation: Source
-    test: Source
-
-
-def load(name: str = "digits", data_dir: str | Path | None = None, validation: float = 0.1, seed: int = 0) -> Dataset:
+def load(
+    name: str = "digits",
+    data_dir: str | Path | None = None,
+    validation: float = 0.1,
+    seed: int = 0,
+    *,
+    size: int = 0,
+    resize: str = "crop",
+    test: float = 0.2,
+) -> Dataset:
     """Loads a dataset and carves a validation split out of its training split.
 
     Args:
       name: One of
 
         - "digits" (scikit-learn's, 8x8x1; 1,437 to train, 360 to test);
-        - "module:name" of your own: a function that returns the training and the test `Source`; it takes no
-          arguments, or `data_dir`;
+        - "folder:PATH", a folder of images per class, and "npz:PATH", see `robust_jax.data.stored`;
+        - "module:name" of your own: a function that returns the training and the test `Source`, or (train,
+          validation, test); it takes no arguments, or some of `data_dir`, `size`, `resize` and `test`;
         - a TFDS name: "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn_cropped", or any other with features
           `image` (of one size) and `label` and splits `train` and `test`; "name/config" and "name:version" as in
           TFDS.
       data_dir: The folder of prepared TFDS datasets; None or "" is TFDS's default
         (`TFDS_DATA_DIR`, else `~/tensorflow_datasets`). A function of your own gets it unchanged.
-      validation: The fraction of the training split to set aside, 0 <= validation < 1.
+      validation: The fraction of the training split to set aside, 0 <= validation < 1; it does not matter if the
+        data has a validation split.
       seed: Draws which examples those are.
+      size: The height and width that images of your own are brought to; 0 if all have one size.
+      resize: How: "crop", "stretch" or "pad", see `robust_jax.data.pixels.resized`.
+      test: The fraction that is set aside, the same for every seed, if images of your own have no test split.
 
     Returns:
       The dataset; its train and validation splits are parts of one `Source`.
@@ -70,34 +73,43 @@ def load(name: str = "digits", data_dir: str | Path | None = None, validation: f
             source = Source.from_arrays(images, draw.integers(0, 2, 100), num_classes=2)
             return source.subset(np.arange(80)), source.subset(np.arange(80, 100))
     """
-    if not 0 <= validation < 1:
-        raise ValueError(f"validation = {validation} must be a fraction: 0 <= validation < 1.")
-    full, test = _train_and_test(name, data_dir)
-    size = round(validation * len(full))
-    if size == len(full) or (validation and not size):
-        raise ValueError(
-            f"validation = {validation} of the {len(full)} training examples of {name} is {size}: "
-            "nothing is left on one side."
-        )
-    # RandomState, whose stream NumPy promises never to change.
-    order = np.random.RandomState(seed).permutation(len(full))
-    train, held_out = (full.subset(np.sort(part)) for part in (order[size:], order[:size]))
-    return Dataset(name, full.num_classes, full.image_shape, train, held_out, test)
+    parts = _parts(name, data_dir, {"size": size, "resize": resize, "test": test})
+    return of_parts(*parts, name=name, validation=validation, seed=seed)
 
 
-def _train_and_test(name: str, data_dir: str | Path | None) -> tuple[Source, Source]:
-    if name not in DATASETS and not extensions.module_of(name):  # "name:1.0.0" is a version of TFDS
+def _parts(name: str, data_dir: str | Path | None, options: Mapping[str, Any]) -> tuple[Source, Source | None, Source]:
+    """The training, validation (None if there is none) and test split."""
+    kind = name.partition(":")[0]
+    if ":" in name and kind in FILES:
+        make: Callable[..., Any] = functools.partial(getattr(stored, kind), name.partition(":")[2])
+    elif name in DATASETS or extensions.module_of(name):  # "name:1.0.0" is a version of TFDS
+        make = extensions.find("data.name", name, DATASETS)
+    else:
+        _refuse_options(name, options, ())
         train, test = (Source(*records) for records in tfds.read(name, data_dir))
-        return train, test
-    make = extensions.find("data.name", name, DATASETS)
-    wants_folder = "data_dir" in inspect.signature(make).parameters
-    made = make(data_dir=data_dir) if wants_folder else make()
-    if not (isinstance(made, tuple) and len(made) == 2 and all(isinstance(source, Source) for source in made)):
+        return train, None, test
+    taken = inspect.signature(make).parameters
+    _refuse_options(name, options, taken)
+    given = {**options, "data_dir": data_dir}
+    made = make(**{option: value for option, value in given.items() if option in taken})
+    if not (isinstance(made, tuple) and len(made) in (2, 3) and all(isinstance(source, Source) for source in made)):
         kinds = [type(part).__name__ for part in made] if isinstance(made, tuple) else type(made).__name__
         raise ValueError(
-            f"data.name={name!r} returned {kinds}: it must return (train, test), two robust_jax.data.Source."
+            f"data.name={name!r} returned {kinds}: it must return (train, test), or (train, validation, test), each a "
+            f"robust_jax.data.Source."
         )
     if len({(source.image_shape, source.num_classes) for source in made}) > 1 or not all(map(len, made)):
         was = ", ".join(f"{len(s)} images {list(s.image_shape)} of {s.num_classes} classes" for s in made)
-        raise ValueError(f"data.name={name!r} returned {was}: both need images, of one shape and one set of classes.")
-    return made
+        raise ValueError(f"data.name={name!r} returned {was}: all need images, of one shape and one set of classes.")
+    return made[0], made[1] if len(made) == 3 else None, made[-1]
+
+
+def _refuse_options(name: str, options: Mapping[str, Any], taken: Container[str]) -> None:
+    """Raises ValueError for an option that was given to a dataset which has no use for it."""
+    defaults = inspect.signature(load).parameters
+    for option, value in options.items():
+        if option not in taken and value != defaults[option].default:
+            raise ValueError(
+                f"data.{option}={value!r}: {name} has images of one size and splits of its own, which are not changed. "
+                f"Leave it at {defaults[option].default!r}."
+            )

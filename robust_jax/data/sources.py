@@ -9,7 +9,7 @@ of `robust_jax.data.augment` run on the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,15 @@ class Source:
     is folded in from it.
     """
 
-    def __init__(self, name: str, size: int, image_shape: tuple[int, ...], num_classes: int, decode: Decode):
+    def __init__(
+        self,
+        name: str,
+        size: int,
+        image_shape: tuple[int, ...],
+        num_classes: int,
+        decode: Decode,
+        class_names: Sequence[str] | None = None,
+    ):
         """Wraps a decoder; `from_arrays` wraps arrays.
 
         Args:
@@ -39,7 +47,16 @@ class Source:
           num_classes: Labels are 0..num_classes - 1.
           decode: `decode(ids) -> [(image, label), ...]`, called when an example is first needed,
             from a thread. Its results are checked, and kept if all images take less than 1 GiB.
+          class_names: One per class; None if they have none.
+
+        Raises:
+          ValueError: Another number of names than classes.
         """
+        self.class_names = None if class_names is None else tuple(map(str, class_names))
+        if self.class_names is not None and len(self.class_names) != num_classes:
+            raise ValueError(
+                f"{name}: {len(self.class_names)} class names for {num_classes} classes: give one for each."
+            )
         self.name, self.image_shape, self.num_classes = name, tuple(image_shape), num_classes
         self.ids, self._decode = np.arange(size), decode
         kept = size if size * int(np.prod(image_shape)) <= _CACHE_BYTES else 0
@@ -54,6 +71,7 @@ class Source:
         labels: Int[np.ndarray, " n"],
         num_classes: int,
         name: str = "train",
+        class_names: Sequence[str] | None = None,
     ) -> Source:
         """Wraps arrays.
 
@@ -62,6 +80,7 @@ class Source:
           labels: In 0..num_classes - 1.
           num_classes: The number of classes.
           name: How errors name the split.
+          class_names: One per class; None if they have none.
 
         Raises:
           ValueError: Empty arrays, a wrong type or shape, or a label out of range; names the record.
@@ -85,7 +104,7 @@ class Source:
         def decode(ids: np.ndarray) -> list[tuple[np.ndarray, int]]:
             return [(images[i], int(labels[i])) for i in ids]
 
-        source = cls(name, shape[0], shape[1:], num_classes, decode)
+        source = cls(name, shape[0], shape[1:], num_classes, decode, class_names)
         source.take(source.ids)
         return source
 

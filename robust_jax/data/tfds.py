@@ -11,6 +11,7 @@ import contextlib
 import difflib
 import importlib.util
 import io
+import shlex
 import threading
 import urllib.error
 import urllib.request
@@ -20,7 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from robust_jax.data.known import NAMES
+from robust_jax.data import originals
+from robust_jax.data.known import KNOWN, NAMES
 
 _NETWORK_SECONDS = 3.0
 
@@ -33,6 +35,7 @@ class Records(NamedTuple):
     image_shape: tuple[int, ...]
     num_classes: int
     decode: Callable[[np.ndarray], list[tuple[np.ndarray, int]]]
+    class_names: tuple[str, ...] | None = None
 
 
 def read(name: str, data_dir: str | Path | None = None) -> tuple[Records, Records]:
@@ -53,7 +56,7 @@ def read(name: str, data_dir: str | Path | None = None) -> tuple[Records, Record
         raise ValueError(
             f"{folder} holds {info.file_format.value} files; random access needs array_record. "
             f"Convert them, once, with\n  tfds convert_format --dataset_version_dir={folder} "
-            "--out_file_format=array_record\n(needs TensorFlow: pip install 'robust_jax[prepare]')."
+            "--out_file_format=array_record\n(needs TensorFlow: pip install tensorflow)."
         )
     features = dict(info.features)
     image, label = features.get("image"), features.get("label")
@@ -131,7 +134,11 @@ def _split(builder: Any, name: str, split: str, shape: tuple[int, ...], classes:
             records = [None] * len(ids)
         return [decode_one(int(i), record) for i, record in zip(ids, records, strict=True)]
 
-    return Records(title, splits[split].num_examples, tuple(shape), classes, decode)
+    names = tuple(features["label"].names)
+    facts = KNOWN.get(name.split("/")[0].split(":")[0])
+    if names == tuple(map(str, range(classes))) and facts and facts.num_classes == classes:  # TFDS makes these up
+        names = facts.class_names
+    return Records(title, splits[split].num_examples, tuple(shape), classes, decode, names)
 
 
 def _prepare(name: str, root: Path) -> Any:
@@ -152,12 +159,19 @@ def _prepare(name: str, root: Path) -> Any:
             f"{', '.join(NAMES)}, the image-classification datasets of "
             "https://www.tensorflow.org/datasets/catalog, and 'module:name' of your own."
         )
-    command = f"tfds build {name} --file_format=array_record --data_dir={root}"
     absent = f"{name} is not prepared in {root}"
+    if base in originals.ORIGINALS:
+        raise ValueError(
+            f"{absent}. Prepare it once, with\n  {originals.command(base, root)}\nwhich downloads its files, or, where "
+            f"there is no network, is given them by --from FILES: {originals.wanted(base)}. Or pass the data_dir of a "
+            "folder that has it."
+        )
+    builder_call = f"tfds.builder({name!r}, data_dir={str(root)!r}, file_format='array_record')"
+    command = "python -c " + shlex.quote(f"import tensorflow_datasets as tfds; {builder_call}.download_and_prepare()")
     if importlib.util.find_spec("tensorflow") is None:
         raise ValueError(
             f"{absent}, and preparing it needs TensorFlow, once. Run, here or elsewhere,\n"
-            f"  pip install 'robust_jax[prepare]'\n  {command}\n"
+            f"  pip install tensorflow\n  {command}\n"
             "or pass the data_dir of a folder that has it."
         )
     builder = tfds.builder(name, data_dir=str(root), file_format="array_record")

@@ -149,6 +149,7 @@ def measure(
     _add_costs(summary, attacks, source.image_shape, restored.dataset.num_classes)
     summary |= {
         "checks": checked,
+        "class_names": list(restored.dataset.class_names or ()),
         "split": settings.split,
         "checkpoint_step": int(restored.step),
         "batch_norm": "eval" if "batch_stats" in restored.variables else "none",

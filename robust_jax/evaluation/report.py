@@ -40,7 +40,8 @@ def write(folder: Path, report: Mapping[str, Any], measured: PerExample, drawn: 
             examples = jax.tree.map(lambda leaf: leaf[:drawn], outcome.sample)
             picture = io.BytesIO()
             title = f"{name}: {_threat(report['attacks'][name])}, {_effort(report['attacks'][name])}"
-            pictures.adversarial_grid(**examples, path=picture, title=_drawn(title))
+            names = [_drawn(name) for name in report.get("class_names") or ()]
+            pictures.adversarial_grid(**examples, path=picture, title=_drawn(title), class_names=names)
             write_atomically(folder / _file("adversarial", name), picture.getvalue())
     text = json.dumps(report, indent=1, allow_nan=False) + "\n"
     write_atomically(folder / "evaluation.json", text.encode())

@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from robust_jax import data
+from robust_jax.data import originals
 from robust_jax.data import tfds as tfds_source
 
 
@@ -287,18 +288,20 @@ def test_broken_description(build):
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100", "svhn_cropped"])
-def test_not_prepared_says_at_once_what_to_run(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+def test_not_prepared_says_at_once_what_to_run(name, tmp_path):
     start = time.monotonic()
     with pytest.raises(ValueError) as error:
         data.load(name, tmp_path)
     assert time.monotonic() - start < 5
-    for part in (
-        "robust_jax[prepare]",
-        f"tfds build {name} --file_format=array_record",
-        str(tmp_path),
-    ):
+    files = [file.name for form in originals.ORIGINALS[name].forms for file in form.files]
+    for part in (f"python -m robust_jax prepare {name} --data_dir={tmp_path}", "--from FILES", *files):
         assert part in str(error.value)
+
+
+def test_other_datasets_need_tensorflow(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ValueError, match="pip install tensorflow\n  python -c .*builder.*kmnist"):
+        data.load("kmnist", tmp_path)
 
 
 def test_default_folder_is_that_of_tfds(tmp_path, monkeypatch, build):
@@ -333,9 +336,9 @@ def test_no_network_fails_within_seconds(fault, tmp_path, monkeypatch, with_tens
     monkeypatch.setattr("urllib.request.urlopen", urlopen)
     start = time.monotonic()
     with pytest.raises(ValueError, match="cannot be reached") as error:
-        data.load("cifar10", tmp_path)
+        data.load("kmnist", tmp_path)
     assert time.monotonic() - start < 2.5
-    assert "tfds build cifar10 --file_format=array_record" in str(error.value)
+    assert "array_record" in str(error.value) and "download_and_prepare" in str(error.value)
 
 
 def test_any_answer_is_network():

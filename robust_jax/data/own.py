@@ -1,0 +1,210 @@
+"""Images of one's own from Python objects: arrays, PyTorch-style and Hugging Face datasets, anything iterable.
+
+Each function makes one split, a `Source`; `dataset` makes a `Dataset` of one or several::
+
+    train = data.from_torch(torchvision.datasets.ImageFolder("pets"), size=64)
+    pets = data.dataset(train, name="pets")    # a test and a validation split are taken from it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from robust_jax.data import pixels
+from robust_jax.data.parts import Dataset, of_parts, split_off
+from robust_jax.data.sources import Source
+
+
+def from_arrays(
+    images: Any,
+    labels: Any,
+    *,
+    num_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
+    name: str = "train",
+) -> Source:
+    """A split of arrays.
+
+    Args:
+      images: ``[N, H, W]`` or ``[N, H, W, C]`` with C = 1 or 3; uint8, or floats in [0, 1], which become round(255 x).
+      labels: ``[N]`` or ``[N, 1]`` whole numbers from 0.
+      num_classes: default: the number of names, or the largest label and one.
+      class_names: one per class.
+      name: how errors name the split.
+
+    Raises:
+      ValueError: other arrays, a single class, a label out of range.
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    images = pixels.as_bytes(f"{name}: images", images)
+    images = images[..., None] if images.ndim == 3 else images
+    labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+    if not np.issubdtype(labels.dtype, np.integer) or not labels.size:
+        raise ValueError(
+            f"{name}: labels must be whole numbers, one per image, not {labels.dtype} {list(labels.shape)}."
+        )
+    classes = num_classes or (len(class_names) if class_names else int(labels.max()) + 1)
+    if classes < 2:
+        raise ValueError(f"{name} has one class only: a classifier needs at least 2.")
+    return Source.from_arrays(images, labels, classes, name, class_names)
+
+
+def from_iterable(
+    pairs: Iterable[tuple[Any, Any]],
+    *,
+    size: int = 0,
+    resize: str = "crop",
+    num_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
+    name: str = "train",
+) -> Source:
+    """A split of pairs (image, label), such as a generator yields; all are read at once, into memory.
+
+    The images are grey if none of them has colour, RGB otherwise.
+
+    Args:
+      pairs: image: PIL's, or an array or tensor ``[H, W]``, ``[H, W, C]`` or ``[C, H, W]``, uint8 or floats in [0, 1];
+        label: a whole number.
+      size: the height and width of the result; 0 if all have one size.
+      resize: "crop", "stretch" or "pad", see `robust_jax.data.pixels.resized`.
+      num_classes: see `from_arrays`.
+      class_names: one per class.
+      name: how errors name the split.
+
+    Raises:
+      ValueError: no pairs, sizes that differ, and what `from_arrays` raises; names the pair.
+    """
+    pictures, labels = [], []
+    for i, pair in enumerate(pairs):
+        if not (isinstance(pair, tuple | list) and len(pair) == 2):
+            raise ValueError(f"{name}[{i}] is a {type(pair).__name__}: give pairs (image, label).")
+        pictures.append(pixels.as_picture(f"{name}[{i}]", pair[0]))
+        labels.append(_label(f"{name}[{i}]", pair[1]))
+    if not pictures:
+        raise ValueError(f"{name} is empty: it has no pairs (image, label).")
+    grey = [pixels.is_grey(f"{name}[{i}]", picture) for i, picture in enumerate(pictures)]
+    arrays = [pixels.decoded(picture, 1 if all(grey) else 3, size, resize) for picture in pictures]
+    pixels.one_shape((f"{name}[{i}]", array.shape[:2]) for i, array in enumerate(arrays))
+    return from_arrays(np.stack(arrays), labels, num_classes=num_classes, class_names=class_names, name=name)
+
+
+def from_torch(dataset: Any, **options: Any) -> Source:
+    """A split of a dataset as PyTorch's: with ``len`` and ``dataset[i] -> (image, label)``.
+
+    Class names are its ``classes``, if it has them, as torchvision's have.
+
+    Args:
+      dataset: without random augmentation and without normalisation.
+      options: those of `from_iterable`.
+
+    Raises:
+      ValueError: what `from_iterable` raises.
+    """
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise ValueError(
+            f"from_torch takes a dataset with len() and [i], not {type(dataset).__name__}: see from_iterable."
+        )
+    options.setdefault("class_names", getattr(dataset, "classes", None))
+    return from_iterable((dataset[i] for i in range(len(dataset))), **options)
+
+
+def from_huggingface(split: Any, *, image: str = "image", label: str = "label", **options: Any) -> Source:
+    """A split of a dataset of Hugging Face's ``datasets``, such as ``load_dataset(...)["train"]``.
+
+    Class names are those of its feature ``label``.
+
+    Args:
+      split: has ``features``, ``len`` and ``split[i] -> {image: ..., label: ...}``.
+      image: the name of the images' column.
+      label: the name of the labels' column.
+      options: those of `from_iterable`.
+
+    Raises:
+      ValueError: no such column, several splits at once, and what `from_iterable` raises.
+    """
+    columns = getattr(split, "features", None)
+    if columns is None:
+        raise ValueError(
+            f"from_huggingface takes one split, with features, not {type(split).__name__}: give one, such as ['train']."
+        )
+    for column in (image, label):
+        if column not in columns:
+            raise ValueError(f"There is no column {column!r}: name it by image= or label=, of {sorted(columns)}.")
+    options.setdefault("class_names", getattr(columns[label], "names", None))
+    rows = (split[i] for i in range(len(split)))
+    return from_iterable(((row[image], row[label]) for row in rows), **options)
+
+
+def dataset(
+    train: Source | tuple[Any, Any],
+    test: Source | tuple[Any, Any] | None = None,
+    validation: Source | tuple[Any, Any] | float = 0.1,
+    *,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    name: str = "own",
+) -> Dataset:
+    """A dataset of splits, each a `Source` or a pair (images, labels) of arrays.
+
+    Whether test images are also among the training images is not checked.
+
+    Args:
+      train: the training split.
+      test: None sets aside a part of ``train``, the same for every seed.
+      validation: the fraction of the training images set aside, or a split.
+      test_fraction: the fraction set aside if ``test`` is None.
+      seed: draws the validation split.
+      name: of the dataset.
+
+    Raises:
+      ValueError: splits of other shapes or classes, nothing left on one side.
+    """
+    first = train if isinstance(train, Source) else from_arrays(*train)
+
+    def as_split(given: Source | tuple[Any, Any], title: str) -> Source:
+        if isinstance(given, Source):
+            return given
+        return from_arrays(*given, num_classes=first.num_classes, class_names=first.class_names, name=title)
+
+    if test is None:
+        first, tested = split_off(first, test_fraction)
+    else:
+        tested = as_split(test, "test")
+    fraction = validation if isinstance(validation, int | float) else 0.0
+    held_out = None if isinstance(validation, int | float) else as_split(validation, "validation")
+    for other in filter(None, (tested, held_out)):
+        if (other.image_shape, other.num_classes) != (first.image_shape, first.num_classes):
+            raise ValueError(
+                f"{name}: the splits have images {list(first.image_shape)} of {first.num_classes} classes and "
+                f"{list(other.image_shape)} of {other.num_classes}: all need one shape and one set of classes."
+            )
+    return of_parts(first, held_out, tested, name=name, validation=fraction, seed=seed)
+
+
+def statistics(source: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of a split's images in [0, 1], for ``model.mean`` and ``model.std``.
+
+    Give the training split; a channel that never varies has 1 for a standard deviation.
+
+    Example::
+
+        c.model.mean, c.model.std = data.statistics(data.load("folder:pets", size=64).train)
+    """
+    count, total, squares = 0, np.zeros(source.image_shape[-1]), np.zeros(source.image_shape[-1])
+    for start in range(0, len(source), 1000):
+        images = source.take(np.arange(start, min(start + 1000, len(source))))["image"].astype(np.float64) / 255
+        count += images[..., 0].size
+        total, squares = total + images.sum((0, 1, 2)), squares + (images**2).sum((0, 1, 2))
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    return tuple(mean.round(4).tolist()), tuple(np.where(std < 1e-4, 1.0, std).round(4).tolist())
+
+
+def _label(what: str, label: Any) -> int:
+    value = np.asarray(label)
+    if value.size != 1 or not np.issubdtype(value.dtype, np.integer):
+        raise ValueError(f"{what} has label {label!r}: give a whole number.")
+    return int(value.reshape(()))

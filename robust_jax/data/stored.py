@@ -1,0 +1,175 @@
+"""Images of one's own in files: ``data.name="folder:PATH"`` and ``"npz:PATH"``, each one function of this file.
+
+A relative path starts in ``data.data_dir``, or in the current folder if that is empty.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from robust_jax.data import pixels
+from robust_jax.data.own import from_arrays
+from robust_jax.data.parts import split_off
+from robust_jax.data.sources import Source
+
+_SPLITS = {"train": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test", "testing")}
+_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+def npz(path: str, *, data_dir: str | Path | None = None, test: float = 0.2) -> tuple[Source, ...]:
+    """The arrays of an ``.npz`` file: ``images`` and ``labels``, or those of splits.
+
+    Splits are named ``train_images`` and ``train_labels``, or ``x_train`` and ``y_train``, and likewise with ``val``
+    (or ``validation``) and ``test``. An array ``class_names`` gives names. What an array may be, see
+    `robust_jax.data.own.from_arrays`.
+
+    Args:
+      path: of the file.
+      data_dir: where a relative path starts.
+      test: the fraction set aside if there is no test split.
+
+    Returns:
+      (train, test) or (train, validation, test).
+
+    Raises:
+      ValueError: no such file, a damaged one, Python objects in it, or arrays that are missing; names the file.
+    """
+    file = _found(path, data_dir)
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            arrays = {key: stored[key] for key in stored.files}
+    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{file} cannot be read as .npz: {error}") from error
+    pairs = {split: pair for split in _SPLITS if (pair := _pair(arrays, split))}
+    if "train" not in pairs:
+        raise ValueError(
+            f"{file} has the arrays {sorted(arrays)}: it needs images and labels, or train_images and train_labels (or "
+            f"x_train and y_train), and the same with val and test if it has such splits."
+        )
+    names = [str(name) for name in arrays["class_names"]] if "class_names" in arrays else None
+    train = from_arrays(*pairs["train"], class_names=names, name=f"{file}/train")
+    made = {
+        split: from_arrays(*pair, num_classes=train.num_classes, class_names=names, name=f"{file}/{split}")
+        for split, pair in pairs.items()
+        if split != "train"
+    }
+    return _with_test({"train": train, **made}, test)
+
+
+def folder(
+    path: str, *, data_dir: str | Path | None = None, size: int = 0, resize: str = "crop", test: float = 0.2
+) -> tuple[Source, ...]:
+    """A folder of images per class, in folders ``train``, ``val`` and ``test``, or without splits.
+
+    Classes are numbered in the alphabetical order of the training folder's folders, and named after them. The images
+    are grey if no training image has colour, RGB otherwise; transparency shows white. Files whose names start with a
+    dot are passed over. They are read when they are needed, and kept in memory if all take less than 1 GiB.
+
+    Args:
+      path: of the folder.
+      data_dir: where a relative path starts.
+      size: the height and width that images are brought to; 0 if all have one size.
+      resize: "crop", "stretch" or "pad", see `robust_jax.data.pixels.resized`.
+      test: the fraction set aside if there is no folder ``test``.
+
+    Returns:
+      (train, test) or (train, validation, test).
+
+    Raises:
+      ValueError: no such folder, no or a single class, a class without images, sizes that differ without ``size``, a
+        file that is no image; names the file or folder. A file that is damaged further on, when it is read.
+    """
+    root = _found(path, data_dir)
+    splits = {split: root / name for split, names in _SPLITS.items() for name in names if (root / name).is_dir()}
+    if "train" not in splits:
+        if splits:
+            raise ValueError(f"{root} has {[p.name for p in splits.values()]}, and no folder train.")
+        splits = {"train": root}
+    files = {split: _classes(where) for split, where in splits.items()}
+    names = list(files["train"])
+    for split, found in files.items():
+        if list(found) != names:
+            odd = sorted({*found} ^ {*names})
+            raise ValueError(f"{splits[split]} and {splits['train']} differ in the classes {odd}: both need the same.")
+    heads = {split: [(f, *_head(f)) for f, _ in _labelled(found)] for split, found in files.items()}
+    channels = 1 if all(grey for _, _, grey in heads["train"]) else 3
+    every = [(file, shape) for rows in heads.values() for file, shape, _ in rows]
+    height, width = (size, size) if size else pixels.one_shape(every)
+    made = {}
+    for split, found in files.items():
+        examples = _labelled(found)
+
+        def decode(ids: np.ndarray, examples: Sequence[tuple[Path, int]] = examples) -> list[tuple[np.ndarray, int]]:
+            return [(_read(examples[i][0], channels, size, resize), examples[i][1]) for i in ids]
+
+        made[split] = Source(f"{root}/{split}", len(examples), (height, width, channels), len(names), decode, names)
+    return _with_test(made, test)
+
+
+def _found(path: str, data_dir: str | Path | None) -> Path:
+    full = Path(data_dir or "").expanduser() / Path(path).expanduser()
+    if not path or not full.exists():
+        raise ValueError(
+            f"data.name: there is no {full} (a relative path starts in data.data_dir, or the current folder)."
+        )
+    return full
+
+
+def _with_test(made: Mapping[str, Source], fraction: float) -> tuple[Source, ...]:
+    train, test = (made["train"], made["test"]) if "test" in made else split_off(made["train"], fraction)
+    return (train, made["validation"], test) if "validation" in made else (train, test)
+
+
+def _pair(arrays: Mapping[str, Any], split: str) -> tuple[Any, Any] | None:
+    """The images and labels of a split, under any of the names that are common."""
+    names = [(f"{s}_images", f"{s}_labels") for s in _SPLITS[split]] + [(f"x_{s}", f"y_{s}") for s in _SPLITS[split]]
+    names += [("images", "labels")] if split == "train" else []
+    return next(((arrays[x], arrays[y]) for x, y in names if x in arrays and y in arrays), None)
+
+
+def _classes(where: Path) -> dict[str, list[Path]]:
+    """The files of each class."""
+    if not where.is_dir():
+        raise ValueError(f"{where} is no folder: give one with a folder of images per class.")
+    folders = sorted(p for p in where.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if len(folders) < 2:
+        raise ValueError(f"{where} has {len(folders)} folders of classes: it needs one per class, at least 2.")
+    found = {}
+    for each in folders:
+        files = sorted(p for p in each.rglob("*") if p.is_file() and not p.name.startswith("."))
+        if odd := [p for p in files if p.suffix.lower() not in _SUFFIXES]:
+            raise ValueError(f"{odd[0]} is no image: remove it. Images end in {', '.join(_SUFFIXES)}.")
+        if not files:
+            raise ValueError(f"{each} has no images: remove the folder, or put images of the class in it.")
+        found[each.name] = files
+    return found
+
+
+def _labelled(found: Mapping[str, Sequence[Path]]) -> list[tuple[Path, int]]:
+    return [(file, label) for label, files in enumerate(found.values()) for file in files]
+
+
+def _head(file: Path) -> tuple[tuple[int, int], bool]:
+    """The height and width of an image, and whether it is grey, from the start of its file."""
+    try:
+        with Image.open(file) as picture:
+            known = picture.format != "PNG" or "exif" in picture.info  # otherwise PIL reads the whole file for it
+            turned = known and picture.getexif().get(0x0112, 1) >= 5
+            shape = picture.size if turned else picture.size[::-1]
+            return shape, pixels.is_grey(file, picture)
+    except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{file} cannot be read as an image: {error}") from error
+
+
+def _read(file: Path, channels: int, size: int, resize: str) -> np.ndarray:
+    try:
+        with Image.open(file) as picture:
+            return pixels.decoded(picture, channels, size, resize)
+    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{file} is damaged: {error}") from error

@@ -1,0 +1,183 @@
+"""Images of one's own: arrays, .npz, folders, datasets of other libraries."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from robust_jax import data, extensions
+from robust_jax.config import base
+from robust_jax.config.build import load_dataset
+from robust_jax.data import stored
+
+DRAW = np.random.default_rng(0)
+IMAGES, LABELS = DRAW.integers(0, 256, (30, 6, 5, 3), np.uint8), np.arange(30) % 3
+
+
+def test_arrays_and_the_splits_taken_from_them():
+    dataset = data.dataset((IMAGES, LABELS))
+    assert [len(s) for s in (dataset.train, dataset.validation, dataset.test)] == [22, 2, 6]
+    assert dataset.num_classes == 3 and dataset.class_names is None
+    other = data.dataset((IMAGES, LABELS), seed=1)
+    np.testing.assert_array_equal(dataset.test.ids, other.test.ids)
+    np.testing.assert_array_equal(data.from_arrays(IMAGES / 255, LABELS).take(np.arange(30))["image"], IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (IMAGES * 1.0, LABELS, "floats in \\[0, 1\\]"), (IMAGES, LABELS * 1.0, "whole numbers"),
+        (IMAGES, LABELS * 0, "one class only"), (IMAGES, LABELS - 1, "label -1"),
+    ],
+)  # fmt: skip
+def test_arrays_that_are_refused(images, labels, message):
+    with pytest.raises(ValueError, match=message):
+        data.from_arrays(images, labels)
+
+
+def test_npz(tmp_path):
+    np.savez_compressed(
+        tmp_path / "a.npz", x_train=IMAGES, y_train=LABELS[:, None], x_test=IMAGES[:9], y_test=LABELS[:9]
+    )
+    dataset = data.load(f"npz:{tmp_path}/a.npz")
+    assert (len(dataset.train), len(dataset.test)) == (27, 9)
+    np.savez(tmp_path / "b.npz", images=IMAGES)
+    (tmp_path / "c.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:-50])
+    for name, message in (("b", "b.npz has the arrays"), ("c", "c.npz cannot be read"), ("d", "there is no .*d.npz")):
+        with pytest.raises(ValueError, match=message):
+            data.load(f"npz:{name}.npz", tmp_path)
+
+
+def picture(path, image, mode=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = Image.fromarray(image)
+    (made.convert(mode) if mode else made).save(path)
+
+
+@pytest.fixture
+def pets(tmp_path):
+    for i, (image, label) in enumerate(zip(IMAGES, LABELS, strict=True)):
+        picture(tmp_path / "pets" / ("cat", "dog", "eel")[label] / f"{i:02}.png", image)
+    return tmp_path / "pets"
+
+
+def test_a_folder_without_splits(pets):
+    dataset = data.load(f"folder:{pets}")
+    assert dataset.class_names == ("cat", "dog", "eel") and dataset.image_shape == (6, 5, 3)
+    assert [len(s) for s in (dataset.train, dataset.validation, dataset.test)] == [22, 2, 6]
+    for split in (dataset.train, dataset.test):
+        for i, image, label in zip(*(split.take(np.arange(6))[k] for k in ("id", "image", "label")), strict=True):
+            np.testing.assert_array_equal(image, IMAGES[label == LABELS][i - 10 * label])
+
+
+@pytest.mark.parametrize("resize", ["crop", "stretch", "pad"])
+def test_a_folder_with_splits_sizes_and_kinds(tmp_path, resize):
+    for split in ("train", "val", "test"):
+        for name, mode in (("a", "RGBA"), ("b", "L"), ("c", "P")):
+            picture(tmp_path / split / name / "1.png", np.full((8, 12, 3), 200, np.uint8), mode)
+            picture(tmp_path / split / name / "2.png", np.full((9, 4, 3), 200, np.uint8))
+    config = base(f"folder:{tmp_path}")
+    with pytest.raises(ValueError, match="1.png is 8x12.*|2.png is 9x4.*give data.size"):
+        load_dataset(config)
+    config.data.update(size=6, resize=resize)
+    dataset = load_dataset(config)
+    assert dataset.image_shape == (6, 6, 3) and len(dataset.validation) == 6
+    image = dataset.train[0]["image"]
+    assert image[3, 3, 0] in (199, 200, 201) and (image[0, 0, 0] == 0) == (resize == "pad")
+
+
+def test_grey_folders_stay_grey_and_transparency_is_white(tmp_path):
+    for name in "ab":
+        picture(tmp_path / name / "1.png", np.zeros((4, 4), np.uint8))
+        picture(tmp_path / name / "2.png", np.zeros((4, 4, 2), np.uint8))
+    dataset = data.load(f"folder:{tmp_path}", validation=0.0, test=0.25)
+    assert dataset.image_shape == (4, 4, 1)
+    values = {
+        int(s.take(np.asarray([i]))["image"].mean()) for s in (dataset.train, dataset.test) for i in range(len(s))
+    }
+    assert values == {0, 255}
+
+
+def test_folders_that_are_refused(pets):
+    broken = pets / "cat" / "00.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(b"broken")
+    with pytest.raises(ValueError, match="cat/00.png cannot be read as an image"):
+        data.load(f"folder:{pets}")
+    broken.write_bytes(whole[:-40])
+    dataset = data.load(f"folder:{pets}")
+    with pytest.raises(ValueError, match="cat/00.png is damaged"):
+        [s.take(np.arange(len(s))) for s in (dataset.train, dataset.validation, dataset.test)]
+    broken.with_suffix(".txt").write_text("")
+    with pytest.raises(ValueError, match="00.txt is no image"):
+        data.load(f"folder:{pets}")
+    broken.with_suffix(".txt").unlink()
+    (pets / "fox").mkdir()
+    with pytest.raises(ValueError, match="fox has no images"):
+        data.load(f"folder:{pets}")
+    with pytest.raises(ValueError, match="0 folders of classes"):
+        data.load(f"folder:{pets / 'fox'}")
+
+
+class Torch:
+    classes = ("cat", "dog", "eel")
+
+    def __len__(self):
+        return 30
+
+    def __getitem__(self, i):
+        return IMAGES[i].transpose(2, 0, 1).astype(np.float32) / 255, LABELS[i]
+
+
+class Face:
+    features = {"image": None, "label": type("Label", (), {"names": ["cat", "dog", "eel"]})}
+
+    def __len__(self):
+        return 30
+
+    def __getitem__(self, i):
+        return {"image": Image.fromarray(IMAGES[i]), "label": int(LABELS[i])}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: data.from_torch(Torch()), lambda: data.from_huggingface(Face()),
+     lambda: data.from_iterable(((x, y) for x, y in zip(IMAGES, LABELS, strict=True)), class_names=Torch.classes)],
+)  # fmt: skip
+def test_datasets_of_other_libraries(make):
+    source = make()
+    batch = source.take(np.arange(30))
+    np.testing.assert_array_equal(batch["image"], IMAGES)
+    np.testing.assert_array_equal(batch["label"], LABELS)
+    assert source.class_names == Torch.classes
+
+
+def test_statistics():
+    mean, std = data.statistics(data.from_arrays(IMAGES, LABELS))
+    np.testing.assert_allclose(mean, IMAGES.mean((0, 1, 2)) / 255, atol=1e-4)
+    np.testing.assert_allclose(std, IMAGES.std((0, 1, 2)) / 255, atol=1e-4)
+
+
+def test_options_that_change_nothing_are_refused():
+    with pytest.raises(ValueError, match="data.size=5: digits has images of one size"):
+        data.load("digits", size=5)
+    assert data.load("digits").class_names == tuple("0123456789")
+
+
+def test_a_folder_is_no_module_to_be_trusted():
+    extensions.check_trust("config.json", {"data": {"name": "folder:pets"}, "more": {"name": "npz:pets.npz"}}, ())
+    for kind in extensions.FILES:
+        assert callable(getattr(stored, kind))
+
+
+def test_pictures_have_class_names(tmp_path, monkeypatch):
+    from robust_jax.evaluation import report
+
+    seen = {}
+    monkeypatch.setattr(report.pictures, "adversarial_grid", lambda path, **given: seen.update(given))
+    outcome = type("Outcome", (), {"sample": {"clean": np.zeros((1, 2, 2, 1))}})
+    measured = type("Measured", (), {"arrays": lambda self: {}, "attacks": {"pgd": outcome}})()
+    attack = {"threat": {"perturbation": "additive", "norm": "linf", "radius": 0.1}, "settings": {"attack": "pgd"}}
+    report.write(tmp_path, {"attacks": {"pgd": attack}, "class_names": ["cat", "dog"]}, measured, 1)
+    assert seen["class_names"] == ["cat", "dog"]
