@@ -112,8 +112,7 @@ def _note(file: str, text: str) -> None:
 
 
 def prepare(folder: Path) -> None:
-    """Imports what the programs need; they share what they compile in the folder.
-    """
+    """Imports what the programs need; they share what they compile in the folder."""
     os.environ |= {
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
