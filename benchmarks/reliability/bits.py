@@ -2,10 +2,10 @@
 
 python benchmarks/reliability/bits.py [--bits=200] [--seed=0] [--out=FILE]
 
-A run has two latest checkpoints, of steps 35 and 40. In each copy of it one bit of one file of the newer is flipped: half
-of them in the files that hold the numbers, the others in any file, in turn. What is then restored is compared with what
-was saved, bit for bit: the newer checkpoint (the bit was of no importance), the older one with a warning, or none with
-an error; anything else is a failure.
+A run has two latest checkpoints, of steps 35 and 40. In each copy of it one bit of one file of the newer is flipped:
+half of them in the files that hold the numbers, the others in any file, in turn. What is then restored is compared with
+what was saved, bit for bit: the newer checkpoint (the bit was of no importance), the older one with a warning, or none
+with an error; anything else is a failure.
 """
 
 from __future__ import annotations

@@ -136,6 +136,7 @@ class Judge:
         self.trained = self._leaves(self.whole, LAST)
         self.numbers = self._numbers()
         self._run(interrupted_evaluation, self.good, status=-9)
+        assert list(self.good.glob("evaluation_unfinished/*.npz"))
         self.others = [folder / "other_seed", folder / "other_config"]
         for other, (old, new) in zip(self.others, (("c.epochs", "c.seed = 3; c.epochs"), ("0.9", "0.8")), strict=True):
             config = folder / f"{other.name}.py"
@@ -248,6 +249,7 @@ def main() -> None:
                 if text.startswith(FAILED):
                     print(f"{kind.name}, {program}: {text}", file=sys.stderr, flush=True)
             rows.append([kind.name, *(found.get(n, "").split(":")[0] for n in ("train.py", "eval.py"))])
+            print(rows[-1], file=sys.stderr, flush=True)
     failed = sum(n for name, n in counts.items() if name.endswith(FAILED))
     results.report(COLUMNS, rows, options.out, kinds=len(rows), counts=dict(sorted(counts.items())), failed=failed)
     sys.exit(bool(failed))
