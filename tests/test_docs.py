@@ -98,3 +98,10 @@ def test_the_parts_of_contributing_train_and_evaluate(tmp_path):
     report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert report["attacks"]["step"]["accuracy"] <= report["clean"]["accuracy"]
     assert report["attacks"]["step"]["cost"] is not None
+
+
+def test_the_tables_of_reliability_are_those_of_the_scripts():
+    command = "import page; path = page.DOCS / 'reliability.md'; assert page.filled(text := path.read_text()) == text"
+    folder = ROOT / "benchmarks" / "reliability"
+    done = subprocess.run([sys.executable, "-c", command], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -70,6 +70,7 @@ def _obstacle(workdir: Path, lock: filelock.BaseFileLock, needed: int) -> str:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         _take(lock, workdir)
+        _remove_leftovers(workdir)
         _try_to_write(workdir)
     except filelock.Timeout:
         return (
@@ -78,8 +79,8 @@ def _obstacle(workdir: Path, lock: filelock.BaseFileLock, needed: int) -> str:
         )
     except OSError as error:
         return (
-            f"{workdir} cannot be written: {error.strerror or error}. Mend its permissions, free some space, or take "
-            f"another workdir."
+            f"{error.filename or workdir} cannot be written: {error.strerror or error}. Mend its permissions, free "
+            f"some space, or take another workdir."
         )
     free = shutil.disk_usage(workdir).free
     if free < needed:
@@ -97,13 +98,21 @@ def _take(lock: filelock.BaseFileLock, workdir: Path) -> None:
         logging.warning("%s is on a file system without locks: see to it that one process at a time trains.", workdir)
 
 
+def _remove_leftovers(workdir: Path) -> None:
+    """Removes what a process that was killed while it wrote left: see `robust_jax.files.write_atomically`."""
+    for name in ("config.json", "metrics.jsonl"):
+        for path in workdir.glob(f".{name}.*.tmp"):
+            path.unlink(missing_ok=True)
+
+
 def _try_to_write(workdir: Path) -> None:
     """Raises OSError unless a file can be made, written to the disk and removed, there and among the checkpoints."""
     for folder in (workdir, *(workdir / "checkpoints" / name for name in ("", "latest", "best"))):
         if folder.exists():
-            probe = folder / f".probe.{os.getpid()}"
+            probe = folder / ".probe"
+            probe.unlink(missing_ok=True)  # of a process that was killed just here
             try:
-                with probe.open("wb") as file:
+                with probe.open("xb") as file:  # x: never through a link
                     file.write(bytes(2**16))
                     file.flush()
                     os.fsync(file.fileno())

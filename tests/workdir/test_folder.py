@@ -92,6 +92,32 @@ def test_what_cannot_be_written_is_told_before_training(number, what, tmp_path, 
         pass
 
 
+def test_what_a_killed_process_left_is_removed_and_no_link_is_followed(tmp_path):
+    outside = tmp_path / "outside"
+    outside.write_text("mine")
+    workdir = tmp_path / "run"
+    (workdir / "checkpoints" / "latest").mkdir(parents=True)
+    (workdir / ".probe").symlink_to(outside)
+    (workdir / "checkpoints" / "latest" / ".probe").write_text("left")
+    for name in (".config.json.12.ab.tmp", ".metrics.jsonl.12.ab.tmp"):
+        (workdir / name).write_text("left")
+    with folder.claimed(workdir, 0):
+        assert sorted(str(p.relative_to(workdir)) for p in workdir.rglob("*")) == [
+            folder.LOCK, "checkpoints", "checkpoints/latest",
+        ]  # fmt: skip
+    assert outside.read_text() == "mine"
+
+
+def test_the_path_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "latest").write_text("a file")
+    with (
+        pytest.raises(folder.WorkdirError, match="checkpoints/latest.* cannot be written"),
+        folder.claimed(tmp_path, 0),
+    ):
+        pass
+
+
 def test_a_checkpoint_must_have_room(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 2**20))
     with (
