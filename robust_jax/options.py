@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import re
 import traceback
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -382,7 +383,9 @@ def with_path(path: str, function: Callable[..., Any], *given: Any, **options: A
     except ValueError as error:
         if raised_by_library(error):
             raise
-        raise PathError(f"{path}: {error}") from error
+        message, name = str(error), re.split(r"[ .]", path)[-1]
+        separator = "" if message.startswith(f"{name}=") else ": "  # loss='hinge' of attacks.mine.loss is named once
+        raise PathError(f"{path}{separator}{message if separator else message.removeprefix(name)}") from error
 
 
 def raised_by_library(error: BaseException) -> bool:

@@ -95,7 +95,7 @@ def _schema(function: Callable[..., Any]) -> tuple[inspect.Signature, dict[str, 
 
 
 def _check(what: str, name: str, option: Option, value: Any, sizes: dict[str, tuple[int, str]]) -> None:
-    if option.notes:
+    if option.notes or any(get_origin(kind) is Literal for kind in option.kinds):
         option.check(what, value)
         if is_simple(option.kinds) or option.kinds == (Any,):
             return
@@ -137,7 +137,7 @@ def _fits(hint: Any, value: Any) -> bool:
     if origin is Annotated:
         return _fits(get_args(hint)[0], value) and all(_in_range(note, value) for note in get_args(hint)[1:])
     if isinstance(hint, type) and hint in _SIMPLE:
-        return isinstance(value, jax.core.Tracer) and hint is not str or _SIMPLE[hint][0](value)
+        return isinstance(value, jax.core.Tracer) and hint in (int, float, bool) or _SIMPLE[hint][0](value)
     if isinstance(hint, type) and issubclass(hint, AbstractArray):
         return is_array(value) and jnp.issubdtype(value.dtype, _kind(hint)[1]) and _has_rank(hint, value.ndim)
     kind = origin or hint

@@ -31,6 +31,9 @@ from robust_jax.evaluation import Attack, Source, curves, masking, pictures, rob
 from robust_jax.evaluation.from_config import attack_from
 from robust_jax.evaluation.outcomes import PerExample
 
+# place -> (function, valid arguments, argument -> wrong values)
+Table = dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]]
+
 LOGITS = jnp.asarray([[2.0, 1.0, 0.0, -1.0], [0.0, 1.0, 2.0, 3.0]])
 DELTA = np.zeros_like(IMAGES)
 KEYS = jax.random.split(KEY, 2)
@@ -59,7 +62,7 @@ ALONE_LIKE = [None, "text", 0.1, (DELTA, DELTA), DELTA.astype(int), np.float32(1
 DELTA_LIKE = [*ALONE_LIKE, DELTA[:, :2], DELTA[..., :1]]
 
 
-def _delta_functions() -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]]:
+def _delta_functions() -> Table:
     """The functions of threat models and perturbations."""
     t, moves = threat_models, dict(gradient=DELTA, step_size=0.1)
     of = {"threat": THREAT_LIKE, "delta": ALONE_LIKE}
@@ -92,7 +95,7 @@ def _delta_functions() -> dict[str, tuple[Callable[..., Any], dict[str, Any], di
     return found
 
 
-def _spaces() -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]]:
+def _spaces() -> Table:
     p, flow, bad_flow = perturbations, perturbations.flow, [None, "flow", FLOW[0], FLOW[:, :2], DELTA, FLOW[:1]]
     own = dict(zeros=jnp.zeros_like, apply=lambda x, d: x + d, name="mine")
     size = [None, "32", 0, -1, np.nan, (32, 32, 3)]
@@ -130,7 +133,7 @@ def _spaces() -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, l
     }  # fmt: skip
 
 
-def _losses() -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]]:
+def _losses() -> Table:
     plain = dict(logits=LOGITS, labels=LABELS)
     wrong = {"logits": LOGIT_LIKE, "labels": LABEL_LIKE}
     names = ("cross_entropy", "margin", "dlr", "misclassified")
@@ -148,7 +151,7 @@ def _losses() -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, l
     }
 
 
-def _attack_helpers() -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]]:
+def _attack_helpers() -> Table:
     a = attacks
     targeted = dict(logits_fn=model, images=IMAGES, target=1, threat=BALL, key=KEY, method="sign_gradient", epochs=2)
     return {
@@ -182,7 +185,7 @@ def _attack_helpers() -> dict[str, tuple[Callable[..., Any], dict[str, Any], dic
     }  # fmt: skip
 
 
-def _models() -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]]:
+def _models() -> Table:
     made = dict(name="mlp", num_classes=3, mean=0.0, std=1.0, dtype=jnp.float32)
     shapes = [None, 3, "x", (4, 4), (4, 4, 3, 1), (4, -1, 3), (4.5, 4, 3)]
     torch = {"model": [None, "mlp", 3, Plain], "image_shape": shapes}
@@ -202,7 +205,7 @@ def _models() -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, l
     }  # fmt: skip
 
 
-def _objectives() -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]]:
+def _objectives() -> Table:
     return {
         "objectives.make_objective": (objectives.make_objective, dict(points={}, terms={"ce": ENTROPY}), {
             "points": [None, 3, "x", {"clean": RANDOM}, {"p": None}, {"p": 3}, {"p": {}}, {"p": {"kind": "randm"}},
@@ -219,7 +222,7 @@ def _objectives() -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict[st
     }  # fmt: skip
 
 
-def _optimisers() -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]]:
+def _optimisers() -> Table:
     schedule = dict(name="piecewise", learning_rate=0.1, boundaries=(1,), factor=0.1, warmup_epochs=0.0, epochs=3.0,
                     steps_per_epoch=10.0)  # fmt: skip
     optimizer = dict(schedule=lambda step: 0.1, name="sgd", momentum=0.9, nesterov=False, weight_decay=0.1,
@@ -237,7 +240,7 @@ def _optimisers() -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict[st
     }  # fmt: skip
 
 
-def _evaluation() -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]]:
+def _evaluation() -> Table:
     batch = {"image": IMAGES, "label": LABELS}
     attack = Attack(attacks.fgsm, BALL)
     batches = [
@@ -319,13 +322,18 @@ ALIASES = {
 }
 
 
+def of(table: Callable[[], Table]) -> Iterator[Case]:
+    """Every argument of every function of a table, one wrong value at a time."""
+    for place, (function, valid, wrong) in table().items():
+        for argument, values in wrong.items():
+            for value in values:
+                run = partial(function, **{**valid, argument: value})
+                mistake = f"{argument}={' '.join(repr(value).split())}"[:100]
+                names = ALIASES.get(argument, argument.replace("_", "."))
+                yield Case("rest", place, mistake, names, abstract(run) if table in ABSTRACT else run)
+
+
 def of_the_rest() -> Iterator[Case]:
-    """Every argument of every function of the tables, one wrong value at a time."""
+    """The cases of all tables."""
     for table in TABLES:
-        for place, (function, valid, wrong) in table().items():
-            for argument, values in wrong.items():
-                for value in values:
-                    run = partial(function, **{**valid, argument: value})
-                    run = abstract(run) if table in ABSTRACT else run
-                    mistake = f"{argument}={' '.join(repr(value).split())}"[:100]
-                    yield Case("rest", place, mistake, ALIASES.get(argument, argument.replace("_", ".")), run)
+        yield from of(table)

@@ -15,6 +15,7 @@ from robust_jax.signatures import checks_arguments
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 OF_STEP = ("ema", "adversarial_weights")  # keys of a config's optimizer that the training step takes
+_MOST_STEPS = 2**31 - 1
 Momentum = Annotated[float, Range(least=0, below=1)]
 Boundaries = Annotated[Sequence[float], Range(least=0, tuples=True)]
 SCHEDULES = ("constant", "piecewise", "cosine", "one_cycle")
@@ -41,6 +42,10 @@ def make_schedule(
       ValueError: an unknown name, or warm-up with one_cycle.
     """
     choose("schedule.name", name, SCHEDULES)
+    if epochs * steps_per_epoch > _MOST_STEPS:
+        raise ValueError(
+            f"epochs={epochs:g} are {epochs * steps_per_epoch:,.0f} steps: at most {_MOST_STEPS:,} are counted."
+        )
     steps = max(round(epochs * steps_per_epoch), 1)
     warmup = round(warmup_epochs * steps_per_epoch)
     if name == "one_cycle":

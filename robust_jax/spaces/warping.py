@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from robust_jax.options import Range
 from robust_jax.signatures import checks_arguments
@@ -29,7 +29,9 @@ def _cell(position: Array, size: int) -> tuple[Array, Array, Array]:
 
 
 @checks_arguments
-def warp(images: Float[Array, "b h w c"], flow: Float[Array, "b h w 2"]) -> Float[Array, "b h w c"]:
+def warp(
+    images: Float[Array, "b h w c"], flow: Float[Array, "b h w 2"] | Int[Array, "b h w 2"]
+) -> Float[Array, "b h w c"]:
     """Samples ``images`` bilinearly at pixel position + flow.
 
     ``out[b, i, j] = images[b](i + flow[b, i, j, 0], j + flow[b, i, j, 1])``, coordinates clamped to
