@@ -80,6 +80,7 @@ def main() -> None:
     if out:
         command = f"python -m benchmarks.reliability.bad_inputs --out {out}"
         found = described(command) | {"seconds": round(time.perf_counter() - start, 1)}
+        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(found | {"counts": counts, "before": BEFORE, "failures": failures}, indent=1) + "\n")
 
 
