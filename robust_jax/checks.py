@@ -114,7 +114,7 @@ def checked_logits(logits_fn: Any) -> Callable[[Any], Any]:
     """
     if getattr(logits_fn, "func", None) is _logits:
         return logits_fn
-    _check_function("logits_fn", logits_fn)
+    check_function("logits_fn", logits_fn)
     whole = jax.tree_util.all_leaves([logits_fn])
     return jax.tree_util.Partial(_logits, jax.tree_util.Partial(logits_fn) if whole else logits_fn)
 
@@ -142,7 +142,7 @@ def checked_losses(loss_fn: Any, has_aux: bool = False) -> Callable[[Any], Any]:
     Raises:
       ValueError: something that is no function.
     """
-    _check_function("loss_fn", loss_fn)
+    check_function("loss_fn", loss_fn)
 
     def losses(images: Any) -> Any:
         found = _called("loss_fn", loss_fn, images)
@@ -160,7 +160,7 @@ def checked_losses(loss_fn: Any, has_aux: bool = False) -> Callable[[Any], Any]:
     return losses
 
 
-def _check_function(name: str, function: Any) -> None:
+def check_function(name: str, function: Any) -> None:
     """Raises ValueError unless it is a function: models are functions once they are joined to their weights."""
     libraries = {base.__module__.split(".")[0] for base in type(function).__mro__}
     if "flax" in libraries and hasattr(function, "init") and getattr(function, "scope", None) is None:

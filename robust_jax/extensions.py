@@ -112,9 +112,10 @@ def choose(what: str, value: Any, choices: Iterable[Any], or_else: str = "") -> 
     choices = sorted(choices)
     if isinstance(value, str | int | float) and value in choices:
         return
+    shown = repr(value) if "\n" not in repr(value) else f"a {type(value).__name__}"
     near = difflib.get_close_matches(str(value), list(map(str, choices)), n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"{what}={value!r} is unknown: choose one of {choices}{or_else}.{hint}")
+    raise ValueError(f"{what}={shown} is unknown: choose one of {choices}{or_else}.{hint}")
 
 
 def find(what: str, name: Any, known: Mapping[str, Part]) -> Part:

@@ -52,6 +52,22 @@ def file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
 
 
+def folder_name(what: str, path: Any) -> str:
+    """The path as text, with ``~`` expanded.
+
+    Raises:
+      ValueError: what is no path, or none that a file system can hold; begins with ``what``.
+    """
+    if not isinstance(path, str | os.PathLike) or isinstance(os.fspath(path), bytes):
+        raise ValueError(f"{what}={path!r} must be a folder: text or a path, not {type(path).__name__}.")
+    text = os.path.expanduser(os.fspath(path))
+    if not text or "\0" in text:
+        raise ValueError(f"{what}={text!r} is no name of a folder.")
+    if len(os.fsencode(text)) > 4000 or any(len(os.fsencode(part)) > 255 for part in Path(text).parts):
+        raise ValueError(f"{what}={text[:50]!r}... is too long for a file system: 255 bytes a name, 4,000 in all.")
+    return text
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file, replacing an older one: whoever reads it sees the old content or the new, never a part.
 

@@ -7,15 +7,30 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from robust_jax.extensions import choose
+from robust_jax.options import Count
+from robust_jax.signatures import checks_arguments
 
 
+@checks_arguments
 def cross_entropy(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array, " b"]:
     """``-log softmax(logits)[label]``."""
+    _check_labels(logits, labels=labels)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def _check_labels(logits: Array, **labels: Array) -> None:
+    """Raises ValueError for a label, by its name here, that is none of the classes, where values are known."""
+    for name, given in labels.items():
+        if isinstance(logits, jax.core.Tracer) or isinstance(given, jax.core.Tracer) or not given.size:
+            continue
+        low, high, classes = int(np.min(given)), int(np.max(given)), logits.shape[-1]
+        if low < 0 or high >= classes:
+            raise ValueError(f"{name} range from {low} to {high}, but the logits have {classes} classes.")
 
 
 def _of_label(logits: Array, labels: Array) -> tuple[Array, Array]:
@@ -25,12 +40,15 @@ def _of_label(logits: Array, labels: Array) -> tuple[Array, Array]:
     return label, jnp.where(own, -jnp.inf, logits).max(-1)
 
 
+@checks_arguments
 def margin(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array, " b"]:
     """``max_{k != label} z_k - z_label`` (Carlini & Wagner 2017): positive where misclassified, 0 at a tie."""
+    _check_labels(logits, labels=labels)
     label, other = _of_label(logits, labels)
     return other - label
 
 
+@checks_arguments
 def dlr(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array, " b"]:
     """Difference of logits ratio, ``(max_{k != y} z_k - z_y) / (z_(1) - z_(3))`` (Croce & Hein 2020, eq. 6).
 
@@ -46,6 +64,7 @@ def dlr(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array, "
     return margin(logits, labels) * jnp.where(span > 0, 1 / jnp.where(span > 0, span, 1), 0)
 
 
+@checks_arguments
 def dlr_targeted(
     logits: Float[Array, "b k"], labels: Int[Array, " b"], targets: Int[Array, " b"]
 ) -> Float[Array, " b"]:
@@ -58,35 +77,42 @@ def dlr_targeted(
     """
     if logits.shape[-1] < 3:
         raise ValueError(f"dlr_targeted needs at least 3 classes, got {logits.shape[-1]}; use margin instead.")
+    _check_labels(logits, labels=labels, targets=targets)
     top = jax.lax.top_k(logits, min(4, logits.shape[-1]))[0]
     span = top[:, 0] - (top[:, 2] + top[:, -1]) / 2
     target, label = (jnp.take_along_axis(logits, k[:, None], axis=-1)[:, 0] for k in (targets, labels))
     return (target - label) * jnp.where(span > 0, 1 / jnp.where(span > 0, span, 1), 0)
 
 
+@checks_arguments
 def kl_divergence(logits: Float[Array, "b k"], reference_logits: Float[Array, "b k"]) -> Float[Array, " b"]:
     """``KL(softmax(reference) ‖ softmax(logits))``, as in TRADES (Zhang et al. 2019)."""
     # With log targets: if a probability underflows to 0, the gradient of p log p is NaN.
     return optax.losses.kl_divergence_with_log_targets(jax.nn.log_softmax(logits), jax.nn.log_softmax(reference_logits))
 
 
-def rivals(logits: Float[Array, "b k"], labels: Int[Array, " b"], count: int) -> Int[Array, "b n"]:
+@checks_arguments
+def rivals(logits: Float[Array, "b k"], labels: Int[Array, " b"], count: Count) -> Int[Array, "b n"]:
     """The ``min(count, k - 1)`` classes of the largest logits other than the label's, the largest first."""
+    _check_labels(logits, labels=labels)
     own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
     return jax.lax.top_k(jnp.where(own, -jnp.inf, logits), min(count, logits.shape[-1] - 1))[1]
 
 
+@checks_arguments
 def predicted(logits: Float[Array, "b k"]) -> Int[Array, " b"]:
     """``argmax_k logits_k``; -1, which is no class, where a logit is NaN or infinite."""
     return jnp.where(jnp.isfinite(logits).all(-1), logits.argmax(-1), -1)
 
 
+@checks_arguments
 def misclassified(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Bool[Array, " b"]:
     """``predicted(logits) != label``.
 
     Logits that are not finite are misclassified whatever the label: they break a model, as `robust_jax.robustness`
     counts them, and reach no target.
     """
+    _check_labels(logits, labels=labels)
     return predicted(logits) != labels
 
 

@@ -15,9 +15,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import re
 import traceback
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -55,6 +56,10 @@ class Range:
     schedule: bool = False
     required: bool = False
 
+    def __str__(self) -> str:
+        bounds = (("above", self.above), ("at least", self.least), ("below", self.below), ("at most", self.most))
+        return " and ".join(f"{words} {bound:.10g}" for words, bound in bounds if bound is not None)
+
     def check(self, what: str, value: Any) -> None:
         """Raises ValueError unless the value is a number in range; values that JAX traces pass."""
         if isinstance(value, jax.core.Tracer):
@@ -64,7 +69,7 @@ class Range:
                 self.check(what, entry)
             return
         an_array = self.tuples and isinstance(value, np.ndarray | jax.Array)
-        if not (_is_number(value) or an_array) or not _is_finite(value):
+        if not (is_number(value) or an_array) or not _is_finite(value):
             raise ValueError(
                 f"{what}={value!r}: give a finite number, or one as 8/255{', or a tuple' if self.tuples else ''}."
             )
@@ -78,7 +83,7 @@ class Range:
 
     def check_schedule(self, what: str, schedule: Mapping[str, Any]) -> None:
         """Raises ValueError unless the schedule goes between two values in range in more than 0 epochs."""
-        numbers = sorted(schedule) == sorted(SCHEDULE) and all(map(_is_number, schedule.values()))
+        numbers = sorted(schedule) == sorted(SCHEDULE) and all(map(is_number, schedule.values()))
         if not numbers or not schedule["epochs"] > 0:
             raise ValueError(
                 f"{what}={dict(schedule)}: a schedule has the numbers {list(SCHEDULE)}, and epochs is above 0."
@@ -188,10 +193,11 @@ class Option:
             raise ValueError(f"{what}={value!r} is of type {type(value).__name__}, not {expected}.")
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value is a real number, of Python, NumPy or JAX; bools are not."""
     if isinstance(value, np.ndarray | jax.Array):
-        return value.ndim == 0 and np.issubdtype(value.dtype, np.number)
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+        return value.ndim == 0 and is_number(value.dtype.type(0))
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 def _is_finite(value: Any) -> bool:
@@ -201,16 +207,27 @@ def _is_finite(value: Any) -> bool:
         return False
 
 
-def _is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number by its type; bools are not."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+def is_bool(value: Any) -> bool:
+    """Whether a value is True or False, of Python or NumPy."""
+    return isinstance(value, bool | np.bool_)
+
+
 _SIMPLE: dict[Any, Callable[[Any], bool]] = {
-    int: _is_whole,
-    float: _is_number,
-    bool: lambda value: isinstance(value, bool | np.bool_),
+    int: is_whole,
+    float: is_number,
+    bool: is_bool,
     str: lambda value: isinstance(value, str),
 }
+
+
+def is_simple(kinds: Sequence[Any]) -> bool:
+    """Whether these types are numbers, bools, text, choices or None, which `Option.check` knows all about."""
+    return all(kind in _SIMPLE or kind is type(None) or get_origin(kind) is Literal for kind in kinds)
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
@@ -234,15 +251,20 @@ def arguments_of(function: Callable[..., Any]) -> dict[str, Option]:
     Raises:
       ValueError: hints that cannot be resolved.
     """
-    hints = _hints(function)
+    hints = hints_of(function)
     return {
-        name: _option(name, hints.get(name, Any), parameter.default)
+        name: option_of(name, hints.get(name, Any), parameter.default)
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY and name not in GIVEN
     }
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The type hints of a function, resolved, with what `Annotated` adds.
+
+    Raises:
+      ValueError: hints that cannot be resolved.
+    """
     while isinstance(function, functools.partial):
         function = function.func
     if not (inspect.isroutine(function) or inspect.isclass(function)):
@@ -257,7 +279,8 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
         ) from error
 
 
-def _option(name: str, hint: Any, default: Any) -> Option:
+def option_of(name: str, hint: Any, default: Any) -> Option:
+    """A parameter as an option."""
     option = Option(name, hint, default, _notes(hint))
     return dataclasses.replace(option, default=REQUIRED) if option.range and option.range.required else option
 
@@ -275,8 +298,8 @@ def options_of(function: Callable[..., Any]) -> dict[str, Option]:
         if spread is None:
             options[name] = option
             continue
-        hints, parameters = _hints(spread.function), inspect.signature(spread.function).parameters
-        options |= {n: _option(n, hints.get(n, Any), p.default) for n, p in parameters.items()}
+        hints, parameters = hints_of(spread.function), inspect.signature(spread.function).parameters
+        options |= {n: option_of(n, hints.get(n, Any), p.default) for n, p in parameters.items()}
     return options
 
 
@@ -360,7 +383,9 @@ def with_path(path: str, function: Callable[..., Any], *given: Any, **options: A
     except ValueError as error:
         if raised_by_library(error):
             raise
-        raise PathError(f"{path}: {error}") from error
+        message, name = str(error), re.split(r"[ .]", path)[-1]
+        separator = "" if message.startswith(f"{name}=") else ": "  # loss='hinge' of attacks.mine.loss is named once
+        raise PathError(f"{path}{separator}{message if separator else message.removeprefix(name)}") from error
 
 
 def raised_by_library(error: BaseException) -> bool:

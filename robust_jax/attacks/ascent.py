@@ -229,7 +229,7 @@ def check_step_size(threat: ThreatModel, images: Images, step_size: Any) -> None
         raise ValueError(f"step_size={step_size!r}: {space.name} takes a tuple of {len(space.parts)}, one per part.")
     deltas = jax.tree.leaves(jax.eval_shape(space.zeros, images))
     for size, delta in zip(step_size if space.parts else [step_size], deltas, strict=True):
-        if not threat_models.fits(np.shape(size), delta.shape):
+        if not perturbations.broadcasts(np.shape(size), delta.shape):
             raise ValueError(
                 f"step_size={step_size!r} has the shape {np.shape(size)}, but δ of {space.name} {delta.shape}: give "
                 f"one number, or one for each entry of δ's last axis."

@@ -30,6 +30,7 @@ from robust_jax.attacks.result import AttackResult
 from robust_jax.checks import check_batch, check_threat, checked_logits
 from robust_jax.losses import LossFn
 from robust_jax.options import Convert, Range, check_call
+from robust_jax.signatures import checks_arguments
 from robust_jax.spaces.per_example import check_key
 from robust_jax.spaces.threat_models import ThreatModel
 
@@ -101,6 +102,7 @@ class About:
     check: Check | None = None
 
 
+@checks_arguments
 def attack(
     *, family: Family, cost: CostFn | None = None, check: Check | None = None, checks_batch: bool = True
 ) -> Callable[[Function], Function]:
@@ -160,6 +162,7 @@ def about(function: Callable[..., Any]) -> About | None:
     return found if isinstance(found, About) else None
 
 
+@checks_arguments
 def cost_of(function: Callable[..., Any], settings: Mapping[str, Any], problem: Problem) -> Cost | None:
     """The largest cost of an untargeted attack, derived from its settings; None if it is not known.
 

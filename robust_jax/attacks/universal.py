@@ -16,10 +16,11 @@ from robust_jax.attacks.ascent import Keep, check_step_size
 from robust_jax.attacks.deepfool import Search, minimal_step
 from robust_jax.attacks.define import Loss, Share, checked
 from robust_jax.attacks.result import AttackResult, LogitsFn, clip_box
-from robust_jax.checks import check_images, check_threat
+from robust_jax.checks import check_images, check_threat, checked_logits
 from robust_jax.extensions import choose
 from robust_jax.losses import LossFn
 from robust_jax.options import Count, Length, NotNegative, Range
+from robust_jax.signatures import described, is_float_array
 from robust_jax.spaces import threat_models
 from robust_jax.spaces.perturbations import Delta, Images
 from robust_jax.spaces.threat_models import ThreatModel
@@ -269,6 +270,9 @@ def universal_targeted(
         raise ValueError(
             f"universal_targeted: target={target!r}, but there is one target, a class that is the same for all images."
         )
+    classes = jax.eval_shape(checked_logits(logits_fn), images).shape[1]
+    if not 0 <= int(given.flat[0]) < classes:
+        raise ValueError(f"universal_targeted: target={target!r} is none of the model's {classes} classes.")
     labels = jnp.broadcast_to(jnp.asarray(target), len(images))
     return METHODS[method](logits_fn, images, labels, threat, key=key, targeted=True, **options)
 
@@ -311,6 +315,9 @@ def _result(threat: ThreatModel, images: Images, delta: Delta, success: Bool[Arr
 def _check_delta(threat: ThreatModel, images: Images, delta: Delta) -> None:
     """Raises ValueError unless δ is one of these images': adding would repeat a single channel silently."""
     expected = jax.eval_shape(threat.perturbation.zeros, images[:1])
+    for leaf in jax.tree.leaves(delta):
+        if not is_float_array(leaf):
+            raise ValueError(f"delta must be an array of floats, or for a composition a tuple, got {described(leaf)}.")
     shapes = [[jnp.shape(leaf)[1:] for leaf in jax.tree.leaves(tree)] for tree in (expected, delta)]
     if shapes[0] != shapes[1]:
         raise ValueError(

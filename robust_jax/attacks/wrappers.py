@@ -21,6 +21,8 @@ from jaxtyping import Array, Float, Key
 
 from robust_jax.attacks.result import LogitsFn
 from robust_jax.extensions import choose
+from robust_jax.options import Count
+from robust_jax.signatures import checks_arguments
 from robust_jax.spaces.perturbations import Images
 
 MEANS = ("probabilities", "logits")
@@ -72,6 +74,7 @@ def black_box(function: Callable[[np.ndarray], Any], num_classes: int) -> Logits
     return jax.tree_util.Partial(logits_fn)
 
 
+@checks_arguments
 def bpda(forward: Callable[[Array], Array], backward: Callable[[Array], Array] | None = None) -> Callable[..., Array]:
     """A function with the values of one and the derivative of another: BPDA (Athalye et al. 2018, section 4.1).
 
@@ -105,10 +108,11 @@ def _(primals: Any, tangents: Any) -> tuple[Array, Array]:
     return value, tangent.astype(value.dtype)
 
 
+@checks_arguments
 def expectation(
     logits_fn: Callable[[Images, Key[Array, ""]], Float[Array, "b k"]],
     key: Key[Array, "..."],
-    draws: int = 20,
+    draws: Count = 20,
     mean: str = "probabilities",
 ) -> LogitsFn:
     """The mean over draws of a random model, the same draws at every call: EOT (Athalye et al. 2018, section 4.2).
@@ -127,8 +131,6 @@ def expectation(
       ValueError: no draws, or an unknown mean.
     """
     choose("expectation: mean", mean, MEANS)
-    if draws < 1:
-        raise ValueError(f"expectation: draws={draws} must be at least 1.")
     return jax.tree_util.Partial(partial(_expected, draws, mean), as_pytree(logits_fn), key)
 
 

@@ -38,6 +38,9 @@ RANGES: dict[str, Range] = {
         [f"optimizer.{key}" for key in ("weight_decay", "clip_norm", "max_norm", "adversarial_weights")], Range(least=0)
     ),
     **dict.fromkeys(("schedule.learning_rate", "schedule.warmup_epochs"), Range(least=0)),
+    "schedule.boundaries": Range(least=0, tuples=True),
+    "schedule.factor": Range(above=0),
+    "optimizer.momentum": Range(least=0, below=1),
     "evaluation.batch_size": Range(above=0),
     **dict.fromkeys([f"evaluation.{key}" for key in ("limit", "checks", "pictures")], Range(least=0)),
 }

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from robust_jax.extensions import choose
+from robust_jax.options import NotNegative, Positive, Range
+from robust_jax.signatures import checks_arguments
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 OF_STEP = ("ema", "adversarial_weights")  # keys of a config's optimizer that the training step takes
+_MOST_STEPS = 2**31 - 1
+Momentum = Annotated[float, Range(least=0, below=1)]
+Boundaries = Annotated[Sequence[float], Range(least=0, tuples=True)]
 SCHEDULES = ("constant", "piecewise", "cosine", "one_cycle")
 
 
+@checks_arguments
 def make_schedule(
-    *, name: str, learning_rate: float, boundaries: Sequence[float], factor: float, warmup_epochs: float,
-    epochs: float, steps_per_epoch: float,
+    *, name: str, learning_rate: NotNegative, boundaries: Boundaries, factor: Positive,
+    warmup_epochs: NotNegative, epochs: Positive, steps_per_epoch: Positive,
 ) -> optax.Schedule:  # fmt: skip
     """The learning rate of every step.
 
@@ -36,6 +42,10 @@ def make_schedule(
       ValueError: an unknown name, or warm-up with one_cycle.
     """
     choose("schedule.name", name, SCHEDULES)
+    if epochs * steps_per_epoch > _MOST_STEPS:
+        raise ValueError(
+            f"epochs={epochs:g} are {epochs * steps_per_epoch:,.0f} steps: at most {_MOST_STEPS:,} are counted."
+        )
     steps = max(round(epochs * steps_per_epoch), 1)
     warmup = round(warmup_epochs * steps_per_epoch)
     if name == "one_cycle":
@@ -81,7 +91,8 @@ def perturbed_weights(params: Any, gradient: Any, size: float) -> Any:
     return jax.tree.map(one, params, gradient)
 
 
-def bound_unit_norms(limit: float) -> optax.GradientTransformation:
+@checks_arguments
+def bound_unit_norms(limit: Positive) -> optax.GradientTransformation:
     """Keeps ``norm(w_u) <= limit`` for the incoming weights ``w_u`` of every unit; it comes last in a chain.
 
     The weights of a unit are ``kernel[..., u]`` of a kernel with at least two axes. Weights that an update would take
@@ -91,8 +102,6 @@ def bound_unit_norms(limit: float) -> optax.GradientTransformation:
     Raises:
       ValueError: a limit that is not above 0.
     """
-    if not limit > 0:
-        raise ValueError(f"optimizer.max_norm={limit}: a bound of norms must be above 0 (0 in a config: no bound).")
 
     def project(update, param):
         if update.ndim < 2:
@@ -105,9 +114,10 @@ def bound_unit_norms(limit: float) -> optax.GradientTransformation:
     return optax.stateless_with_tree_map(project)
 
 
+@checks_arguments
 def make_optimizer(
-    schedule: optax.Schedule, *, name: str, momentum: float, nesterov: bool, weight_decay: float,
-    decay_batch_norm: bool, clip_norm: float, max_norm: float = 0.0,
+    schedule: optax.Schedule, *, name: str, momentum: Momentum, nesterov: bool, weight_decay: NotNegative,
+    decay_batch_norm: bool, clip_norm: NotNegative, max_norm: NotNegative = 0.0,
 ) -> optax.GradientTransformation:  # fmt: skip
     """SGD with momentum, Adam or AdamW.
 

@@ -15,11 +15,13 @@ else by calling them without computing anything (`robust_jax.config.dry_run`).
 
 from __future__ import annotations
 
+import functools
 import operator
-from collections.abc import Callable, Mapping
-from functools import reduce
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial, reduce
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from robust_jax.attacks import ATTACKS
@@ -29,12 +31,15 @@ from robust_jax.config.build import check_attack, create_model, every_attack
 from robust_jax.config.defaults import CHOICES, RANGES, SPLITS, base, nominal_shape
 from robust_jax.config.optimizers import OF_STEP, make_optimizer, make_schedule
 from robust_jax.config.values import number
+from robust_jax.data.augment import augment, resize_images
+from robust_jax.data.known import IMAGE_SHAPES
 from robust_jax.extensions import check_name, choose, find
 from robust_jax.models import MODELS
 from robust_jax.objectives.objective import make_objective
 from robust_jax.objectives.points import POINTS
 from robust_jax.objectives.terms import TERMS, every_term
 from robust_jax.options import REQUIRED, Option, function_of, options_of, with_path
+from robust_jax.signatures import described
 
 __all__ = ["KINDS", "SPLITS", "check", "complete", "number", "option_at"]
 
@@ -54,6 +59,9 @@ def complete(config: ConfigDict) -> ConfigDict:
     Raises:
       ValueError: what `check` raises.
     """
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f"config is {described(config)}: give a ConfigDict, made by robust_jax.config.base.")
+    _check_form(config)
     config = config.copy_and_resolve_references()
     _check_keys(config.to_dict(), base())
     _check_names(config)
@@ -128,19 +136,51 @@ def check(config: Mapping[str, Any]) -> None:
     _check_finite_differences(config)
 
 
+def _check_form(config: Mapping[str, Any]) -> None:
+    """Raises ValueError for a section that is no group of parts, and for a whole number that no float can hold."""
+    for section in KINDS:
+        entries = config.get(section, {})
+        if not _is_group(entries):
+            raise ValueError(f"{section}={entries!r}: give a dict of names.")
+        for name, entry in entries.items():
+            if not _is_group(entry):
+                raise ValueError(f"{section}.{name}={entry!r}: give dict(kind=..., **options).")
+    for path, value in _leaves(config):
+        if type(value) is int and value.bit_length() > 1000:
+            raise ValueError(f"{path} is a whole number of {value.bit_length()} bits: give a finite number.")
+
+
+def _is_group(value: Any) -> bool:
+    return isinstance(value, Mapping | ConfigDict)
+
+
+def _leaves(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """The path and value of every key; the entries of a tuple have its path."""
+    for key, value in config.items():
+        inner = f"{path}.{key}" if path else str(key)
+        if _is_group(value):
+            yield from _leaves(value, inner)
+        else:
+            yield from ((inner, entry) for entry in (value if isinstance(value, tuple | list) else [value]))
+
+
 def _check_keys(config: Mapping[str, Any], template: Mapping[str, Any], path: str = "") -> None:
     """Raises ValueError for a key that `base` does not have, or one that is missing."""
     for key in sorted({*config} ^ {*template}):
         state = "is unknown" if key in config else "is missing"
         raise ValueError(f"{path}{key} {state}: the keys there are {sorted(template)}.")
     for key, value in template.items():
-        if isinstance(value, Mapping | ConfigDict) and key not in (*KINDS, "options"):
+        if _is_group(value) and not _is_group(config[key]):
+            raise ValueError(f"{path}{key}={config[key]!r} must be a group of keys.")
+        if _is_group(value) and key not in (*KINDS, "options"):
             _check_keys(config[key], value, f"{path}{key}.")
 
 
 def _check_names(config: Mapping[str, Any]) -> None:
     """Raises ValueError for names of points, terms and attacks that cannot stand in files and on screens."""
     for section in KINDS:
+        if not _is_group(config[section]):
+            raise ValueError(f"{section}={config[section]!r}: give a dict of names.")
         for name in config[section]:
             check_name(section, name)
     check_attack_names(config["attacks"])
@@ -150,12 +190,41 @@ def _check_values(config: Mapping[str, Any]) -> None:
     """Raises ValueError for a plain value out of its choices or range, see `robust_jax.config.defaults`."""
     for path, choices in CHOICES.items():
         choose(path, _at(config, path), choices)
-    for path, bounds in RANGES.items():
-        bounds.check(path, _at(config, path))
+    for path, option in plain_options().items():
+        option.check(path, _at(config, path))
+    for path in ("schedule.boundaries", "evaluation.signs"):
+        if not isinstance(_at(config, path), tuple | list):
+            raise ValueError(f"{path}={_at(config, path)!r}: give a tuple.")
+    if not config["data"]["name"].strip() or ".." in config["data"]["name"]:
+        raise ValueError(f"data.name={config['data']['name']!r} is no name of a dataset.")
+    if not all(isinstance(name, str) for name in config["model"]["options"]):
+        raise ValueError(f"model.options={config['model']['options']!r}: give names of the model's fields.")
     find("model.name", config["model"]["name"], MODELS)
     choose("select_by", config["select_by"], ("clean", *config["attacks"]))
     schedule = make_schedule(**config["schedule"], epochs=config["epochs"], steps_per_epoch=100)
+    _check_images(config)
     make_optimizer(schedule, **{name: v for name, v in config["optimizer"].items() if name not in OF_STEP})
+
+
+@functools.cache
+def plain_options() -> dict[str, Option]:
+    """The keys of a config that hold a number, a bool or text, as options: of their defaults' types, and in range."""
+    found = {}
+    for path, default in _leaves({k: v for k, v in base().to_dict().items() if k not in KINDS}):
+        notes = (RANGES[path],) if path in RANGES else ()
+        hint = type(default) if path not in RANGES or not RANGES[path].tuples else Any
+        found[path] = Option(path, hint, default, notes)
+    return found | {"schedule.boundaries": Option("boundaries", Any, (), (RANGES["schedule.boundaries"],))}
+
+
+def _check_images(config: Mapping[str, Any]) -> None:
+    """Raises ValueError for augmentation that images of a well-known dataset cannot have."""
+    if config["data"]["name"] not in IMAGE_SHAPES:
+        return
+    shapes = dry_run.batch(*IMAGE_SHAPES[config["data"]["name"]])
+    with_path("data.augment", jax.eval_shape, partial(augment, **config["data"]["augment"]), shapes.images, shapes.keys)
+    resized = partial(resize_images, resize=config["data"]["eval_resize"])
+    with_path("data.eval_resize", jax.eval_shape, resized, shapes.images)
 
 
 def _at(config: Mapping[str, Any], path: str) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from robust_jax.attacks.define import about
-from robust_jax.checks import check_curve
+from robust_jax.checks import check_curve, check_function
 from robust_jax.options import check_call
 from robust_jax.spaces.threat_models import ThreatModel
 
@@ -63,6 +63,12 @@ class Attack:
         if not isinstance(self.settings, Mapping):
             raise ValueError(f"settings={self.settings!r} must be a dict of options.")
         check_curve("curve", self.curve)
+        if self.source is not None:
+            if not isinstance(self.source, Source):
+                raise ValueError(f"source={self.source!r}: give robust_jax.evaluation.Source(name, logits_fn).")
+            if not isinstance(self.source.name, str) or not self.source.name:
+                raise ValueError(f"source: name={self.source.name!r} must be text.")
+            check_function("source: logits_fn", self.source.logits_fn)
         if self.settings.get("targeted"):
             raise ValueError(
                 "targeted=True: an evaluation knows true labels only, which are no targets. For targeted attacks call "

@@ -14,6 +14,8 @@ import numpy as np
 from absl import logging
 from jaxtyping import Bool
 
+from robust_jax.signatures import described
+
 Batch = Mapping[str, Any]
 Rows = dict[str, np.ndarray]
 """Arrays with one row per example."""
@@ -28,36 +30,56 @@ def with_ids_and_masks(batches: Iterable[Batch]) -> Iterator[Batch]:
     """
     seen = 0
     for batch in batches:
-        images, labels = jnp.asarray(batch["image"]), jnp.asarray(batch["label"])
+        images, labels = _numbers("image", batch["image"]), _numbers("label", batch["label"])
+        if images.ndim != 4 or labels.shape != images.shape[:1]:
+            raise ValueError(
+                f"batches: image must be [B, H, W, C] and label [B], got {images.shape} and {labels.shape}."
+            )
         if images.dtype == jnp.uint8:
             images = images.astype(jnp.float32) / 255
-        ids = jnp.asarray(batch.get("id", np.arange(seen, seen + len(labels))))
+        ids = _numbers("id", batch.get("id", np.arange(seen, seen + len(labels))))
         mask = np.asarray(batch.get("mask", np.ones(len(labels), bool)))
+        if (
+            not jnp.issubdtype(ids.dtype, jnp.integer)
+            or mask.dtype != bool
+            or not ids.shape == mask.shape == labels.shape
+        ):
+            raise ValueError(
+                f"batches: id must be integers and mask bools, one for each of the {len(labels)} labels, got "
+                f"{described(ids)} and {described(mask)}."
+            )
         seen += int(mask.sum())
         yield {"image": images, "label": labels, "id": ids, "mask": mask}
 
 
-def selected(batches: Iterable[Batch], chosen: Bool[np.ndarray, " n"]) -> Iterator[Batch]:
+def _numbers(name: str, value: Any) -> jax.Array:
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"batches: {name} must be an array of numbers, got {described(value)}.") from error
+
+
+def selected(batches: Iterable[Batch], chosen: Bool[np.ndarray, " n"], largest: int) -> Iterator[Batch]:
     """The chosen ones of n examples, in their order and repacked into full batches.
 
-    All batches yielded have one size: the first batch's, halved (and rounded up to a multiple of 8, which splits over
-    the devices of usual hosts) as long as that leaves the number of batches unchanged. If all examples are chosen the
-    batches are yielded unchanged.
+    All batches yielded have one size: that of the largest batch, halved (and rounded up to a multiple of 8, which
+    splits over the devices of usual hosts) as long as that leaves the number of batches unchanged. If all examples are
+    chosen the batches are yielded unchanged.
 
     Args:
       batches: with masks; together n examples, padding not counted.
       chosen: ``[n]``, in the order of the batches.
+      largest: the size of the largest batch.
     """
     if chosen.all():
         yield from batches
         return
-    left, seen, size = int(chosen.sum()), 0, 0
+    left, seen, size = int(chosen.sum()), 0, _smallest_size(largest, int(chosen.sum()))
     waiting: dict[str, np.ndarray] = {}
     for batch in batches:
         if not left and not waiting:
             return
         mask = np.asarray(batch["mask"])
-        size = size or _smallest_size(len(mask), left)
         rows = np.flatnonzero(mask)
         rows, seen = rows[chosen[seen : seen + len(rows)]], seen + len(rows)
         if len(rows):
@@ -86,31 +108,31 @@ def _padded(batch: Batch, size: int) -> Batch:
     return longer
 
 
-def in_parts(run: Callable[[Batch], Rows], batch: Batch, size: int | None) -> tuple[Rows, int]:
+def in_parts(run: Callable[[Batch], Rows], batch: Batch, size: int | None) -> tuple[Rows, int | None]:
     """The result of ``run`` for a batch, concatenated from those of smaller parts if the whole exceeds the memory.
 
     Args:
       run: batch -> arrays with one row per example, padding left out.
       batch: of any size.
-      size: the size of the parts to begin with; None: the whole batch. It is halved until the memory suffices.
+      size: the largest size of a part; None: the whole batch. It is halved until the memory suffices.
 
     Returns:
-      The rows, and the size that fitted, to begin with for the next batch.
+      The rows, and the largest size for the next batch: None as long as the memory has sufficed for whole batches.
 
     Raises:
       jax.errors.JaxRuntimeError: any error of ``run`` but RESOURCE_EXHAUSTED, or that one for a single example.
     """
     count = len(batch["mask"])
-    size = min(size or count, count)
     while True:
+        part = count if size is None else min(size, count)
         try:
-            if size == count:
+            if part == count:
                 return run(batch), size
-            slices = [{k: np.asarray(v)[i : i + size] for k, v in batch.items()} for i in range(0, count, size)]
-            found = [run(_padded(part, size)) for part in slices]
+            slices = [{k: np.asarray(v)[i : i + part] for k, v in batch.items()} for i in range(0, count, part)]
+            found = [run(_padded(few, part)) for few in slices]
             return {k: np.concatenate([rows[k] for rows in found]) for k in found[0]}, size
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) or size == 1:
+            if "RESOURCE_EXHAUSTED" not in str(error) or part == 1:
                 raise
-        size = -(-size // 2)
+        size = -(-part // 2)
         logging.warning("Out of memory: continuing with %d examples at a time.", size)

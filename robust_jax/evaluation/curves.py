@@ -6,7 +6,7 @@ As in `pictures`, each function draws on a figure of its own, writes it to `path
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,19 +14,22 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from robust_jax.evaluation.pictures import MUTED, Target
+from robust_jax.options import Range
+from robust_jax.signatures import checks_arguments
 
 # Okabe and Ito's colours: distinct for colour-blind readers and in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
+@checks_arguments
 def accuracy_curves(
     curves: Mapping[str, Mapping[str, Any]],
     path: Target,
     *,
     title: str = "",
     xlabel: str = "radius",
-    highlight: float | None = None,
+    highlight: Annotated[float, Range()] | None = None,
 ) -> Figure:
     """Draws robust accuracy against the radius of the ball, one line per model with its confidence band.
 
@@ -49,13 +52,7 @@ def accuracy_curves(
     figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for index, (name, curve) in enumerate(curves.items()):
-        radius, accuracy = np.asarray(curve["radius"]), np.asarray(curve["accuracy"])
-        interval = np.asarray(curve["interval"])
-        if not len(radius) == len(accuracy) == len(interval):
-            raise ValueError(
-                f"curve {name!r} has {len(radius)} radii, {len(accuracy)} accuracies and "
-                f"{len(interval)} intervals: it needs one of each per radius"
-            )
+        radius, accuracy, interval = _checked(name, curve)
         order = np.argsort(radius)
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
         axes.plot(radius[order], accuracy[order], color=colour, marker=marker, ms=5, lw=1.8, label=name)
@@ -70,6 +67,23 @@ def accuracy_curves(
     return figure
 
 
+def _checked(name: str, curve: Mapping[str, Any]) -> list[np.ndarray]:
+    """The radii, accuracies and intervals of a curve; raises ValueError unless there is one of each per radius."""
+    try:
+        radius, accuracy, interval = arrays = [np.asarray(curve[k], float) for k in ("radius", "accuracy", "interval")]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"curves[{name!r}] must have the numbers radius [R], accuracy [R] and interval [R, 2]: {error!r}."
+        ) from error
+    if radius.ndim != 1 or accuracy.shape != radius.shape or interval.shape != (*radius.shape, 2):
+        raise ValueError(
+            f"curves[{name!r}] has radius {radius.shape}, accuracy {accuracy.shape} and interval {interval.shape}: it "
+            f"needs [R], [R] and [R, 2], one of each per radius."
+        )
+    return arrays
+
+
+@checks_arguments
 def trade_off(
     clean: Sequence[float],
     robust: Mapping[str, Sequence[float]],
@@ -94,7 +108,8 @@ def trade_off(
       ValueError: lists that differ in length.
     """
     if any(len(clean) != len(other) for other in (labels, *robust.values())):
-        raise ValueError(f"trade_off got {len(clean)} clean accuracies, but other numbers of labels or accuracies.")
+        counts = {"labels": len(labels)} | {f"robust[{name!r}]": len(other) for name, other in robust.items()}
+        raise ValueError(f"trade_off: clean has {len(clean)} accuracies, one per run, but there are {counts}.")
     figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for index, (name, accuracy) in enumerate(robust.items()):

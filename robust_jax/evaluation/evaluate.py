@@ -21,12 +21,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from robust_jax.evaluation.attack import Attack
+from robust_jax.extensions import choose
+from robust_jax.files import folder_name
+from robust_jax.signatures import checks_arguments
 
 
+@checks_arguments
 def evaluate(
-    workdirs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    attacks: Mapping[str, Attack | Mapping[str, Any]] | None = None,
+    workdirs: str | os.PathLike[str] | Sequence[Any],
+    attacks: Mapping[str, Any] | None = None,
     *,
     split: str | None = None,
     limit: int | None = None,
@@ -81,10 +84,12 @@ def evaluate(
     from robust_jax.evaluation import outcome_cache, report
     from robust_jax.evaluation.measure import Settings, chosen_attacks, measure
     from robust_jax.workdir import runs
+    from robust_jax.workdir.checkpoints import KINDS
 
-    folders = [
-        Path(os.path.expanduser(w)) for w in ([workdirs] if isinstance(workdirs, str | os.PathLike) else workdirs)
-    ]
+    several = [workdirs] if isinstance(workdirs, str | os.PathLike) else workdirs
+    folders = [Path(folder_name("workdir", workdir)) for workdir in several]
+    if checkpoint is not None:
+        choose("checkpoint", checkpoint, KINDS)
     if not folders:
         raise ValueError("evaluate got no workdir: give at least one folder that train.py wrote")
     given: dict[str, Any] = {

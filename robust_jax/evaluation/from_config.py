@@ -10,9 +10,11 @@ from robust_jax import models, parallel
 from robust_jax.config.build import build_attack
 from robust_jax.evaluation.attack import Attack, Source
 from robust_jax.options import with_path
+from robust_jax.signatures import checks_arguments
 from robust_jax.workdir import runs
 
 
+@checks_arguments
 def attack_from(name: str, spec: Mapping[str, Any], data_dir: str | None = None, trust: Sequence[str] = ()) -> Attack:
     """An `Attack` from its entry in a config.
 

@@ -20,9 +20,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from robust_jax import extensions
+from robust_jax.checks import checked_logits
 from robust_jax.evaluation import signs as package
 from robust_jax.evaluation.outcomes import PerExample
 from robust_jax.evaluation.signs.define import NEEDS, Look, Sign, sign
+from robust_jax.signatures import checks_arguments
 from robust_jax.spaces.perturbations import Images
 
 __all__ = ["Look", "Sign", "compare", "find", "glance", "probe", "sign", "signs"]
@@ -50,8 +52,8 @@ def find(names: Iterable[str]) -> list[Sign]:
     Raises:
       ValueError: another form, a module that cannot be imported, or a function that is not decorated as a sign.
     """
-    if isinstance(names, str):
-        raise ValueError(f"evaluation.signs={names!r}: give a tuple of names, ({names!r},).")
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise ValueError(f"evaluation.signs={names!r}: give a tuple of names, such as ('my_signs:mine',).")
     found = []
     for name in names:
         function = extensions.find("evaluation.signs", name, signs())
@@ -109,6 +111,7 @@ def glance(measured: PerExample, own: Sequence[Sign] = ()) -> list[str]:
     return []
 
 
+@checks_arguments
 def probe(
     logits_fn: Callable[[Images], Float[Array, "b k"]],
     images: Images,
@@ -136,7 +139,9 @@ def probe(
     Returns:
       The warnings.
     """
-    look = Look(measured, logits_fn, jnp.asarray(images), labels, key)
+    for need in needs:
+        extensions.choose("probe: needs", need, NEEDS)
+    look = Look(measured, checked_logits(logits_fn), jnp.asarray(images), labels, key)
     warnings = []
     for one in _needing(needs, own):
         # More attacks would only repeat that there is no gradient.

@@ -97,6 +97,9 @@ def chosen_attacks(
       ValueError: a name that cannot be used, two that are one name of a file, and what `attack_from` raises.
     """
     check_attack_names(attacks)
+    for name, given in attacks.items():
+        if not isinstance(given, Attack) and not hasattr(given, "items"):
+            raise ValueError(f"attacks.{name} is {given!r}: give Attack(function, threat, settings) or dict(kind=...).")
     return {
         name: given if isinstance(given, Attack) else attack_from(name, given, data_dir, trust)
         for name, given in attacks.items()

@@ -13,9 +13,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+
+from robust_jax.signatures import checks_arguments
 
 RIGHT, WRONG, MUTED, ARROW = "#00714f", "#c03000", "#666666", "#b51d00"
 
@@ -24,13 +27,14 @@ SIGNED = LinearSegmentedColormap.from_list("signed", ["#2166ac", "#ffffff", "#b2
 Target = str | os.PathLike[str] | BinaryIO
 
 
+@checks_arguments
 def adversarial_grid(
-    clean: np.ndarray,
-    adversarial: np.ndarray,
+    clean: Float[np.ndarray, "b h w c"],
+    adversarial: Float[np.ndarray, "b h w c"],
     delta: Any,
-    labels: np.ndarray,
-    clean_predictions: np.ndarray,
-    adversarial_predictions: np.ndarray,
+    labels: Sequence[int],
+    clean_predictions: Sequence[int],
+    adversarial_predictions: Sequence[int],
     *,
     path: Target,
     class_names: Sequence[str] | None = None,
@@ -57,11 +61,17 @@ def adversarial_grid(
       The figure.
 
     Raises:
-      ValueError: images that are neither grey nor RGB, or no example.
+      ValueError: images that are neither grey nor RGB, no example, or classes that are not one per image.
     """
     clean, adversarial = np.asarray(clean), np.asarray(adversarial)
     if clean.ndim != 4 or clean.shape[-1] not in (1, 3) or not len(clean):
         raise ValueError(f"adversarial_grid needs [B, H, W, 1 or 3] images with B > 0, got {clean.shape}")
+    classes_of = dict(
+        labels=labels, clean_predictions=clean_predictions, adversarial_predictions=adversarial_predictions
+    )
+    for name, classes in classes_of.items():
+        if np.shape(classes) != clean.shape[:1] or not np.issubdtype(np.asarray(classes).dtype, np.integer):
+            raise ValueError(f"adversarial_grid: {name} must be integers [{len(clean)}], one per image.")
     flow = _as_flow(delta, clean.shape)
     difference = adversarial - clean
     scale = float(np.abs(difference).max()) or 1.0
@@ -80,8 +90,8 @@ def adversarial_grid(
             _arrows(axes[2][i], flow[i], magnify, stride)
         else:
             _show_difference(axes[2][i], difference[i], scale)
-        classes = (int(clean_predictions[i]), int(adversarial_predictions[i]), int(labels[i]))
-        _show_predictions(axes[3][i], classes, names, layout.cell)
+        three = (int(clean_predictions[i]), int(adversarial_predictions[i]), int(labels[i]))
+        _show_predictions(axes[3][i], three, names, layout.cell)
 
     _write_margins(figure, axes, layout, ("clean", "adversarial", changed, "predicted"))
     figure.text(layout.left / layout.across, 1 - 0.12 / layout.tall, title, fontsize=11, va="top")
@@ -178,8 +188,13 @@ def _write_margins(figure: Figure, axes: list[list[Axes]], layout: _Layout, rows
     figure.text(0.12 / layout.across, 0.1 / layout.tall, layout.caption, fontsize=8, color=MUTED, va="bottom")
 
 
+@checks_arguments
 def perturbation_grid(
-    images: np.ndarray, perturbations: Mapping[str, np.ndarray], *, path: Target, title: str = ""
+    images: Float[np.ndarray, "b h w c"],
+    perturbations: Mapping[str, Float[np.ndarray, "b h w c"]],
+    *,
+    path: Target,
+    title: str = "",
 ) -> Figure:
     """Draws images, and below each its perturbations, one row per kind.
 

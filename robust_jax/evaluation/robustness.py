@@ -33,6 +33,7 @@ from robust_jax.checks import check_attack_name, check_batch
 from robust_jax.evaluation.attack import Attack
 from robust_jax.evaluation.batching import Batch, Rows, in_parts, selected, with_ids_and_masks
 from robust_jax.evaluation.outcomes import Outcome, PerExample, contradiction
+from robust_jax.signatures import checks_arguments
 from robust_jax.spaces import threat_models
 from robust_jax.spaces.per_example import check_key
 
@@ -42,10 +43,11 @@ Progress = Callable[[str, int, int], None]
 """``(name, robust, examples)``: how many of the examples of a batch are robust."""
 
 
+@checks_arguments
 def robustness(
     logits_fn: Callable[[Float[Array, "b h w c"]], Float[Array, "b k"]],
     batches: Iterable[Batch],
-    attacks: Mapping[str, Attack],
+    attacks: Mapping[str, Any],
     *,
     key: Key[Array, ""],
     worst_case_only: bool = False,
@@ -91,7 +93,7 @@ def robustness(
     report = progress or (lambda *_: None)
     batches = list(batches) if isinstance(batches, Iterator) else batches
     check_key(key, None)
-    measured = _clean_images(model, batches, place, report)
+    measured, largest = _clean_images(model, batches, place, report)
     left = measured.correct
     for name, attack in attacks.items():
         seen, before = (left, tuple(measured.attacks)) if worst_case_only else (np.ones_like(left), None)
@@ -103,7 +105,7 @@ def robustness(
             report(name, int((~outcome.broken).sum()), int(seen.sum()) * len(attack.multiples()))
         else:
             source = model if attack.source is None else as_pytree(attack.source.logits_fn)
-            trial = _Trial(model, source, attack, jax.random.fold_in(key, zlib.crc32(name.encode())), place)
+            trial = _Trial(model, source, attack, jax.random.fold_in(key, zlib.crc32(name.encode())), place, largest)
             outcome = _outcome(trial, batches, measured, seen, partial(_report_radius, report, name))
             if keep:
                 keep(name, outcome)
@@ -128,6 +130,7 @@ class _Trial(NamedTuple):
       attack: the attack.
       key: of this attack.
       place: applied to a batch before the model sees it.
+      largest: the size of the largest batch.
     """
 
     model: Any
@@ -135,6 +138,7 @@ class _Trial(NamedTuple):
     attack: Attack
     key: Key[Array, ""]
     place: Callable[[Batch], Batch]
+    largest: int
 
 
 def _report_radius(report: Progress, name: str, multiple: float, robust: int, examples: int) -> None:
@@ -143,9 +147,10 @@ def _report_radius(report: Progress, name: str, multiple: float, robust: int, ex
 
 def _clean_images(
     model: Any, batches: Iterable[Batch], place: Callable[[Batch], Batch], report: Progress
-) -> PerExample:
-    """The predictions and losses of the clean images, without attacks."""
-    clean, size, few, missing = [], None, [], FEW
+) -> tuple[PerExample, int]:
+    """The predictions and losses of the clean images, without attacks, and the size of the largest batch."""
+    clean, few, missing, largest = [], [], FEW, 0
+    size: int | None = None
     for batch in with_ids_and_masks(_dicts(batches)):
         if missing:
             few.append(np.asarray(batch["image"])[batch["mask"]][:missing])
@@ -153,10 +158,11 @@ def _clean_images(
         check_batch(batch["image"], batch["label"], model)
         rows, size = in_parts(partial(_clean_rows, model, place), batch, size)
         clean.append(rows)
+        largest = max(largest, len(batch["mask"]))
         report("clean", int((rows["prediction"] == rows["label"]).sum()), len(rows["label"]))
-    if not clean:
-        raise ValueError("robustness got no example: the batches are empty")
-    return PerExample(**_joined(clean), attacks={}, logits_fn=model, images=np.concatenate(few))
+    if not any(len(rows["label"]) for rows in clean):
+        raise ValueError("robustness got no example: the batches are empty, or masked altogether.")
+    return PerExample(**_joined(clean), attacks={}, logits_fn=model, images=np.concatenate(few)), largest
 
 
 def _dicts(batches: Iterable[Any]) -> Iterator[Batch]:
@@ -194,7 +200,8 @@ def _outcome(
     """One attack at all its radii on the examples that it sees."""
     found: dict[float, list[Rows]] = {m: [] for m in trial.attack.multiples()}
     sample: dict[str, Any] = {}
-    seconds, size, left = 0.0, None, measured.prediction[seen]
+    seconds, left = 0.0, measured.prediction[seen]
+    size: int | None = None
 
     def run(multiple: float, before: np.ndarray, part: Batch) -> Rows:
         images, delta, new = _attacked(trial, trial.place(part), multiple)
@@ -203,7 +210,7 @@ def _outcome(
             sample.update(_sample(part, images, delta, before, rows["prediction"]))
         return rows
 
-    for batch in selected(with_ids_and_masks(batches), seen):
+    for batch in selected(with_ids_and_masks(batches), seen, trial.largest):
         labels = np.asarray(batch["label"])[batch["mask"]]
         before, left = left[: len(labels)], left[len(labels) :]
         for multiple, rows in found.items():

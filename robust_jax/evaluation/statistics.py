@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool
 
+from robust_jax.signatures import checks_arguments
 
+
+@checks_arguments
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval (1927) of a proportion; (0, 1) if n = 0.
 

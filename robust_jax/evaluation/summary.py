@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -13,13 +13,15 @@ from robust_jax.evaluation import masking
 from robust_jax.evaluation.outcomes import Outcome, PerExample
 from robust_jax.evaluation.statistics import significant_lead, wilson_interval
 from robust_jax.files import plain
+from robust_jax.signatures import checks_arguments
 from robust_jax.spaces import threat_models
 
 BALL, BOX = 1.0001, 1e-5
 """The largest ‖δ / radius‖, and the largest distance from T(x, δ) clipped to [0, 1], that rounding alone explains."""
 
 
-def summarise(measured: PerExample, signs: Sequence[masking.Sign] = ()) -> dict[str, Any]:
+@checks_arguments
+def summarise(measured: PerExample, signs: Sequence[Callable[..., list[str]]] = ()) -> dict[str, Any]:
     """Accuracies with 95% Wilson intervals, as in `evaluation.json`.
 
     `worst_case` counts an example as robust if no attack breaks it at the attack's own radius: example by example, so

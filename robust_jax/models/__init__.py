@@ -7,7 +7,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ from robust_jax.models.resnet import PreActResNet, ResNet, WideResNet
 from robust_jax.models.small_cnn import SmallCNN
 from robust_jax.models.torch_weights import from_torch, to_torch
 from robust_jax.models.vgg import VGG
+from robust_jax.options import Range
+from robust_jax.signatures import check_arguments, checks_arguments
 
 __all__ = [
     "MODELS", "BoundModel", "DigitsCNN", "MLP", "MaxoutCIFAR", "MaxoutCNN", "MaxoutMLP", "PreActResNet", "ResNet",
@@ -35,12 +37,13 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 """Name -> class, or class with some fields set: the ``PRESETS`` of all files of this package."""
 
 
+@checks_arguments
 def create(
     name: str,
     *,
-    num_classes: int,
-    mean: float | Sequence[float] = 0.0,
-    std: float | Sequence[float] = 1.0,
+    num_classes: Annotated[int, Range(least=2)],
+    mean: Annotated[Any, Range(tuples=True)] = 0.0,
+    std: Annotated[Any, Range(above=0, tuples=True)] = 1.0,
     dtype: Any = jnp.float32,
     **fields: Any,
 ) -> nn.Module:
@@ -81,17 +84,15 @@ def create(
     known, takes_any = _fields_of(name, maker)
     if fields.get("batch_norm_axis", "") is None:
         del fields["batch_norm_axis"]  # the default, and valid for models without BatchNorm too
-    dtype = jnp.dtype(dtype)
+    dtype = _float_dtype(dtype)
     wanted = {"num_classes", *fields} | ({"dtype"} if dtype != jnp.float32 else set())
     if (unknown := sorted(wanted - set(known))) and not takes_any:
         raise ValueError(f"model {name!r} has no field {', '.join(map(repr, unknown))}; it has {', '.join(known)}")
-    if num_classes < 2:
-        raise ValueError(f"num_classes is {num_classes}; a classifier needs at least 2")
     mean, std = _as_tuple(mean), _as_tuple(std)
-    if any(value <= 0 for value in std):
-        raise ValueError(f"std is {std}; every value must be positive")
     shared = {"num_classes": num_classes, "mean": mean, "std": std, "dtype": dtype}
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    if name in MODELS:
+        check_arguments(maker, (), fields, f"model {name!r}")
     model = maker(**{k: v for k, v in shared.items() if takes_any or k in known}, **fields)
     if not isinstance(model, nn.Module):
         raise ValueError(f"model {name!r} returned {model!r}: it must return a flax.linen.Module")
@@ -107,6 +108,16 @@ def _fields_of(name: str, maker: Callable[..., nn.Module]) -> tuple[list[str], b
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = {n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     return sorted(named - set(preset) - {"parent", "name"}), takes_any
+
+
+def _float_dtype(dtype: Any) -> Any:
+    try:
+        found = None if dtype is None else jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating):
+        raise ValueError(f"dtype={dtype!r} is no type of floats: give float32, bfloat16 or float16.")
+    return found
 
 
 def _as_tuple(values: float | Sequence[float]) -> tuple[float, ...]:

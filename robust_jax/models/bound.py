@@ -11,6 +11,8 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
+from robust_jax.signatures import checks_arguments
+
 
 @partial(jax.tree_util.register_dataclass, data_fields=["variables"], meta_fields=["model"])
 @dataclass(frozen=True, eq=False)  # hashed by identity, because its variables cannot be hashed
@@ -26,6 +28,7 @@ class BoundModel:
         return logits
 
 
+@checks_arguments
 def bind(model: nn.Module, variables: Mapping[str, Any]) -> BoundModel:
     """Joins a model to its variables: `bind(model, variables)(images)` gives logits in eval mode.
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
+from typing import Annotated
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from robust_jax.options import Convert, Range
 
 Conv3x3 = partial(nn.Conv, kernel_size=(3, 3))
 
@@ -63,6 +66,12 @@ def activation(name: str) -> Callable[[Array], Array]:
     if name not in ACTIVATIONS:
         raise ValueError(f"unknown activation {name!r}; choose one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
+
+
+Activation = Annotated[str, Convert(activation)]
+"""A field for the name of an activation."""
+Dropout = Annotated[float, Range(least=0, below=1)]
+"""A field for the rate of dropout."""
 
 
 def max_pool(x: Float[Array, "b h w c"], window: int = 2, stride: int = 2, cover: bool = False) -> Array:

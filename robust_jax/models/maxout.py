@@ -52,8 +52,8 @@ class MaxoutMLP(nn.Module):
     dtype: DTypeLike = jnp.float32
     hidden: tuple[int, ...] = (240, 240)
     pieces: int = 5
-    input_dropout: float = 0.2
-    dropout: float = 0.5
+    input_dropout: layers.Dropout = 0.2
+    dropout: layers.Dropout = 0.5
     irange: float = 0.005
 
     @nn.compact
@@ -88,8 +88,8 @@ class _Convolutions(nn.Module):
     layout: tuple[ConvMaxout, ...]
     dtype: DTypeLike
     conv_general_dilated: Callable
-    input_dropout: float
-    dropout: float
+    input_dropout: layers.Dropout
+    dropout: layers.Dropout
     irange: float
 
     @nn.compact
@@ -121,8 +121,8 @@ class MaxoutCNN(nn.Module):
     std: tuple[float, ...] = (1.0,)
     dtype: DTypeLike = jnp.float32
     conv_general_dilated: Callable = cpu_convolution.conv_general_dilated
-    input_dropout: float = 0.2
-    dropout: float = 0.5
+    input_dropout: layers.Dropout = 0.2
+    dropout: layers.Dropout = 0.5
     irange: float = 0.005
 
     @nn.compact
@@ -149,8 +149,8 @@ class MaxoutCIFAR(nn.Module):
     std: tuple[float, ...] = (1.0,)
     dtype: DTypeLike = jnp.float32
     conv_general_dilated: Callable = cpu_convolution.conv_general_dilated
-    input_dropout: float = 0.2
-    dropout: float = 0.5
+    input_dropout: layers.Dropout = 0.2
+    dropout: layers.Dropout = 0.5
     irange: float = 0.005
 
     @nn.compact

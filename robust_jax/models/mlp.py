@@ -26,8 +26,8 @@ class MLP(nn.Module):
     std: tuple[float, ...] = (1.0,)
     dtype: DTypeLike = jnp.float32
     hidden: tuple[int, ...] = (500, 500)
-    activation: str = "sigmoid"
-    dropout: float = 0.0
+    activation: layers.Activation = "sigmoid"
+    dropout: layers.Dropout = 0.0
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b classes"]:

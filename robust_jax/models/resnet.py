@@ -74,7 +74,7 @@ class _Residual(nn.Module):
     dtype: DTypeLike = jnp.float32
     conv_general_dilated: Callable = cpu_convolution.conv_general_dilated
     batch_norm_axis: str | None = None
-    activation: str = "relu"
+    activation: layers.Activation = "relu"
     remat: bool = False
 
     def stages(
@@ -149,7 +149,7 @@ class WideResNet(_Residual):
 
     depth: int = 28
     width: int = 10
-    dropout: float = 0.0
+    dropout: layers.Dropout = 0.0
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b classes"]:

@@ -29,8 +29,8 @@ class SmallCNN(nn.Module):
     std: tuple[float, ...] = (1.0,)
     dtype: DTypeLike = jnp.float32
     conv_general_dilated: Callable = cpu_convolution.conv_general_dilated
-    dropout: float = 0.0
-    activation: str = "relu"
+    dropout: layers.Dropout = 0.0
+    activation: layers.Activation = "relu"
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b classes"]:

@@ -17,6 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from robust_jax.options import Count
+from robust_jax.signatures import checks_arguments
+
 # Collection and name of a flax leaf, and its name in PyTorch.
 _DENSE = {("params", "kernel"): "weight", ("params", "bias"): "bias"}
 _NORM = {
@@ -28,6 +31,9 @@ _NORM = {
 _LEAVES: dict[type[nn.Module], dict[tuple[str, str], str]] = {nn.Conv: _DENSE, nn.Dense: _DENSE, nn.BatchNorm: _NORM}
 
 
+ImageShape = tuple[Count, Count, Count]
+
+
 class _Pair(NamedTuple):
     """A flax leaf, the key of its tensor, and the number of channels of the map that a dense layer flattens."""
 
@@ -36,7 +42,8 @@ class _Pair(NamedTuple):
     channels: int
 
 
-def from_torch(model: nn.Module, state_dict: Mapping[str, Any], image_shape: Sequence[int]) -> dict[str, Any]:
+@checks_arguments
+def from_torch(model: nn.Module, state_dict: Mapping[str, Any], image_shape: ImageShape) -> dict[str, Any]:
     """The variables of `model` from the `state_dict()` of the same network in PyTorch.
 
         variables = rj.models.from_torch(model, net.state_dict(), (32, 32, 3))
@@ -60,8 +67,9 @@ def from_torch(model: nn.Module, state_dict: Mapping[str, Any], image_shape: Seq
     )
 
 
+@checks_arguments
 def to_torch(
-    model: nn.Module, variables: Mapping[str, Any], like: Mapping[str, Any], image_shape: Sequence[int]
+    model: nn.Module, variables: Mapping[str, Any], like: Mapping[str, Any], image_shape: ImageShape
 ) -> dict[str, Any]:
     """The inverse of `from_torch`: a state dict with the names and types of `like` and the values of `variables`.
 
@@ -80,6 +88,8 @@ def to_torch(
     flat = flatten_dict(dict(variables))
     filled = dict(like)
     for pair in _pairs(model, like, image_shape):
+        if pair.path not in flat:
+            raise ValueError(f"to_torch: variables lack {'/'.join(pair.path)}: give those that the model has.")
         value = np.ascontiguousarray(_to_torch(np.asarray(flat[pair.path]), pair.channels))
         old = like[pair.key]
         filled[pair.key] = old.new_tensor(value) if hasattr(old, "new_tensor") else value

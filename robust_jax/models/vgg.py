@@ -39,7 +39,7 @@ class VGG(nn.Module):
     dtype: DTypeLike = jnp.float32
     conv_general_dilated: Callable = cpu_convolution.conv_general_dilated
     batch_norm_axis: str | None = None
-    activation: str = "relu"
+    activation: layers.Activation = "relu"
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b classes"]:

@@ -50,6 +50,8 @@ def term(function: Any = None, *, classifies: bool = False) -> Any:
 
 def _mark(function: Function | None, **marks: Any) -> Any:
     def decorate(function: Function) -> Function:
+        if not callable(function):
+            raise ValueError(f"{marks['part']} marks a function, got function={function!r}.")
         vars(function).update(marks)
         return function
 

@@ -32,6 +32,7 @@ from robust_jax.objectives.define import classifies, memory_of
 from robust_jax.objectives.points import POINTS, Examples, Keys, Labels, Model, Point
 from robust_jax.objectives.terms import TERMS, PerExample, PointOutput, every_term
 from robust_jax.options import SCHEDULE, arguments, arguments_of, check_options, function_of, options_of, with_path
+from robust_jax.signatures import checks_arguments
 from robust_jax.spaces import per_example
 from robust_jax.spaces.perturbations import Images
 
@@ -98,7 +99,8 @@ def scheduled(option: Any, epoch: Any) -> Any:
     return start + (end - start) * jnp.minimum(epoch / epochs, 1.0)
 
 
-def make_objective(points: Mapping[str, Any], terms: Mapping[str, Any]) -> Objective:
+@checks_arguments
+def make_objective(points: Mapping[str, Mapping[str, Any]], terms: Mapping[str, Mapping[str, Any]]) -> Objective:
     """An objective from its description in plain data, as a config holds it.
 
     Args:

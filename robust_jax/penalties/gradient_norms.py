@@ -22,15 +22,17 @@ whatever the batch. Under train-mode BatchNorm only the batch mean of a penalty 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from robust_jax.checks import check_images, check_layout, check_threat, checked_losses
 from robust_jax.extensions import choose
-from robust_jax.options import Range
+from robust_jax.options import Positive, Range
+from robust_jax.signatures import checks_arguments
 from robust_jax.spaces import norms, perturbations, registry, threat_models
 from robust_jax.spaces.per_example import value_and_gradient
 from robust_jax.spaces.perturbations import Delta, Images, Perturbation
@@ -97,26 +99,31 @@ def penalty_of(
 
     def penalty(gradient: Images) -> Float[Array, " b"]:
         pulled = perturbations.pullback(perturbation, images, gradient)
-        scales = scale if perturbation.parts and isinstance(scale, tuple | list) else None
-        if scales is None:
-            scaled = jax.tree.map(lambda g: g * jnp.asarray(scale, g.dtype), pulled)
-        else:
-            scaled = tuple(g * jnp.asarray(s, g.dtype) for g, s in zip(pulled, scales, strict=True))
+        per_part = perturbation.parts and isinstance(scale, tuple | list)
+        leaves = jax.tree.leaves(pulled)
+        scales = scale if per_part else [scale] * len(leaves)
+        if len(scales) != len(leaves) or not all(
+            perturbations.broadcasts(np.shape(s), g.shape) for s, g in zip(scales, leaves, strict=True)
+        ):
+            raise ValueError(f"scale={scale!r} does not fit δ of {perturbation.name}, {[g.shape for g in leaves]}.")
+        scaled = [g * jnp.asarray(s, g.dtype) for g, s in zip(leaves, scales, strict=True)]
+        scaled = jax.tree.unflatten(jax.tree.structure(pulled), scaled)
         return tree_norm(scaled, norm, power)
 
     return penalty
 
 
+@checks_arguments
 def value_and_gradient_norm(
     loss_fn: Callable[[Images], Any],
     images: Images,
     perturbation: Any,
     norm: norms.Norm = "l2",
-    power: float = 2,
+    power: Positive = 2,
     method: Method = "double_backprop",
     has_aux: bool = False,
-    scale: Any = 1.0,
-    step: float = 1e-4,
+    scale: Annotated[Any, Range(tuples=True)] = 1.0,
+    step: Positive = 1e-4,
 ) -> Any:
     """The loss and ``‖scale * ∂/∂δ ℓ(T(x, δ), y)‖^power`` at δ = 0, per example, in one shared pass.
 
@@ -149,9 +156,6 @@ def value_and_gradient_norm(
         total = loss.mean() + 1.47 * penalty.mean()
     """
     space, loss_fn = registry.get(perturbation), _checked(loss_fn, images, registry.get(perturbation), has_aux)
-    Range(above=0).check("power", power)
-    Range(above=0).check("step", step)
-    choose("method", method, METHODS)
     images = jax.lax.stop_gradient(images)
     loss, gradient, aux = value_and_gradient(loss_fn, images, has_aux)
     penalty = penalty_of(space, images, norm, power, scale)

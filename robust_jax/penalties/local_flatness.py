@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -10,16 +10,21 @@ from jaxtyping import Array, Bool, Float, Key
 
 from robust_jax.attacks.ascent import Ascent, ascend
 from robust_jax.checks import check_images, check_threat, checked_losses
+from robust_jax.options import Count, Range
 from robust_jax.penalties import gradient_norms
 from robust_jax.penalties.gradient_norms import LossFn
+from robust_jax.signatures import checks_arguments
 from robust_jax.spaces import norms
 from robust_jax.spaces.perturbations import Images
 from robust_jax.spaces.threat_models import ThreatModel
 
+StepSize = Annotated[Any, Range(least=0, tuples=True)]
 
+
+@checks_arguments
 def roughest(
     loss_fn: LossFn, images: Images, threat: ThreatModel, *,
-    norm: Any = None, key: Key[Array, "..."], steps: int = 40, step_size: Any = None, restarts: int = 1,
+    norm: Any = None, key: Key[Array, "..."], steps: Count = 40, step_size: StepSize | None = None, restarts: Count = 1,
     random_start: bool = True,
 ) -> Ascent:  # fmt: skip
     """``argmax_{δ in ball} ‖g(T(x, δ))‖``, with g the gradient in a fresh δ at 0, by ascent on the norm itself.

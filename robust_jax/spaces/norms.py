@@ -9,19 +9,21 @@ last axis holds a vector (flows), ``"l2inf"``, the largest vector length, and ``
 from __future__ import annotations
 
 import math
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
-Norm = str | float
+from robust_jax.options import Convert, Positive
+from robust_jax.signatures import checks_arguments
 
 _NAMED = {"l1": 1.0, "l2": 2.0, "linf": math.inf}
 _VECTOR = {"l2inf": "l21", "l21": "l2inf"}
 
 
-def exponent(norm: Norm) -> float | None:
+def exponent(norm: Any) -> float | None:
     """The p of an l_p norm, or None for the vector norms l2inf and l21.
 
     Raises:
@@ -35,6 +37,10 @@ def exponent(norm: Norm) -> float | None:
     elif not isinstance(norm, bool) and isinstance(norm, int | float) and norm >= 1:
         return float(norm)
     raise ValueError(f"norm={norm!r} is not a norm: choose one of {sorted([*_NAMED, *_VECTOR])} or a number p >= 1.")
+
+
+Norm = Annotated[Any, Convert(exponent)]
+"""The name of a norm, or its exponent, a number p >= 1."""
 
 
 def dual(norm: Norm) -> Norm:
@@ -68,7 +74,8 @@ def _p_norm(x: Array, p: float) -> Array:
     return jnp.where(total > 0, root * scale[..., 0], 0)
 
 
-def norm(x: Float[Array, "b ..."], norm: Norm, power: float = 1) -> Float[Array, " b"]:
+@checks_arguments
+def norm(x: Float[Array, "b ..."], norm: Norm, power: Positive = 1) -> Float[Array, " b"]:
     """``‖x_i‖^power`` per example; value and gradient are 0, never NaN, at ``x_i = 0``."""
     p = exponent(norm)
     if p is None:
@@ -98,6 +105,7 @@ def _project_l1(x: Array) -> Array:
     return jax.vmap(optax.projections.projection_l1_ball)(wide).astype(x.dtype)
 
 
+@checks_arguments
 def project(x: Float[Array, "b ..."], norm: Norm) -> Float[Array, "b ..."]:
     """The nearest point of the unit ball, for l1, l2, linf, l2inf, l21.
 
@@ -126,6 +134,7 @@ def _fill(gradient: Array, headroom: Array) -> Array:
     return jnp.sign(gradient) * jnp.take_along_axis(lengths, jnp.argsort(order, axis=-1), axis=-1)
 
 
+@checks_arguments
 def steepest(
     gradient: Float[Array, "b ..."], norm: Norm, headroom: Float[Array, "b ..."] | None = None
 ) -> Float[Array, "b ..."]:
@@ -175,12 +184,15 @@ def _ball(key: Key[Array, ""], shape: tuple[int, ...], p: float) -> Array:
     return direction / (total ** (1 / p))[..., None]
 
 
+@checks_arguments
 def random_point(key: Key[Array, ""], shape: tuple[int, ...], norm: Norm) -> Float[Array, "..."]:
     """A random point of the unit ball with the shape of one example, uniform in volume.
 
     For l21 the lengths and the directions of the vectors are drawn independently.
     """
     p = exponent(norm)
+    if min(shape, default=1) < 0:
+        raise ValueError(f"random_point: shape={shape} has a negative length.")
     if p == math.inf:
         return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
     if norm == "l2inf":

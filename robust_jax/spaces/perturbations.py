@@ -18,13 +18,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
+from robust_jax.options import Range
+from robust_jax.signatures import check_arguments, checks_arguments, described, is_float_array
+
 Images = Float[Array, "b h w c"]
+Sigma = Annotated[Any, Range(least=0, tuples=True)]
 Delta = Any  # an array [B, ...], or for a composition a tuple of such
 
 
@@ -60,7 +65,11 @@ class Perturbation:
     unit: str = ""
     moves_pixels: bool = False
 
+    def __post_init__(self) -> None:
+        check_arguments(type(self), (), vars(self))
 
+
+@checks_arguments
 def pullback(perturbation: Perturbation, images: Images, gradient: Images) -> Delta:
     """``∂/∂δ <gradient, T(images, δ)>`` at δ = 0: turns an image gradient into a gradient in δ; linear in it."""
     if perturbation.pullback_at_zero is not None:
@@ -68,11 +77,13 @@ def pullback(perturbation: Perturbation, images: Images, gradient: Images) -> De
     return jax.vjp(partial(perturbation.apply, images), perturbation.zeros(images))[1](gradient)[0]
 
 
+@checks_arguments
 def apply_with_slope(perturbation: Perturbation, images: Images, delta: Delta, reach: Any = None) -> Images:
     """``T(images, δ)``, whose derivative in δ is replaced by `Perturbation.slope`, which attacks follow.
 
     ``reach`` is the argument of `slope`; for a composition it is a tuple with one entry per part.
     """
+    check_delta(perturbation, images, delta=delta)
     if perturbation.parts:
         for i, (part, d) in enumerate(zip(perturbation.parts, delta, strict=True)):
             images = apply_with_slope(part, images, d, None if reach is None else reach[i])
@@ -107,6 +118,11 @@ def compose(*parts: Perturbation) -> Perturbation:
 
     Equal parts give the identical object, so that a jitted attack compiles once for all of them.
     """
+    for part in parts:
+        if not isinstance(part, Perturbation):
+            raise ValueError(
+                f"compose: a part is {described(part)}, no robust_jax.Perturbation: see perturbations.get."
+            )
     if any(part.parts for part in parts):
         return compose(*(leaf for part in parts for leaf in part.parts or (part,)))
 
@@ -133,16 +149,36 @@ def compose(*parts: Perturbation) -> Perturbation:
     )
 
 
+def broadcasts(small: tuple[int, ...], large: tuple[int, ...]) -> bool:
+    """Whether the one shape broadcasts to the other."""
+    return len(small) <= len(large) and all(a in (1, b) for a, b in zip(small[::-1], large[::-1], strict=False))
+
+
+def check_delta(perturbation: Perturbation, images: Images, **deltas: Delta) -> None:
+    """Raises ValueError for a δ, by its name here, that is not one of these images'."""
+    shapes = jax.tree.map(lambda leaf: leaf.shape, jax.eval_shape(perturbation.zeros, images))
+    for name, delta in deltas.items():
+        if not all(map(is_float_array, jax.tree.leaves(delta))) or jax.tree.map(jnp.shape, delta) != shapes:
+            raise ValueError(
+                f"{name} is no δ of {perturbation.name} for images {images.shape}: it must be an array of shape "
+                f"{shapes}, got {described(delta)}."
+            )
+
+
+@checks_arguments
 def confined(perturbation: Perturbation, images: Images, delta: Delta) -> Delta:
     """δ after `Perturbation.confine`, so that no image leaves [0, 1]; unchanged if the perturbation has none."""
+    check_delta(perturbation, images, delta=delta)
     return delta if perturbation.confine is None else perturbation.confine(images, delta)
 
 
+@checks_arguments
 def headroom(perturbation: Perturbation, images: Images, delta: Delta, direction: Delta) -> Delta:
     """How far each coordinate of δ can move along ``sign(direction)`` before `confine` stops it, at most 1.
 
     Infinite for a perturbation without `confine`.
     """
+    check_delta(perturbation, images, delta=delta, direction=direction)
     if perturbation.parts:
         headrooms = []
         for part, d, v in zip(perturbation.parts, delta, direction, strict=True):
@@ -155,10 +191,14 @@ def headroom(perturbation: Perturbation, images: Images, delta: Delta, direction
     return jnp.maximum((perturbation.confine(images, delta + sign) - delta) * sign, 0)
 
 
-def gaussian_delta(perturbation: Perturbation, keys: Key[Array, " b"], images: Images, sigma: Any) -> Delta:
+@checks_arguments
+def gaussian_delta(perturbation: Perturbation, keys: Key[Array, " b"], images: Images, sigma: Sigma) -> Delta:
     """δ with independent N(0, sigma²) coordinates, sigma in units of δ, broadcast to its last axis."""
     leaves, tree = jax.tree.flatten(perturbation.zeros(images))
     sigmas = sigma if perturbation.parts and isinstance(sigma, tuple | list) else [sigma] * len(leaves)
+    for leaf, s in zip(leaves, sigmas, strict=True) if len(sigmas) == len(leaves) else [(jnp.zeros(()), sigma)]:
+        if not broadcasts(np.shape(s), leaf.shape):
+            raise ValueError(f"sigma={sigma!r} of {perturbation.name} does not fit δ, {leaf.shape}: give one number.")
     part_keys = jax.vmap(partial(jax.random.split, num=len(leaves)), out_axes=1)(keys)
     noise = [
         jax.vmap(lambda k, z: jax.random.normal(k, z.shape, z.dtype))(k, leaf) * jnp.asarray(s, leaf.dtype)

@@ -17,9 +17,12 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from robust_jax.options import Range, Spread
+from robust_jax.signatures import checks_arguments, described, is_float_array
 from robust_jax.spaces import norms, per_example, perturbations, registry
 from robust_jax.spaces.perturbations import Delta, Images, Perturbation
 
+StepSize = Annotated[Any, Range(least=0, tuples=True)]
+Factor = Annotated[Any, Range(least=0)]
 Radius = Annotated[Any, Range(least=0, tuples=True, schedule=True, required=True)]
 """A radius in a config: a number, or one per axis of δ; for a composition a tuple with one per part."""
 
@@ -101,28 +104,47 @@ def _checked_radius(radius: Any) -> Any:
     return values if isinstance(radius, tuple | list) else radius
 
 
-def _map_parts(f: Callable[..., Any], threat: ThreatModel, *deltas: Delta) -> Delta:
-    """``f(norm, radius, *delta)``, for each part of a composition.
+def _map_parts(f: Callable[..., Any], threat: ThreatModel, step_size: Any = None, **deltas: Delta) -> Delta:
+    """``f(norm, radius, *deltas)``, with the step size last if there is one, for each part of a composition.
 
     Raises:
-      ValueError: a radius that does not broadcast to the δ of its part.
+      ValueError: a δ, by its name here, that is no array or of another shape than the first; a radius or step size
+        that does not broadcast to it.
     """
-    composed = bool(threat.perturbation.parts)
-    whole = (threat.norm, threat.radius, *deltas)
+    space = threat.perturbation
+    given = deltas if step_size is None else deltas | {"step_size": step_size}
+    whole = (threat.norm, threat.radius, *given.values())
+    if space.parts:
+        for name, value in given.items():
+            if not isinstance(value, tuple | list) or len(value) != len(space.parts):
+                raise ValueError(
+                    f"{name} must be a tuple of one for each part of {space.name}, got {described(value)}."
+                )
     found = []
-    for norm, radius, *part in zip(*whole, strict=True) if composed else [whole]:
-        if part and not fits(jnp.shape(radius), part[0].shape):
-            raise ValueError(
-                f"radius={radius!r} of {threat.perturbation.name} has shape {jnp.shape(radius)}, but δ has "
-                f"{part[0].shape}: give one number, or one for each entry of δ's last axis."
-            )
+    for norm, radius, *part in zip(*whole, strict=True) if space.parts else [whole]:
+        _check_part(space.name, radius, dict(zip(given, part, strict=True)))
         found.append(f(norm, radius, *part))
-    return tuple(found) if composed else found[0]
+    return tuple(found) if space.parts else found[0]
 
 
-def fits(small: tuple[int, ...], large: tuple[int, ...]) -> bool:
-    """Whether the one shape broadcasts to the other."""
-    return len(small) <= len(large) and all(a in (1, b) for a, b in zip(small[::-1], large[::-1], strict=False))
+def _check_part(name: str, radius: Any, given: dict[str, Any]) -> None:
+    first: Any = None
+    for argument, value in given.items():
+        if argument == "step_size":
+            if not perturbations.broadcasts(np.shape(value), first.shape):
+                raise ValueError(f"step_size={value!r} of {name} does not fit δ, {first.shape}: give one number.")
+        elif not is_float_array(value) or not value.ndim:
+            raise ValueError(f"{argument} of {name} must be an array of floats [b, ...], got {described(value)}.")
+        elif first is not None and value.shape != first.shape:
+            raise ValueError(
+                f"{argument} of {name} has shape {value.shape}, but {next(iter(given))} has {first.shape}."
+            )
+        first = value if first is None else first
+    if first is not None and not perturbations.broadcasts(np.shape(radius), first.shape):
+        raise ValueError(
+            f"radius={radius!r} of {name} has shape {np.shape(radius)}, but δ has {first.shape}: give one number, or "
+            f"one for each entry of δ's last axis."
+        )
 
 
 def _divide(delta: Array, radius: Any) -> Array:
@@ -135,12 +157,14 @@ def _times(delta: Array, radius: Any) -> Array:
     return delta * jnp.asarray(radius, delta.dtype)
 
 
-def scaled(threat: ThreatModel, factor: Any) -> ThreatModel:
+@checks_arguments
+def scaled(threat: ThreatModel, factor: Factor) -> ThreatModel:
     """The same threat model with its radius (every part's) multiplied by a factor."""
     radius = jax.tree.map(lambda r: r * factor, threat.radius)
     return ThreatModel(threat.perturbation, threat.norm, radius)
 
 
+@checks_arguments
 def apply_with_slope(threat: ThreatModel, images: Images, delta: Delta) -> Images:
     """``T(x, δ)`` with the slope that attacks in this ball follow, see `perturbations.apply_with_slope`.
 
@@ -153,16 +177,19 @@ def apply_with_slope(threat: ThreatModel, images: Images, delta: Delta) -> Image
     return perturbations.apply_with_slope(threat.perturbation, images, delta, _map_parts(reach, threat))
 
 
+@checks_arguments
 def project(threat: ThreatModel, delta: Delta) -> Delta:
     """δ projected into the ball, see `norms.project`."""
-    return _map_parts(lambda n, r, d: _times(norms.project(_divide(d, r), n), r), threat, delta)
+    return _map_parts(lambda n, r, d: _times(norms.project(_divide(d, r), n), r), threat, delta=delta)
 
 
+@checks_arguments
 def in_radii(threat: ThreatModel, delta: Delta) -> Delta:
     """``δ / radius`` per part, and 0 where the radius is 0."""
-    return _map_parts(lambda _, r, d: _divide(d, r), threat, delta)
+    return _map_parts(lambda _, r, d: _divide(d, r), threat, delta=delta)
 
 
+@checks_arguments
 def on_sphere(threat: ThreatModel, direction: Delta) -> Delta:
     """``radius * direction / ‖direction‖`` per part: the point of the ball's surface in a direction; 0 stays 0."""
 
@@ -170,15 +197,17 @@ def on_sphere(threat: ThreatModel, direction: Delta) -> Delta:
         length = per_example.expand(norms.norm(d, norm), d)
         return _times(d / jnp.where(length > 0, length, 1), radius)
 
-    return _map_parts(one, threat, direction)
+    return _map_parts(one, threat, direction=direction)
 
 
+@checks_arguments
 def steepest(threat: ThreatModel, gradient: Delta) -> Delta:
     """``argmax_{δ in ball} <gradient, δ>``, see `norms.steepest`."""
-    return _map_parts(lambda n, r, g: _times(norms.steepest(_times(g, r), n), r), threat, gradient)
+    return _map_parts(lambda n, r, g: _times(norms.steepest(_times(g, r), n), r), threat, gradient=gradient)
 
 
-def move(threat: ThreatModel, delta: Delta, gradient: Delta, step_size: Any, headroom: Delta) -> Delta:
+@checks_arguments
+def move(threat: ThreatModel, delta: Delta, gradient: Delta, step_size: StepSize, headroom: Delta) -> Delta:
     """One projected ascent step ``Π(δ + step_size * u)``, u the unit ball's steepest direction for radius * gradient.
 
     ``step_size`` is in units of δ and of the radius' shape, so that every coordinate moves in its own unit.
@@ -186,30 +215,33 @@ def move(threat: ThreatModel, delta: Delta, gradient: Delta, step_size: Any, hea
     norms skip coordinates that cannot move.
     """
 
-    def one(norm: norms.Norm, radius: Any, d: Array, g: Array, s: Any, free: Array) -> Array:
+    def one(norm: norms.Norm, radius: Any, d: Array, g: Array, free: Array, s: Any) -> Array:
         s = jnp.asarray(s, d.dtype)
         unit = norms.steepest(_times(g, radius), norm, jnp.where(s > 0, free / jnp.where(s > 0, s, 1), jnp.inf))
         return _times(norms.project(_divide(d, radius) + _divide(s, radius) * unit, norm), radius)
 
-    return _map_parts(one, threat, delta, gradient, step_size, headroom)
+    return _map_parts(one, threat, step_size, delta=delta, gradient=gradient, headroom=headroom)
 
 
-def shift(threat: ThreatModel, delta: Delta, direction: Delta, step_size: Any) -> Delta:
+@checks_arguments
+def shift(threat: ThreatModel, delta: Delta, direction: Delta, step_size: StepSize) -> Delta:
     """``Π(δ + step_size * direction)``, ``step_size`` in units of δ and of the radius' shape; of δ's precision."""
 
     def one(norm: norms.Norm, radius: Any, d: Array, u: Array, s: Any) -> Array:
         moved = d + (jnp.asarray(s, d.dtype) * u).astype(d.dtype)
         return _times(norms.project(_divide(moved, radius), norm), radius)
 
-    return _map_parts(one, threat, delta, direction, step_size)
+    return _map_parts(one, threat, step_size, delta=delta, direction=direction)
 
 
+@checks_arguments
 def gain(threat: ThreatModel, gradient: Delta) -> Float[Array, " b"]:
     """``max_{δ in ball} <gradient, δ>``: the dual norm of radius * gradient, summed over parts."""
-    gains = _map_parts(lambda n, r, g: norms.norm(_times(g, r), norms.dual(n)), threat, gradient)
+    gains = _map_parts(lambda n, r, g: norms.norm(_times(g, r), norms.dual(n)), threat, gradient=gradient)
     return jnp.stack(jax.tree.leaves(gains)).sum(0)
 
 
+@checks_arguments
 def size(threat: ThreatModel, delta: Delta) -> Float[Array, " b"]:
     """``‖δ / radius‖``, the largest over parts: at most 1 inside the ball; infinite for δ != 0 at radius 0."""
 
@@ -218,17 +250,18 @@ def size(threat: ThreatModel, delta: Delta) -> Float[Array, " b"]:
         inside_size = norms.norm(_divide(d, radius), norm)
         return jnp.where(outside.reshape(len(d), -1).any(-1), jnp.inf, inside_size)
 
-    return jnp.stack(jax.tree.leaves(_map_parts(one, threat, delta))).max(0)
+    return jnp.stack(jax.tree.leaves(_map_parts(one, threat, delta=delta))).max(0)
 
 
+@checks_arguments
 def random_delta(threat: ThreatModel, keys: Key[Array, " b"], images: Images) -> Delta:
     """A random point of the ball for each example, see `norms.random_point`."""
     zeros = threat.perturbation.zeros(images)
     count = len(threat.perturbation.parts) or 1
-    part_keys = tuple(jax.vmap(partial(jax.random.split, num=count), out_axes=1)(keys))
+    part_keys = iter(tuple(jax.vmap(partial(jax.random.split, num=count), out_axes=1)(keys)))
 
-    def one(norm: norms.Norm, radius: Any, zero: Array, keys: Array) -> Array:
-        points = jax.vmap(lambda key: norms.random_point(key, zero.shape[1:], norm))(keys)
+    def one(norm: norms.Norm, radius: Any, zero: Array) -> Array:
+        points = jax.vmap(lambda key: norms.random_point(key, zero.shape[1:], norm))(next(part_keys))
         return _times(points.astype(zero.dtype), radius)
 
-    return _map_parts(one, threat, zeros, part_keys if threat.perturbation.parts else part_keys[0])
+    return _map_parts(one, threat, delta=zeros)

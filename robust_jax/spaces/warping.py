@@ -6,9 +6,16 @@ Coordinates are clamped to the border, so every output value is a mean of input 
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
+
+from robust_jax.options import Range
+from robust_jax.signatures import checks_arguments
+
+Sides = Annotated[Any, Range(least=1, tuples=True)]
 
 
 def _cell(position: Array, size: int) -> tuple[Array, Array, Array]:
@@ -21,7 +28,10 @@ def _cell(position: Array, size: int) -> tuple[Array, Array, Array]:
     return index, jnp.minimum(index + 1, size - 1), position - low
 
 
-def warp(images: Float[Array, "b h w c"], flow: Float[Array, "b h w 2"]) -> Float[Array, "b h w c"]:
+@checks_arguments
+def warp(
+    images: Float[Array, "b h w c"], flow: Float[Array, "b h w 2"] | Int[Array, "b h w 2"]
+) -> Float[Array, "b h w c"]:
     """Samples ``images`` bilinearly at pixel position + flow.
 
     ``out[b, i, j] = images[b](i + flow[b, i, j, 0], j + flow[b, i, j, 1])``, coordinates clamped to
@@ -76,13 +86,14 @@ def differences(images: Float[Array, "b h w c"], difference: str = "forward") ->
     return (down + before_down) / 2, (across + before_across) / 2
 
 
-def normalized_to_pixels(
-    flow: Float[Array, "... 2"] | float, size: int | tuple[int, int]
-) -> Float[Array, "... 2"] | float:
+@checks_arguments
+def normalized_to_pixels(flow: Float[Array, "... 2"] | float, size: Sides) -> Float[Array, "... 2"] | float:
     """Converts a flow in normalised units (the image spans [-1, 1]) into pixels: times (size - 1) / 2.
 
     0.01 is 0.155 pixels in a 32-pixel image. ``size`` is the image side, or (height, width) for a flow array.
     """
     if isinstance(size, tuple):
+        if len(size) != 2:
+            raise ValueError(f"normalized_to_pixels: size={size} must be one number, or (height, width).")
         return jnp.asarray(flow) * (jnp.asarray(size) - 1) / 2
     return flow * (size - 1) / 2

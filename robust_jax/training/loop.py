@@ -22,8 +22,9 @@ from ml_collections import ConfigDict
 from robust_jax import data, models, parallel
 from robust_jax.config import build, optimizers
 from robust_jax.config.validation import complete
-from robust_jax.evaluation import from_config
+from robust_jax.evaluation import from_config, masking
 from robust_jax.evaluation.robustness import robustness
+from robust_jax.files import folder_name
 from robust_jax.objectives.objective import Objective, make_objective
 from robust_jax.training import stopping
 from robust_jax.training.log import TrainingLog
@@ -110,8 +111,8 @@ def train(config: ConfigDict, workdir: str | Path, trust: Sequence[str] = ()) ->
       Stopped: a signal asked for it; a KeyboardInterrupt with an ``exit_code``.
       NonFiniteLossError: NaN or infinity in the loss or its gradient.
     """
+    workdir = folder.named(folder_name("workdir", workdir))
     config = complete(config)
-    workdir = folder.named(workdir)
     with jax.default_matmul_precision(config.precision):
         run, state = prepare(config, trust)
         size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(state))
@@ -136,6 +137,7 @@ def prepare(config: ConfigDict, trust: Sequence[str] = ()) -> tuple[Run, TrainSt
       ValueError: a mistake in the config.
     """
     parallel.check_batch_size(config.batch_size)
+    masking.find(config.evaluation.signs)
     if source := config.attacks.get(config.select_by, {}).get("source"):
         runs.read_config(source, trust)  # restored at every validation
     dataset = build.load_dataset(config)

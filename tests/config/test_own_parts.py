@@ -121,7 +121,7 @@ def test_complete_fills_in_their_defaults():
         ("points__kept__radius", -1.0, "points.kept.radius=-1.0 must be at least 0"),
         ("points__dark__fcator", 0.5, r"points.dark .* has no option \['fcator'\]: valid are \['factor', 'kind'"),
         ("terms__far__scale", 11.0, "terms.far: scale=11.0 is larger than 10"),
-        ("terms__far__perturbation", "flw", "terms.far.perturbation: perturbation='flw' is unknown"),
+        ("terms__far__perturbation", "flw", "terms.far.perturbation='flw' is unknown"),
         ("terms__ce__kind", own("total"), r"terms.ce: it returned shape \(\): return one number per example"),
         ("terms__ce__kind", own("entropy"), "terms.ce.kind=.*cannot be imported.*entropy"),
         ("attacks__negative__count", 0, "attacks.negative.count=0 must be at least 1"),

@@ -23,7 +23,7 @@ def test_what_is_wanted_comes_once_in_order_and_in_one_size(size, share):
     wanted = np.random.default_rng(0).random(N) < share
     if share == 0.02:
         wanted = np.arange(N) == N - 1
-    found = list(selected(cut(size), wanted))
+    found = list(selected(cut(size), wanted, size))
     real = {k: np.concatenate([b[k][b["mask"]] for b in found] or [[]]) for k in ("image", "label", "id")}
     np.testing.assert_array_equal(real["label"], np.flatnonzero(wanted))
     np.testing.assert_array_equal(real["id"], np.flatnonzero(wanted) + 100)
@@ -47,19 +47,34 @@ def small_memory(limit, message="RESOURCE_EXHAUSTED: Out of memory allocating 1 
     return run, sizes
 
 
-@pytest.mark.parametrize("limit, fits", [(50, 50), (49, 25), (13, 13), (12, 7), (1, 1)])
+@pytest.mark.parametrize("limit, fits", [(50, None), (49, 25), (13, 13), (12, 7), (1, 1)])
 def test_what_does_not_fit_is_cut_and_put_together_again(limit, fits):
     (batch,) = cut(50)
     batch["mask"] = batch["mask"] & (batch["label"] < 45)
     run, sizes = small_memory(limit)
     rows, size = in_parts(run, batch, None)
-    assert size == fits and set(sizes[-2:]) == {fits}
+    assert size == fits and set(sizes[-2:]) == {fits or 50}
     np.testing.assert_array_equal(rows["id"], np.arange(45) + 100)
     np.testing.assert_array_equal(rows["image"].ravel(), np.arange(45))
     sizes.clear()
     rows, size = in_parts(run, batch, size)
-    assert size == fits and len(sizes) == -(-50 // fits)  # nothing is tried again
-    assert in_parts(run, next(cut(8)), 100)[1] == min(8, limit)
+    assert size == fits and len(sizes) == -(-50 // (fits or 50))  # nothing is tried again
+
+
+def test_one_small_batch_does_not_cut_the_others():
+    run, sizes = small_memory(100)
+    size = None
+    for count in (2, 50, 8, 50):
+        _, size = in_parts(run, next(cut(count)), size)
+    assert sizes == [2, 50, 8, 50] and size is None
+    run, sizes = small_memory(30)
+    for count in (2, 50, 8, 50):
+        _, size = in_parts(run, next(cut(count)), size)
+    assert sizes == [2, 50, 25, 25, 8, 25, 25] and size == 25
+    first, *rest = cut(25)
+    small = ({k: v[i : i + 5] for k, v in first.items()} for i in range(0, 25, 5))
+    found = selected([*small, *rest], np.arange(N) > 0, 25)
+    assert [len(batch["mask"]) for batch in found] == [25, 25]
 
 
 def test_other_errors_and_no_memory_for_one_are_raised():

@@ -196,7 +196,7 @@ def test_every_attack_of_a_completed_config_can_be_traced(kind):
     attack = attack_from("a", complete(c).attacks.a)
     model = jax.tree_util.Partial(lambda w, x: x.reshape(len(x), -1) @ w, jnp.ones((16, 3)))
     robustness = sys.modules["robust_jax.evaluation.robustness"]
-    trial, ids = robustness._Trial(model, model, attack, jax.random.key(0), dict), jnp.arange(2)
+    trial, ids = robustness._Trial(model, model, attack, jax.random.key(0), dict, 2), jnp.arange(2)
 
     def run(images):
         return robustness._attacked(trial, {"image": images, "label": ids, "id": ids}, 0.5)[0]

@@ -253,9 +253,9 @@ def test_create_errors():
         models.create("digits_cnn", num_classes=10, dropout=0.5)
     with pytest.raises(ValueError, match="no field 'batch_norm_axis'"):
         models.create("small_cnn", num_classes=10, batch_norm_axis="batch")
-    with pytest.raises(ValueError, match="num_classes is 1"):
+    with pytest.raises(ValueError, match="num_classes=1 must be at least 2"):
         models.create("vgg11", num_classes=1)
-    with pytest.raises(ValueError, match="every value must be positive"):
+    with pytest.raises(ValueError, match="std=0.0 must be above 0"):
         models.create("vgg11", num_classes=10, std=(0.1, 0.0, 0.1))
     models.create("small_cnn", num_classes=10, batch_norm_axis=None)
 

@@ -140,5 +140,5 @@ def test_normalized_to_pixels():
 
 @pytest.mark.parametrize("shape", [(3, 5, 7), (3, 5, 7, 3), (2, 5, 7, 2), (3, 7, 5, 2)])
 def test_wrong_shapes_are_an_error(shape):
-    with pytest.raises(ValueError, match=r"\[B, H, W, C\]"):
+    with pytest.raises(ValueError, match=r"flow must be floats \[B, H, W, 2\]"):
         warping.warp(jnp.zeros((3, 5, 7, 2)), jnp.zeros(shape))
