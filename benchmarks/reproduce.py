@@ -26,7 +26,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from results import RESULTS, rendered
+from result_tables import RESULTS, rendered
 from robust_jax import cli, models, parallel
 from robust_jax.attacks.define import Problem, cost_of
 from robust_jax.evaluation import evaluate

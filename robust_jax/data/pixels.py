@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps
+
+if TYPE_CHECKING:  # imported where it is used: most datasets do without
+    from PIL import Image
 
 _GREY = ("1", "L", "LA", "La")
 _COLOUR = ("P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV", "LAB")
@@ -29,6 +31,8 @@ def decoded(picture: Image.Image, channels: int, size: int, resize: str) -> np.n
     It is turned as its EXIF data says. What is transparent shows white; palettes become RGB; grey becomes RGB if
     ``channels`` is 3.
     """
+    from PIL import Image, ImageOps
+
     picture = ImageOps.exif_transpose(picture)
     if "transparency" in picture.info or picture.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         picture = picture.convert("RGBA")
@@ -49,6 +53,8 @@ def resized(picture: Image.Image, size: int, resize: str) -> Image.Image:
     Raises:
       ValueError: another ``resize``.
     """
+    from PIL import Image, ImageOps
+
     ways = {"crop": ImageOps.fit, "pad": ImageOps.pad, "stretch": Image.Image.resize}
     if resize not in ways:
         raise ValueError(f"resize={resize!r}: choose one of {sorted(ways)}.")
@@ -64,6 +70,8 @@ def as_picture(what: Any, image: Any) -> Image.Image:
     Raises:
       ValueError: anything else; begins with ``what``.
     """
+    from PIL import Image
+
     if isinstance(image, Image.Image):
         return image
     array = np.asarray(image)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from robust_jax.data import pixels
 from robust_jax.data.own import from_arrays
@@ -157,6 +156,8 @@ def _labelled(found: Mapping[str, Sequence[Path]]) -> list[tuple[Path, int]]:
 
 def _head(file: Path) -> tuple[tuple[int, int], bool]:
     """The height and width of an image, and whether it is grey, from the start of its file."""
+    from PIL import Image, UnidentifiedImageError
+
     try:
         with Image.open(file) as picture:
             known = picture.format != "PNG" or "exif" in picture.info  # otherwise PIL reads the whole file for it
@@ -168,6 +169,8 @@ def _head(file: Path) -> tuple[tuple[int, int], bool]:
 
 
 def _read(file: Path, channels: int, size: int, resize: str) -> np.ndarray:
+    from PIL import Image
+
     try:
         with Image.open(file) as picture:
             return pixels.decoded(picture, channels, size, resize)

@@ -1,4 +1,4 @@
-"""Tables from the numbers of reproduce.py: `python benchmarks/results.py docs/results/TABLE_SIZE.json ...`."""
+"""Tables from the numbers of reproduce.py: `python benchmarks/result_tables.py docs/results/TABLE_SIZE.json ...`."""
 
 from __future__ import annotations
 
