@@ -11,16 +11,13 @@ from __future__ import annotations
 
 import argparse
 import collections
-import json
 import logging
 import tempfile
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reliability import mistakes, mistakes_api, mistakes_runs
-from benchmarks.reliability.machine import described
+from benchmarks.reliability import mistakes, mistakes_api, mistakes_runs, results
 from benchmarks.reliability.mistakes import CLEAR, RAW, SILENT, Case, outcome
 
 BEFORE = {
@@ -53,35 +50,28 @@ def counted(all_cases: Iterable[Case]) -> tuple[dict[str, dict[str, int]], list[
     return dict(counts), failures
 
 
-def table(counts: dict[str, dict[str, int]]) -> str:
-    """The counts in Markdown, beside those of before."""
-    rows = [
-        "| | cases | clear error | raw error | silent | before: cases | raw error | silent |",
-        "|---|" + "---:|" * 7,
+COLUMNS = ("", "cases", "clear error", "raw error", "silent", "before: cases", "raw error", "silent")
+
+
+def rows(counts: dict[str, dict[str, int]]) -> list[list[Any]]:
+    """The counts by group, beside those of before."""
+    return [
+        [TITLES[group], *(found[key] for key in ("cases", CLEAR, RAW, SILENT)), *BEFORE[group].values()]
+        for group, found in counts.items()
     ]
-    for group, found in counts.items():
-        before = BEFORE[group]
-        numbers = [*(found[k] for k in ("cases", CLEAR, RAW, SILENT)), *(before[k] for k in ("cases", RAW, SILENT))]
-        rows.append(f"| {TITLES[group]} | " + " | ".join(f"{n:,}" for n in numbers) + " |")
-    return "\n".join(rows)
 
 
 def main() -> None:
+    """Prints the table, and every case that is not a clear error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="a JSON file for the counts and all failures")
+    parser.add_argument("--out", default="", help="a JSON file for the counts and all failures")
     out = parser.parse_args().out
     logging.disable(logging.WARNING)
-    start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         counts, failures = counted(cases(Path(folder)))
-    print(table(counts))
+    results.report(COLUMNS, rows(counts), out, failures=failures)
     for failure in failures:
         print(f"{failure['outcome']}: {failure['place']}: {failure['mistake']}: {failure['message']}")
-    if out:
-        command = f"python -m benchmarks.reliability.bad_inputs --out {out}"
-        found = described(command) | {"seconds": round(time.perf_counter() - start, 1)}
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(found | {"counts": counts, "before": BEFORE, "failures": failures}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

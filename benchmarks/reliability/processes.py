@@ -7,7 +7,6 @@ and the end is compared with an undisturbed run, bit by bit. A stopped process i
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -15,18 +14,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import results
 from absl import flags
-from workdirs import ROOT, about, same_end, steps_done
+from workdirs import ROOT, same_end, steps_done
 
-from robust_jax import cli, files
+from robust_jax import cli
 
 flags.DEFINE_list("counts", ["2", "4"], "Of processes.")
 flags.DEFINE_list("signals", ["SIGKILL", "SIGTERM", "SIGINT", "SIGSTOP"], "Sent to one of them.")
 flags.DEFINE_string("out", "", "A JSON file for the figures.")
 
+COLUMNS = ("what", "seconds to the end of all", "exit codes", "others that said why", "the same bits after a restart")
 LIMIT = 120  # seconds after which processes that are left are killed
 SETTINGS = (
     "--config=configs/digits_standard.py", "--config.model.name=mlp", "--config.epochs=24", "--config.batch_size=64",
@@ -106,36 +108,38 @@ def disturbed(folder: Path, count: int, name: str, victim: int, undisturbed: Pat
         seconds = max(seconds, job.wait())
     printed, codes = job.output(), job.codes()
     others = [i for i in range(count) if i != victim]
-    agreed = name in ("SIGTERM", "SIGINT")
-    expected = "saved step" if agreed else f"process {victim} of {count} was lost"
-    saved = steps_done(workdir)
+    expected = "saved step" if name in ("SIGTERM", "SIGINT") else f"process {victim} of {count} was lost"
     again = Job(workdir, count)
     again.wait()
+    same = set(again.codes().values()) == {0} and same_end(workdir, undisturbed)
     return {
-        "processes": count, "signal": name, "to": victim, "seconds": round(seconds, 1), "codes": codes,
-        "told": sum(expected in printed[i] for i in others), "others": len(others),
-        "stack_traces": sum("stack trace" in text or "Traceback" in text for text in printed.values()),
-        "logged_before": saved, "same_bits": set(again.codes().values()) == {0} and same_end(workdir, undisturbed),
+        "what": f"{name} to process {victim} of {count}", "seconds": round(seconds, 1), "codes": codes,
+        "told": sum(expected in printed[i] for i in others), "of": len(others), "same": "yes" if same else "NO",
+        "printed": printed, "printed again": "" if same else again.output(),
     }  # fmt: skip
 
 
 def mistakes(folder: Path) -> list[dict[str, Any]]:
     """Cases without a signal: an error in one process, one that never starts, a host that is unknown."""
     found = []
-    for name, jobs in {
-        "an error in one process": lambda w: _with_an_error(w),
-        "one never starts": lambda w: Job(w, 2, "--join_timeout=15", only=0),
-        "the first never starts": lambda w: Job(w, 2, "--join_timeout=15", only=1),
-        "a host that is unknown": lambda w: Job(w, 2, only=1, address="no-such-host.invalid:1234"),
-    }.items():
-        job = jobs(folder / name.replace(" ", "_"))
-        seconds = job.wait()
-        last = {i: (text.strip().splitlines() or [""])[-1] for i, text in job.output().items()}
-        traces = sum("stack trace" in text or "Traceback" in text for text in job.output().values())
+    for what, start, expected in (
+        ("an error in one process of 2", _with_an_error, "process 1 of 2 failed: ValueError"),
+        ("one of 2 never starts, --join_timeout=15", partial(_started_alone, only=0), "not all processes had joined"),
+        ("the first of 2 never starts, the same", partial(_started_alone, only=1), "not all processes had joined"),
+        ("a host that is unknown", partial(_started_alone, only=1, address="no-such-host.invalid:1234"), "HOST:PORT"),
+    ):
+        job = start(folder / str(len(found)))
+        seconds, printed = job.wait(), job.output()
+        told = sum(expected in text for text in printed.values())
         found.append(
-            {"case": name, "seconds": round(seconds, 1), "codes": job.codes(), "said": last, "stack_traces": traces}
-        )
+            {"what": what, "seconds": round(seconds, 1), "codes": job.codes(), "told": told, "of": 1, "same": "",
+             "printed": printed}
+        )  # fmt: skip
     return found
+
+
+def _started_alone(workdir: Path, **options: Any) -> Job:
+    return Job(workdir, 2, "--join_timeout=15", **options)
 
 
 def _with_an_error(workdir: Path) -> Job:
@@ -151,7 +155,7 @@ def _with_an_error(workdir: Path) -> Job:
 def main(options: flags.FlagValues, _: list[str]) -> None:
     """Prints a table, and writes the figures."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it, and so would the runs
-    rows = []
+    found = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for count in map(int, options.counts):
@@ -162,30 +166,15 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
                 raise RuntimeError(f"the undisturbed run failed: {whole.output()}")
             for sent in options.signals:
                 for victim in (0, count - 1):
-                    rows.append(disturbed(folder, count, sent, victim, undisturbed))
-                    print(rows[-1], flush=True)
-        cases = mistakes(folder)
-    found = {"rows": rows, "mistakes": cases} | about(f"python benchmarks/reliability/{Path(__file__).name}")
-    if options.out:
-        files.write_atomically(Path(options.out), (json.dumps(found, indent=1) + "\n").encode())
-    print(table(found))
-
-
-def table(found: dict[str, Any]) -> str:
-    """The figures as Markdown."""
-    columns = (
-        "processes | signal | to | seconds until all ended | exit codes | others that said why | same bits in the end"
-    )
-    lines = [f"| {columns} |", "|---" * 7 + "|"]
-    for r in found["rows"]:
-        codes = ", ".join(str(code) for code in r["codes"].values())
-        told, same = f"{r['told']} of {r['others']}", "yes" if r["same_bits"] else "NO"
-        lines.append(f"| {r['processes']} | {r['signal']} | {r['to']} | {r['seconds']} | {codes} | {told} | {same} |")
-    lines += ["", "| case | seconds | exit codes | the last line of each |", "|---|---|---|---|"]
-    for case in found["mistakes"]:
-        codes, said = (", ".join(map(str, case[key].values())) for key in ("codes", "said"))
-        lines.append(f"| {case['case']} | {case['seconds']} | {codes} | {said} |")
-    return "\n".join(lines)
+                    found.append(disturbed(folder, count, sent, victim, undisturbed))
+                    print(found[-1], file=sys.stderr, flush=True)
+        found += mistakes(folder)
+    traces = sum("stack trace" in t or "Traceback" in t for case in found for t in case["printed"].values())
+    rows = [
+        [c["what"], c["seconds"], ", ".join(map(str, c["codes"].values())), f"{c['told']} of {c['of']}", c["same"]]
+        for c in found
+    ]
+    results.report(COLUMNS, rows, options.out, stack_traces=traces)
 
 
 if __name__ == "__main__":

@@ -34,9 +34,10 @@ def report(
       seed: of what was drawn.
       more: further content of the file.
     """
-    script = Path(sys.argv[0])
+    module = sys.modules["__main__"].__spec__  # run by python -m
+    program = ["-m", module.name] if module else [str(Path(*Path(sys.argv[0]).resolve().parts[-3:]))]
     found = {
-        "command": shlex.join(["python", str(Path(*script.resolve().parts[-3:])), *sys.argv[1:]]),
+        "command": shlex.join(["python", *program, *sys.argv[1:]]),
         "seed": seed,
         "hardware": {"cpu": _cpu(), "cores": os.cpu_count(), "machine": platform.machine()},
         "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in _PACKAGES},

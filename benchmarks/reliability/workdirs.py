@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
-from robust_jax.evaluation.measure import versions
 from robust_jax.workdir import runs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,8 +42,3 @@ def same_end(one: Path, other: Path) -> bool:
     )
     untimed = [[{k: v for k, v in m.items() if k != "steps_per_second"} for m in metrics(w)] for w in (one, other)]
     return same and untimed[0] == untimed[1]
-
-
-def about(command: str) -> dict[str, Any]:
-    """What figures come from."""
-    return {"command": command, "versions": versions(), "hardware": f"{os.cpu_count()} CPU cores"}
