@@ -27,6 +27,9 @@ from robust_jax.spaces.per_example import example_keys
 from robust_jax.spaces.perturbations import Images
 from robust_jax.spaces.threat_models import ThreatModel
 
+_PAIRS = 2**22
+"""Pairs of pixels that `jsma` scores at once per image: all of them up to 2,048 pixels, in blocks above."""
+
 
 def check_pixelwise(name: str, threat: ThreatModel) -> None:
     """Raises ValueError, beginning with ``name``, unless each pixel has an interval of its own."""
@@ -126,11 +129,27 @@ def _salient_pair(example: tuple[Array, Array, Array]) -> tuple[Float[Array, ""]
     n = len(a)
     if n < 2:
         return jnp.zeros((), a.dtype), jnp.zeros(2, int)
-    both_a, both_b = (v[:, None] + v for v in (a, b))
-    allowed = free[:, None] & free & (jnp.arange(n)[:, None] < jnp.arange(n)) & (both_a > 0) & (both_b > 0)
-    score = jnp.where(allowed, both_a * both_b, 0).reshape(-1)
-    best = score.argmax()
-    return score[best], jnp.stack([best // n, best % n])
+    rows = min(max(_PAIRS // n, 1), n)
+
+    def best_of_rows(first: Array | int) -> tuple[Array, Array]:
+        """The same for p from ``first`` on, ``rows`` of them."""
+        p, q = first + jnp.arange(rows), jnp.arange(n)
+        at = jnp.minimum(p, n - 1)  # the last rows may lie beyond the end
+        both_a, both_b = (v[at][:, None] + v for v in (a, b))
+        allowed = free[at][:, None] & free & (p[:, None] < q) & (both_a > 0) & (both_b > 0)
+        score = jnp.where(allowed, both_a * both_b, 0).reshape(-1)
+        best = score.argmax()
+        return score[best], jnp.stack([first + best // n, best % n])
+
+    if rows == n:
+        return best_of_rows(0)
+
+    def better(found: tuple[Array, Array], first: Array) -> tuple[tuple[Array, Array], None]:
+        new = best_of_rows(first)
+        return jax.tree.map(partial(jnp.where, new[0] > found[0]), new, found), None
+
+    nothing = (jnp.zeros((), a.dtype), jnp.zeros(2, int))
+    return jax.lax.scan(better, nothing, jnp.arange(0, n, rows))[0]
 
 
 def _pointwise_cost(o: SimpleNamespace, problem: Problem) -> Cost:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from properties import KEY, THREATS, check_properties, check_result, net, sample
-from robust_jax.attacks import ATTACKS, jsma, pointwise
+from robust_jax.attacks import ATTACKS, jsma, pointwise, sparse
 from robust_jax.spaces.threat_models import ThreatModel
 from simple_models import Linear
 
@@ -78,6 +78,26 @@ def test_jsma_follows_an_independent_implementation(targeted):
     for i in np.flatnonzero(result.success):
         expected = follow(model, images[i], labels[i], targets[i], 16, targeted)
         np.testing.assert_allclose(np.asarray(result.images[i]).ravel(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 24])
+def test_the_salient_pair_is_the_same_in_blocks(monkeypatch, rows):
+    for seed in range(5):
+        draw = np.random.default_rng(seed)
+        a, b = (jnp.asarray(draw.integers(-4, 5, 24), jnp.float32) for _ in range(2))  # many ties
+        example = a, b, jnp.asarray(draw.random(24) < 0.8)
+        whole = sparse._salient_pair(example)
+        monkeypatch.setattr(sparse, "_PAIRS", 24 * rows)
+        in_blocks = sparse._salient_pair(example)
+        monkeypatch.undo()
+        assert whole[0] == in_blocks[0] and (whole[1] == in_blocks[1]).all()
+
+
+def test_jsma_at_the_size_of_imagenet_scores_pairs_in_blocks():
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    run = jax.jit(partial(jsma, lambda x: x.mean((1, 2)), threat=ThreatModel("additive", "linf", 1.0), key=KEY))
+    compiled = run.lower(images, labels=jax.ShapeDtypeStruct((1,), int)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 2**30
 
 
 def test_jsma_changes_at_most_the_allowed_number_each_at_most_by_the_radius():
