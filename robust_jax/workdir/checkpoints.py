@@ -124,12 +124,15 @@ class Checkpoints:
     def resume(self, template: Any) -> Restored | None:
         """The checkpoint to go on from, or None if there is none: the newest intact one of `KINDS`, in this order.
 
-        Damaged ones that are newer are moved to ``checkpoints/damaged``. In a multi-host run process 0 chooses.
+        Damaged ones that are newer, or of another kind, where the next one would replace them, are moved to
+        ``checkpoints/damaged``. In a multi-host run process 0 chooses.
 
         Raises:
           CheckpointError: if there are checkpoints and all of them are damaged.
         """
         found, damaged = self._search(KINDS, template) if parallel.is_main() else (None, {})
+        if found and found.kind == KINDS[0]:
+            damaged |= self._search(KINDS[1:], template)[1]
         chosen = {"kind": -1.0 if found is None else float(KINDS.index(found.kind)), "damaged": float(len(damaged)),
                   "step": 0.0 if found is None else float(found.step)}  # fmt: skip
         chosen = parallel.agreed(chosen)

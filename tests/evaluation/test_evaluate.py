@@ -29,8 +29,8 @@ def test_two_workdirs_leave_everything_the_design_lists(workdirs, capsys):
         report = json.loads((folder / "evaluation.json").read_text())
         assert report == json.loads(json.dumps(reports[str(folder)]))
         assert set(report) == {
-            "clean", "attacks", "worst_case", "split", "checkpoint_step", "batch_norm", "precision", "warnings",
-            "versions", "seed", "checks",
+            "clean", "attacks", "worst_case", "split", "checkpoint_step", "batch_norm", "precision", "class_names",
+            "warnings", "versions", "seed", "checks",
         }  # fmt: skip
         assert (report["split"], report["checkpoint_step"], report["batch_norm"]) == ("test", 7, "none")
         assert (report["precision"], report["seed"], report["warnings"]) == ("float32", 0, [])
@@ -116,7 +116,7 @@ def test_signs_of_the_users_own_are_among_the_warnings(workdirs, tmp_path, monke
         (("my_signs:absent",), "evaluation.signs='my_signs:absent'.*absent"),
         (("my_signs:no_sign",), "evaluation.signs='my_signs:no_sign' is no sign.*masking.sign.*'outcomes'"),
         (("blackbox",), "evaluation.signs='blackbox'.*Did you mean 'black_box'"),
-        ("my_signs:weak", "give a tuple"),
+        ("my_signs:weak", "signs must be a tuple or list"),
     ):
         with pytest.raises(ValueError, match=message):
             evaluate(workdirs[1], attacks, signs=signs)
@@ -234,9 +234,9 @@ def test_errors(workdirs):
     for given, message in (
         (dict(seed=2**32), "seed=4294967296 must be at most 4294967295"),
         (dict(seed=-1), "seed=-1 must be at least 0"),
-        (dict(limit="many"), "limit='many' must be a whole number"),
-        (dict(batch_size=2.5), "batch_size=2.5 must be a whole number"),
-        (dict(signs=3), "signs=3: give a tuple"),
+        (dict(limit="many"), "limit must be a whole number or None, got 'many'"),
+        (dict(batch_size=2.5), "batch_size must be a whole number or None, got 2.5"),
+        (dict(signs=3), "signs must be a tuple or list"),
     ):
         with pytest.raises(ValueError, match=message):
             evaluate(workdirs, **given)

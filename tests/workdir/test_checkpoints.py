@@ -227,6 +227,17 @@ def test_a_damaged_checkpoint_is_told_moved_aside_and_the_one_before_it_restored
     assert len(caplog.messages) == 2
 
 
+def test_a_damaged_best_is_moved_aside_before_the_next_best_would_replace_it(good, tmp_path, caplog):
+    shutil.copytree(good, tmp_path, dirs_exist_ok=True)
+    best = tmp_path / "checkpoints" / "best" / "30"
+    emptied(best)
+    with checkpoints.opened(tmp_path) as saved:
+        assert saved.resume(state()).step == 40
+        saved.save("best", 45, numbered(45))
+    assert (tmp_path / "checkpoints" / "damaged" / "best_30").is_dir()
+    assert f"{best} is damaged" in caplog.text and "going on from" in caplog.text
+
+
 def test_an_empty_later_step_does_not_hide_a_good_one(good, tmp_path):
     shutil.copytree(good, tmp_path, dirs_exist_ok=True)
     (tmp_path / "checkpoints" / "latest" / "999").mkdir()
