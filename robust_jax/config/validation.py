@@ -33,7 +33,7 @@ from robust_jax.config.optimizers import OF_STEP, make_optimizer, make_schedule
 from robust_jax.config.values import number
 from robust_jax.data.augment import augment, resize_images
 from robust_jax.data.known import IMAGE_SHAPES
-from robust_jax.extensions import check_name, choose, find
+from robust_jax.extensions import FILES, check_name, choose, find
 from robust_jax.models import MODELS
 from robust_jax.objectives.objective import make_objective
 from robust_jax.objectives.points import POINTS
@@ -195,8 +195,9 @@ def _check_values(config: Mapping[str, Any]) -> None:
     for path in ("schedule.boundaries", "evaluation.signs"):
         if not isinstance(_at(config, path), tuple | list):
             raise ValueError(f"{path}={_at(config, path)!r}: give a tuple.")
-    if not config["data"]["name"].strip() or ".." in config["data"]["name"]:
-        raise ValueError(f"data.name={config['data']['name']!r} is no name of a dataset.")
+    dataset = config["data"]["name"]
+    if not dataset.strip() or ".." in dataset and dataset.partition(":")[0] not in FILES:
+        raise ValueError(f"data.name={dataset!r} is no name of a dataset.")
     if not all(isinstance(name, str) for name in config["model"]["options"]):
         raise ValueError(f"model.options={config['model']['options']!r}: give names of the model's fields.")
     find("model.name", config["model"]["name"], MODELS)

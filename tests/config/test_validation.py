@@ -250,3 +250,14 @@ def test_an_attack_has_no_schedule():
     c.attacks.flow = dict(kind="pgd", perturbation="flow", radius=dict(start=0.0, end=1.0, epochs=1.0))
     with pytest.raises(ValueError, match="attacks.flow has schedules.*radius"):
         complete(c)
+
+
+def test_a_path_may_go_up_and_the_name_of_a_dataset_may_not():
+    for name in ("folder:../pets", "npz:../pets.npz"):
+        c = base(name)
+        c.terms.ce = dict(kind="cross_entropy")
+        assert complete(c).data.name == name
+    for name in ("../mnist", " "):
+        c.data.name = name
+        with pytest.raises(ValueError, match="is no name of a dataset"):
+            complete(c)
