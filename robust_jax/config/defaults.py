@@ -57,7 +57,10 @@ def nominal_shape(config: Mapping[str, Any]) -> tuple[tuple[int, int, int], int]
 
 
 def base(dataset: str = "digits", model: str = "digits_cnn") -> ConfigDict:
-    """Every key with its default; an experiment adds terms, points and attacks, and changes the keys that differ."""
+    """Every key with its default; an experiment adds terms, points and attacks, and changes the keys that differ.
+
+    It is one long table, so that all keys can be read in one place.
+    """
     mean, std = STATISTICS.get(dataset, ((0.0,), (1.0,)))
     return ConfigDict(
         {
