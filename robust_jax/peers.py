@@ -63,9 +63,9 @@ class Watch:
         self._failing.set()
         time.sleep(_VERDICT)
         first_line = (message.strip().splitlines() or ["an error"])[0][:300]
-        self._tell(f"failed {self._index} {first_line}")
-        self._finished.set()
+        self._finished.set()  # first: the others end as soon as they are told, which is no loss
         self._thread.join()
+        self._tell(f"failed {self._index} {first_line}")
         self._let_others_end()
 
     def _tell(self, line: str, but: int | None = None) -> None:

@@ -96,7 +96,7 @@ def test_the_salient_pair_is_the_same_in_blocks(monkeypatch, rows):
 def test_jsma_at_the_size_of_imagenet_scores_pairs_in_blocks():
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     run = jax.jit(partial(jsma, lambda x: x.mean((1, 2)), threat=ThreatModel("additive", "linf", 1.0), key=KEY))
-    compiled = run.lower(images, labels=jax.ShapeDtypeStruct((1,), int)).compile()
+    compiled = run.lower(images, labels=jax.ShapeDtypeStruct((1,), jnp.int32)).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 2**30
 
 
