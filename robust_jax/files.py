@@ -43,7 +43,7 @@ def plain(value: Any) -> Any:
 
 
 def printable(text: str) -> str:
-    """Text that a terminal shows as it is: control characters, such as escapes, are spelled out."""
+    """Text that a terminal shows unchanged: control characters, such as escapes, are spelled out."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 

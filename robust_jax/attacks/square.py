@@ -55,7 +55,7 @@ def square(
     the radius:
 
     - linf: one random sign per channel (for flows a shift of the square), or the opposite signs if the square has
-      these already; the start is vertical stripes of such signs.
+      these already; the start is vertical stripes of random signs.
     - l2inf: one random direction of length 1, likewise.
     - l1, l2 and other p (algorithm 3 of the paper, with l_p instead of l2): a bump, up in one half and down in the
       other, added to what the square contains; a second square gives it its share of ``‖δ‖_p^p``. The start tiles the

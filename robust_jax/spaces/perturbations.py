@@ -30,7 +30,7 @@ from robust_jax.signatures import check_arguments, checks_arguments, described, 
 
 Images = Float[Array, "b h w c"]
 Sigma = Annotated[Any, Range(least=0, tuples=True)]
-Delta = Any  # an array [B, ...], or for a composition a tuple of such
+Delta = Any  # an array [B, ...], or for a composition a tuple of these
 
 
 @dataclass(frozen=True)
