@@ -92,6 +92,12 @@ def _parts(name: str, data_dir: str | Path | None, options: Mapping[str, Any]) -
     _refuse_options(name, options, taken)
     given = {**options, "data_dir": data_dir}
     made = make(**{option: value for option, value in given.items() if option in taken})
+    _check_splits(name, made)
+    return made[0], made[1] if len(made) == 3 else None, made[-1]
+
+
+def _check_splits(name: str, made: Any) -> None:
+    """Raises ValueError unless a function returned two or three splits of one kind of images."""
     if not (isinstance(made, tuple) and len(made) in (2, 3) and all(isinstance(source, Source) for source in made)):
         kinds = [type(part).__name__ for part in made] if isinstance(made, tuple) else type(made).__name__
         raise ValueError(
@@ -101,7 +107,6 @@ def _parts(name: str, data_dir: str | Path | None, options: Mapping[str, Any]) -
     if len({(source.image_shape, source.num_classes) for source in made}) > 1 or not all(map(len, made)):
         was = ", ".join(f"{len(s)} images {list(s.image_shape)} of {s.num_classes} classes" for s in made)
         raise ValueError(f"data.name={name!r} returned {was}: all need images, of one shape and one set of classes.")
-    return made[0], made[1] if len(made) == 3 else None, made[-1]
 
 
 def _refuse_options(name: str, options: Mapping[str, Any], taken: Container[str]) -> None:
