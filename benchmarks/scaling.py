@@ -2,11 +2,11 @@
 
 python benchmarks/scaling.py [--rate=2e14] [--bandwidth=5e10]
 
-A step reduces once: gradients, metrics and BatchNorm statistics together, 4 bytes per parameter (tests/test_parallel.py
-counts the all-reduces of the compiled step). On n devices each sends and receives ``2 (n - 1) / n`` times these bytes,
-and waits ``2 log2(n)`` times for a message. Without overlap the efficiency is compute / (compute + reduction); it is
-better if XLA overlaps the reduction with the backward pass. Compute is the forward-equivalents of the step
-(3 plain, 6 FGR) at the rate that the flag gives: measure yours with steps.py.
+A step reduces once: gradients, metrics and BatchNorm statistics together, 4 bytes per parameter
+(tests/parallel/test_parallel.py counts the all-reduces of the compiled step). On n devices each sends and receives ``2
+(n - 1) / n`` times these bytes, and waits ``2 log2(n)`` times for a message. Without overlap the efficiency is compute
+/ (compute + reduction); it is better if XLA overlaps the reduction with the backward pass. Compute is the forward-
+equivalents of the step (3 plain, 6 FGR) at the rate that the flag gives: measure yours with steps.py.
 """
 
 from __future__ import annotations

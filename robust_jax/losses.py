@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from robust_jax.extensions import choose
 from robust_jax.options import Count
-from robust_jax.signatures import checks_arguments
+from robust_jax.options.signatures import checks_arguments
 
 
 @checks_arguments

@@ -91,7 +91,10 @@ def test_the_parts_of_contributing_train_and_evaluate(tmp_path):
     (tmp_path / "my_config.py").write_text(
         re.findall(r"^```python config\n(.*?)^```", text, re.DOTALL | re.MULTILINE)[0]
     )
-    for program, flags in (("train.py", ["--config=my_config.py", "--config.epochs=2"]), ("eval.py", [])):
+    for program, flags in (
+        ("train.py", ["--config=my_config.py", "--config.epochs=2"]),
+        ("eval.py", ["--trust=my_parts"]),
+    ):
         command = [sys.executable, ROOT / program, "--workdir=run", *flags]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

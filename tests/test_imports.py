@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "robust_jax"
 FLOORS = [
-    {"extensions", "files", "options", "parallel", "peers", "signatures"},
+    {"extensions", "files", "options", "parallel"},
     {"checks", "losses", "norms", "perturbations", "spaces", "threat_models"},
     {"attacks", "penalties"},
     {"objectives"},

@@ -20,7 +20,7 @@ from robust_jax.checks import check_images, check_threat, checked_logits
 from robust_jax.extensions import choose
 from robust_jax.losses import LossFn
 from robust_jax.options import Count, Length, NotNegative, Range
-from robust_jax.signatures import described, is_float_array
+from robust_jax.options.hints import described, is_float_array
 from robust_jax.spaces import threat_models
 from robust_jax.spaces.perturbations import Delta, Images
 from robust_jax.spaces.threat_models import ThreatModel

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Key
 from robust_jax.attacks.result import LogitsFn
 from robust_jax.extensions import choose
 from robust_jax.options import Count
-from robust_jax.signatures import checks_arguments
+from robust_jax.options.signatures import checks_arguments
 from robust_jax.spaces.perturbations import Images
 
 MEANS = ("probabilities", "logits")

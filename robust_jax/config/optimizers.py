@@ -11,7 +11,7 @@ import optax
 
 from robust_jax.extensions import choose
 from robust_jax.options import NotNegative, Positive, Range
-from robust_jax.signatures import checks_arguments
+from robust_jax.options.signatures import checks_arguments
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 OF_STEP = ("ema", "adversarial_weights")  # keys of a config's optimizer that the training step takes

@@ -39,7 +39,7 @@ from robust_jax.objectives.objective import make_objective
 from robust_jax.objectives.points import POINTS
 from robust_jax.objectives.terms import TERMS, every_term
 from robust_jax.options import REQUIRED, Option, function_of, options_of, with_path
-from robust_jax.signatures import described
+from robust_jax.options.hints import described
 
 __all__ = ["KINDS", "SPLITS", "check", "complete", "number", "option_at"]
 

@@ -85,30 +85,36 @@ def folder(
         file that is no image; names the file or folder. A file that is damaged further on, when it is read.
     """
     root = _found(path, data_dir)
-    splits = {split: root / name for split, names in _SPLITS.items() for name in names if (root / name).is_dir()}
-    if "train" not in splits:
-        if splits:
-            raise ValueError(f"{root} has {[p.name for p in splits.values()]}, and no folder train.")
-        splits = {"train": root}
-    files = {split: _classes(where) for split, where in splits.items()}
+    folders = _split_folders(root)
+    files = {split: _classes(where) for split, where in folders.items()}
     names = list(files["train"])
     for split, found in files.items():
-        if list(found) != names:
-            odd = sorted({*found} ^ {*names})
-            raise ValueError(f"{splits[split]} and {splits['train']} differ in the classes {odd}: both need the same.")
+        if odd := sorted({*found} ^ {*names}):
+            raise ValueError(
+                f"{folders[split]} and {folders['train']} differ in the classes {odd}: both need the same."
+            )
     heads = {split: [(f, *_head(f)) for f, _ in _labelled(found)] for split, found in files.items()}
     channels = 1 if all(grey for _, _, grey in heads["train"]) else 3
     every = [(file, shape) for rows in heads.values() for file, shape, _ in rows]
     height, width = (size, size) if size else pixels.one_shape(every)
-    made = {}
-    for split, found in files.items():
-        examples = _labelled(found)
 
-        def decode(ids: np.ndarray, examples: Sequence[tuple[Path, int]] = examples) -> list[tuple[np.ndarray, int]]:
+    def source(split: str) -> Source:
+        examples = _labelled(files[split])
+
+        def decode(ids: np.ndarray) -> list[tuple[np.ndarray, int]]:
             return [(_read(examples[i][0], channels, size, resize), examples[i][1]) for i in ids]
 
-        made[split] = Source(f"{root}/{split}", len(examples), (height, width, channels), len(names), decode, names)
-    return _with_test(made, test)
+        return Source(f"{root}/{split}", len(examples), (height, width, channels), len(names), decode, names)
+
+    return _with_test({split: source(split) for split in files}, test)
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    """The folder of each split; without such folders, `root` is the training split."""
+    splits = {split: root / name for split, names in _SPLITS.items() for name in names if (root / name).is_dir()}
+    if splits and "train" not in splits:
+        raise ValueError(f"{root} has {[p.name for p in splits.values()]}, and no folder train.")
+    return splits or {"train": root}
 
 
 def _found(path: str, data_dir: str | Path | None) -> Path:

@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Bool
 
-from robust_jax.signatures import described
+from robust_jax.options.hints import described
 
 Batch = Mapping[str, Any]
 Rows = dict[str, np.ndarray]

@@ -15,7 +15,7 @@ from matplotlib.ticker import PercentFormatter
 
 from robust_jax.evaluation.pictures import MUTED, Target
 from robust_jax.options import Range
-from robust_jax.signatures import checks_arguments
+from robust_jax.options.signatures import checks_arguments
 
 # Okabe and Ito's colours: distinct for colour-blind readers and in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -23,7 +23,7 @@ from typing import Any
 
 from robust_jax.extensions import choose
 from robust_jax.files import folder_name
-from robust_jax.signatures import checks_arguments
+from robust_jax.options.signatures import checks_arguments
 
 
 @checks_arguments

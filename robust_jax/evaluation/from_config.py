@@ -10,7 +10,7 @@ from robust_jax import models, parallel
 from robust_jax.config.build import build_attack
 from robust_jax.evaluation.attack import Attack, Source
 from robust_jax.options import with_path
-from robust_jax.signatures import checks_arguments
+from robust_jax.options.signatures import checks_arguments
 from robust_jax.workdir import runs
 
 

@@ -24,7 +24,7 @@ from robust_jax.checks import checked_logits
 from robust_jax.evaluation import signs as package
 from robust_jax.evaluation.outcomes import PerExample
 from robust_jax.evaluation.signs.define import NEEDS, Look, Sign, sign
-from robust_jax.signatures import checks_arguments
+from robust_jax.options.signatures import checks_arguments
 from robust_jax.spaces.perturbations import Images
 
 __all__ = ["Look", "Sign", "compare", "find", "glance", "probe", "sign", "signs"]

@@ -33,7 +33,7 @@ from robust_jax.checks import check_attack_name, check_batch
 from robust_jax.evaluation.attack import Attack
 from robust_jax.evaluation.batching import Batch, Rows, in_parts, selected, with_ids_and_masks
 from robust_jax.evaluation.outcomes import Outcome, PerExample, contradiction
-from robust_jax.signatures import checks_arguments
+from robust_jax.options.signatures import checks_arguments
 from robust_jax.spaces import threat_models
 from robust_jax.spaces.per_example import check_key
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool
 
-from robust_jax.signatures import checks_arguments
+from robust_jax.options.signatures import checks_arguments
 
 
 @checks_arguments

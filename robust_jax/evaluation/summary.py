@@ -13,7 +13,7 @@ from robust_jax.evaluation import masking
 from robust_jax.evaluation.outcomes import Outcome, PerExample
 from robust_jax.evaluation.statistics import significant_lead, wilson_interval
 from robust_jax.files import plain
-from robust_jax.signatures import checks_arguments
+from robust_jax.options.signatures import checks_arguments
 from robust_jax.spaces import threat_models
 
 BALL, BOX = 1.0001, 1e-5

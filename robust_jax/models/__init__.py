@@ -22,7 +22,7 @@ from robust_jax.models.small_cnn import SmallCNN
 from robust_jax.models.torch_weights import from_torch, to_torch
 from robust_jax.models.vgg import VGG
 from robust_jax.options import Range
-from robust_jax.signatures import check_arguments, checks_arguments
+from robust_jax.options.signatures import check_arguments, checks_arguments
 
 __all__ = [
     "MODELS", "BoundModel", "DigitsCNN", "MLP", "MaxoutCIFAR", "MaxoutCNN", "MaxoutMLP", "PreActResNet", "ResNet",

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from robust_jax.signatures import checks_arguments
+from robust_jax.options.signatures import checks_arguments
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["variables"], meta_fields=["model"])

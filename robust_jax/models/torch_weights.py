@@ -18,7 +18,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from robust_jax.options import Count
-from robust_jax.signatures import checks_arguments
+from robust_jax.options.signatures import checks_arguments
 
 # Collection and name of a flax leaf, and its name in PyTorch.
 _DENSE = {("params", "kernel"): "weight", ("params", "bias"): "bias"}

@@ -32,7 +32,7 @@ from robust_jax.objectives.define import classifies, memory_of
 from robust_jax.objectives.points import POINTS, Examples, Keys, Labels, Model, Point
 from robust_jax.objectives.terms import TERMS, PerExample, PointOutput, every_term
 from robust_jax.options import SCHEDULE, arguments, arguments_of, check_options, function_of, options_of, with_path
-from robust_jax.signatures import checks_arguments
+from robust_jax.options.signatures import checks_arguments
 from robust_jax.spaces import per_example
 from robust_jax.spaces.perturbations import Images
 

@@ -32,7 +32,7 @@ from jaxtyping import Array, Float
 from robust_jax.checks import check_images, check_layout, check_threat, checked_losses
 from robust_jax.extensions import choose
 from robust_jax.options import Positive, Range
-from robust_jax.signatures import checks_arguments
+from robust_jax.options.signatures import checks_arguments
 from robust_jax.spaces import norms, perturbations, registry, threat_models
 from robust_jax.spaces.per_example import value_and_gradient
 from robust_jax.spaces.perturbations import Delta, Images, Perturbation

@@ -17,7 +17,7 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from robust_jax.options import Convert, Positive
-from robust_jax.signatures import checks_arguments
+from robust_jax.options.signatures import checks_arguments
 
 _NAMED = {"l1": 1.0, "l2": 2.0, "linf": math.inf}
 _VECTOR = {"l2inf": "l21", "l21": "l2inf"}

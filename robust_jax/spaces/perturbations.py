@@ -26,7 +26,8 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from robust_jax.options import Range
-from robust_jax.signatures import check_arguments, checks_arguments, described, is_float_array
+from robust_jax.options.hints import described, is_float_array
+from robust_jax.options.signatures import check_arguments, checks_arguments
 
 Images = Float[Array, "b h w c"]
 Sigma = Annotated[Any, Range(least=0, tuples=True)]

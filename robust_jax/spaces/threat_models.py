@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from robust_jax.options import Range, Spread
-from robust_jax.signatures import checks_arguments, described, is_float_array
+from robust_jax.options.hints import described, is_float_array
+from robust_jax.options.signatures import checks_arguments
 from robust_jax.spaces import norms, per_example, perturbations, registry
 from robust_jax.spaces.perturbations import Delta, Images, Perturbation
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from robust_jax.options import Range
-from robust_jax.signatures import checks_arguments
+from robust_jax.options.signatures import checks_arguments
 
 Sides = Annotated[Any, Range(least=1, tuples=True)]
 

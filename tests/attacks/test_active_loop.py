@@ -39,7 +39,7 @@ LIFES = np.random.default_rng(0).permutation(np.r_[np.zeros(10), np.full(30, 1),
 @pytest.mark.parametrize("devices, chunk", [(1, 25), (1, 30), (1, 100), (5, 25)])
 def test_each_example_stops_at_its_own_step_and_only_active_ones_are_computed(steps, devices, chunk, monkeypatch):
     monkeypatch.setattr(jax, "local_device_count", lambda: devices)
-    monkeypatch.setattr(parallel, "CHUNK_ON_CPU", chunk // devices)
+    monkeypatch.setattr(parallel.devices, "CHUNK_ON_CPU", chunk // devices)
     computed = []
 
     def body(done, life, count):
@@ -63,7 +63,7 @@ def test_each_device_goes_on_with_its_own():
 
 
 def test_nothing_is_computed_where_none_is_active(monkeypatch):
-    monkeypatch.setattr(parallel, "CHUNK_ON_CPU", 4)
+    monkeypatch.setattr(parallel.devices, "CHUNK_ON_CPU", 4)
     computed = []
 
     def body(step, fixed, state):
@@ -142,9 +142,9 @@ def examples():
 def test_attacks_find_the_same_in_chunks(case, monkeypatch):
     attack, threat = CASES[case]
     model, images, labels = examples()
-    monkeypatch.setattr(parallel, "CHUNK_ON_CPU", 16)
+    monkeypatch.setattr(parallel.devices, "CHUNK_ON_CPU", 16)
     chunks = jax.jit(attack)(model, images, labels, threat, key=KEY)
-    monkeypatch.setattr(parallel, "CHUNK_ON_CPU", 80)
+    monkeypatch.setattr(parallel.devices, "CHUNK_ON_CPU", 80)
     whole = jax.jit(lambda *args: attack(*args, key=KEY))(model, images, labels, threat)
     assert 20 < whole.success.sum() < 80
     np.testing.assert_array_equal(chunks.success, whole.success)
@@ -167,7 +167,7 @@ def test_stopping_early_breaks_the_same_images_in_less_time(case, monkeypatch):
     model, images, right = examples()
     # The first ten succeed as they are.
     labels = (right.at[10:] if case == "targeted" else right.at[:10]).add(1) % 3
-    monkeypatch.setattr(parallel, "CHUNK_ON_CPU", 8)
+    monkeypatch.setattr(parallel.devices, "CHUNK_ON_CPU", 8)
     seen = []
 
     def counted(images):

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from robust_jax import peers
+from robust_jax.parallel import peers
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from robust_jax.options import Count, Fraction
-from robust_jax.signatures import checks_arguments
+from robust_jax.options.signatures import checks_arguments
 
 
 @checks_arguments

@@ -1,0 +1,28 @@
+"""Devices and hosts: the only package that asks which there are, and how many."""
+
+from robust_jax.parallel.devices import (
+    AXIS,
+    check_batch_size,
+    device_count,
+    device_kind,
+    each,
+    everywhere,
+    examples_at_a_time,
+    first,
+    loop,
+    mean,
+    on_cpu,
+    pieces,
+    pmap,
+    replicate,
+    resident,
+    shard,
+    spread,
+)
+from robust_jax.parallel.hosts import agreed, agreed_to_stop, has_peers, host, initialize, is_main, leave, watched
+
+__all__ = [
+    "AXIS", "agreed", "agreed_to_stop", "check_batch_size", "device_count", "device_kind", "each", "everywhere",
+    "examples_at_a_time", "first", "has_peers", "host", "initialize", "is_main", "leave", "loop", "mean", "on_cpu",
+    "pieces", "pmap", "replicate", "resident", "shard", "spread", "watched",
+]  # fmt: skip
