@@ -8,10 +8,9 @@ import numpy as np
 
 from robust_jax import losses
 from robust_jax.models import bind
-from robust_jax.spaces import threat_models
 from robust_jax.spaces.per_example import example_keys
 from robust_jax.spaces.threat_models import ThreatModel
-from simple_models import Net
+from simple_models import Net, initial, measured
 
 KEY = jax.random.key(0)
 SHAPE = (6, 4, 4, 2)
@@ -19,7 +18,7 @@ SHAPE = (6, 4, 4, 2)
 
 def net(scale=1.0, seed=0):
     """`Net` with all its weights multiplied; a pytree, so that NaN or huge weights need no compilation."""
-    variables = Net().init(jax.random.key(seed), jnp.zeros((1, *SHAPE[1:])))
+    variables = initial(SHAPE, seed)
     return bind(Net(), jax.tree.map(lambda v: v * scale, variables))
 
 
@@ -38,11 +37,7 @@ def smooth(size=8, seed=0, count=6):
     return jnp.asarray(0.5 + 0.45 * np.stack(waves)[..., None], jnp.float32)
 
 
-def measured(threat, images, delta):
-    return threat_models.size(threat, delta), jnp.clip(threat.perturbation.apply(images, delta), 0, 1)
-
-
-def check_result(model, result, images, threat, labels, targeted=False, minimal=False, measured=measured):
+def check_result(model, result, images, threat, labels, targeted=False, minimal=False):
     for leaf in jax.tree.leaves((result.images, result.delta)):
         assert np.isfinite(leaf).all()
     size, said = measured(threat, images, result.delta)

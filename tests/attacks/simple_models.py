@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from robust_jax.spaces import threat_models
 
 
 @jax.tree_util.register_pytree_node_class
@@ -33,6 +37,19 @@ class Net(nn.Module):
     @nn.compact
     def __call__(self, x, train=False):
         return nn.Dense(self.classes)(nn.tanh(nn.Dense(16)(x.reshape(len(x), -1) * 4)))
+
+
+# Operation by operation these two would compile some twenty small programs for every shape and space.
+@partial(jax.jit, static_argnames="shape")
+def initial(shape, seed=0):
+    """The variables of a `Net` of three classes for images of some shape."""
+    return Net().init(jax.random.key(seed), jnp.zeros((1, *shape[1:])))
+
+
+@jax.jit
+def measured(threat, images, delta):
+    """The size of δ and the images that it makes."""
+    return threat_models.size(threat, delta), jnp.clip(threat.perturbation.apply(images, delta), 0, 1)
 
 
 def times(model, factor, count=6):

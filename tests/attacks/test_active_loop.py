@@ -27,7 +27,7 @@ from robust_jax.attacks import (
 from robust_jax.attacks.active_loop import while_active
 from robust_jax.models import bind
 from robust_jax.spaces.threat_models import ThreatModel
-from simple_models import Net
+from simple_models import Net, initial
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -133,7 +133,7 @@ CASES = {
 
 def examples():
     """A model, 80 images, and the labels that it gives them."""
-    model = bind(Net(), Net().init(KEY, jnp.zeros((1, 4, 4, 2))))
+    model = bind(Net(), initial((1, 4, 4, 2)))
     images = jnp.asarray(np.random.default_rng(1).uniform(size=(80, 4, 4, 2)), jnp.float32)
     return model, images, model(images).argmax(-1)
 

@@ -11,7 +11,7 @@ from robust_jax.attacks.apgd_steps import checkpoints, project_l1
 from robust_jax.models import bind
 from robust_jax.spaces.per_example import example_keys
 from robust_jax.spaces.threat_models import ThreatModel
-from simple_models import Linear, Net, times
+from simple_models import Linear, Net, initial, times
 from test_pgd import BOX_RADII, THREATS, best_gain, check_result, margin_direction
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -34,7 +34,7 @@ def linear(classes=2, seed=0):
 
 
 def net(seed=0, factor=1.0):
-    variables = Net().init(jax.random.key(seed), jnp.zeros((1, *SHAPE[1:])))
+    variables = initial(SHAPE, seed)
     variables["params"]["Dense_0"]["kernel"] *= factor
     return bind(Net(), variables)
 

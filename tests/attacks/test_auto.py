@@ -14,7 +14,7 @@ from robust_jax.models import bind
 from robust_jax.spaces import threat_models
 from robust_jax.spaces.per_example import example_keys, fold_keys
 from robust_jax.spaces.threat_models import ThreatModel
-from simple_models import Linear, Net
+from simple_models import Linear, Net, initial
 from test_deepfool import exact_distances
 from test_pgd import check_result
 
@@ -28,7 +28,7 @@ attack = jax.jit(auto_attack, static_argnames=("version", "steps", "queries"))
 
 
 def net(seed=0, factor=1.0):
-    variables = Net().init(jax.random.key(seed), jnp.zeros((1, *SHAPE[1:])))
+    variables = initial(SHAPE, seed)
     variables["params"]["Dense_0"]["kernel"] *= factor
     return bind(Net(), variables)
 

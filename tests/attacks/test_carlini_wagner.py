@@ -10,7 +10,7 @@ from robust_jax.attacks import carlini_wagner
 from robust_jax.models import bind
 from robust_jax.spaces import threat_models
 from robust_jax.spaces.threat_models import ThreatModel
-from simple_models import Net
+from simple_models import Net, initial
 from test_deepfool import linear, sample
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -35,7 +35,7 @@ def test_confidence():
 def test_no_farther_than_foolbox():
     foolbox = pytest.importorskip("foolbox")
     images = sample(-0.2, 1.2)
-    model = bind(Net(), Net().init(jax.random.key(0), jnp.zeros((1, *images.shape[1:]))))
+    model = bind(Net(), initial(images.shape))
     labels = model(images).argmax(-1)
     peer = foolbox.attacks.L2CarliniWagnerAttack(
         binary_search_steps=2, steps=40, stepsize=0.1, initial_const=1.0, abort_early=False

@@ -9,7 +9,7 @@ from robust_jax.attacks import ddn
 from robust_jax.models import bind
 from robust_jax.spaces import threat_models
 from robust_jax.spaces.threat_models import ThreatModel
-from simple_models import Net
+from simple_models import Net, initial
 from test_deepfool import linear, sample
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -20,7 +20,7 @@ KEY = jax.random.key(0)
 def test_no_farther_than_foolbox():
     foolbox = pytest.importorskip("foolbox")
     images = jnp.concatenate([sample(-0.2, 1.2, seed) for seed in range(3)])
-    model = bind(Net(), Net().init(jax.random.key(0), jnp.zeros((1, *images.shape[1:]))))
+    model = bind(Net(), initial(images.shape))
     labels = model(images).argmax(-1)
     wrapped = foolbox.JAXModel(jax.jit(lambda x: model(x)), bounds=(0, 1))
     theirs = foolbox.attacks.DDNAttack(steps=50)(wrapped, images, labels, epsilons=None)[1]

@@ -18,7 +18,7 @@ from robust_jax.spaces import threat_models
 from robust_jax.spaces.flow import flow
 from robust_jax.spaces.threat_models import ThreatModel
 from robust_jax.spaces.warping import differences
-from simple_models import Linear, Net
+from simple_models import Linear, Net, initial
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -28,7 +28,7 @@ quick = partial(stadv, steps=15)
 
 def trained(images, labels):
     """`Net` on smooth images, with weights that separate them by a little."""
-    variables = Net().init(jax.random.key(0), images[:1])
+    variables = initial(images.shape)
     loss = lambda v: losses.cross_entropy(Net().apply(v, images), labels).sum()  # noqa: E731
     step = jax.jit(lambda v: jax.tree.map(lambda p, g: p - 0.01 * g, v, jax.grad(loss)(v)))
     for _ in range(60):

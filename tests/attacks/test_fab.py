@@ -12,7 +12,7 @@ from robust_jax.models import bind
 from robust_jax.spaces import threat_models
 from robust_jax.spaces.per_example import example_keys, inner
 from robust_jax.spaces.threat_models import ThreatModel
-from simple_models import Linear, Net, times
+from simple_models import Linear, Net, initial, times
 from test_deepfool import THREATS, check_result, exact_distances
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -32,7 +32,7 @@ def linear(classes, seed=0):
 
 
 def net(factor=1.0):
-    variables = Net().init(jax.random.key(0), jnp.zeros((1, *SHAPE[1:])))
+    variables = initial(SHAPE)
     variables["params"]["Dense_0"]["kernel"] *= factor
     return bind(Net(), variables)
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,12 +12,11 @@ from scipy.optimize import linprog
 from robust_jax import losses
 from robust_jax.attacks import fgsm, pgd
 from robust_jax.models import bind, create
-from robust_jax.spaces import threat_models
 from robust_jax.spaces.per_example import example_keys
 from robust_jax.spaces.perturbations import Perturbation
 from robust_jax.spaces.threat_models import ThreatModel
 from robust_jax.spaces.warping import warp
-from simple_models import Linear, times
+from simple_models import Linear, Net, initial, measured, times
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -83,9 +81,9 @@ def best_gain(g, x, norm, radius):
 
 
 def check_result(model, result, images, threat, labels, targeted=False):
-    assert (threat_models.size(threat, result.delta) <= 1.0001).all()
+    size, said = measured(threat, images, result.delta)
+    assert (size <= 1.0001).all()
     assert (result.images >= 0).all() and (result.images <= 1).all()
-    said = jnp.clip(threat.perturbation.apply(images, result.delta), 0, 1)
     np.testing.assert_allclose(result.images, said, atol=1e-6)
     right = losses.predicted(model(result.images)) == labels
     np.testing.assert_array_equal(result.success, right if targeted else ~right)
@@ -199,14 +197,8 @@ def test_reaches_the_optimum_over_flows_of_a_plane(norm, dual):
     check_result(logits_fn, result, images, both, labels)
 
 
-class Net(nn.Module):
-    @nn.compact
-    def __call__(self, x, train=False):
-        return nn.Dense(3)(nn.tanh(nn.Dense(16)(x.reshape(len(x), -1) * 4)))
-
-
 def net(seed=0):
-    return bind(Net(), Net().init(jax.random.key(seed), jnp.zeros((1, *SHAPE[1:]))))
+    return bind(Net(), initial(SHAPE, seed))
 
 
 BRIGHTNESS = Perturbation(

@@ -11,7 +11,7 @@ from robust_jax.attacks.square import _bump, _shares
 from robust_jax.models import bind
 from robust_jax.spaces.per_example import example_keys
 from robust_jax.spaces.threat_models import ThreatModel
-from simple_models import Linear, Net, times
+from simple_models import Linear, Net, initial, times
 from test_pgd import BOX_RADII, best_gain, check_result, ramp
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -23,7 +23,7 @@ attack = jax.jit(square, static_argnames=("queries", "p_init", "loss", "targeted
 
 
 def net(factor=1.0):
-    variables = Net().init(jax.random.key(0), jnp.zeros((1, *SHAPE[1:])))
+    variables = initial(SHAPE)
     variables["params"]["Dense_0"]["kernel"] *= factor
     return bind(Net(), variables)
 
