@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -195,11 +195,9 @@ class Checkpoints:
         notes = integrity.read(folder)
         if notes is not None and template is not None and (why := integrity.other_structure(notes, template)):
             raise CheckpointError(f"{folder} is the state of another model, optimizer or version: {why}.")
+        integrity.check_shapes(_from_orbax(_shapes, folder / "default"), notes)
         template = None if template is None else jax.tree.map(np.asarray, template)
-        state, why = _from_orbax(folder / "default", template)
-        if why:
-            failures.settle()
-            raise DamagedError(why)
+        state = _from_orbax(_state, folder / "default", template)
         if notes is None:
             logging.warning("%s was saved by an earlier version, without checksums: its bits are not checked.", folder)
         else:
@@ -279,14 +277,23 @@ def opened(workdir: str | Path, config: Mapping[str, Any] = {}, keep: int = 2) -
             checkpoints.close()
 
 
-def _from_orbax(folder: Path, template: Any) -> tuple[Any, str]:
-    """The state, or why it cannot be read."""
+def _from_orbax(read: Callable[..., Any], folder: Path, *arguments: Any) -> Any:
+    """What a function reads of a checkpoint; raises DamagedError for whatever it raises."""
     try:
-        # The handler alone, without a Checkpointer: nothing here waits for other processes, or writes.
-        args = ocp.args.StandardRestore(template)
-        return ocp.StandardCheckpointHandler().restore(epath.Path(folder), args=args), ""
-    except Exception as error:  # whatever Orbax, TensorStore and the file system raise on damaged files
-        return None, f"{type(error).__name__}: {failures.summary(error)}"
+        return read(epath.Path(folder), *arguments)
+    except Exception as error:  # of Orbax, TensorStore and the file system: anything, where files are damaged
+        why = f"{type(error).__name__}: {failures.summary(error)}"
+    failures.settle()
+    raise DamagedError(why)
+
+
+# The handler alone, without a Checkpointer: nothing here waits for other processes, or writes.
+def _shapes(folder: epath.Path) -> Any:
+    return jax.tree.map(lambda leaf: tuple(leaf.shape), ocp.StandardCheckpointHandler().metadata(folder).tree)
+
+
+def _state(folder: epath.Path, template: Any) -> Any:
+    return ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(template))
 
 
 def _check_permissions(folder: Path) -> None:

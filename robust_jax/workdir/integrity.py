@@ -9,6 +9,8 @@ checksum themselves.
 from __future__ import annotations
 
 import json
+import math
+import os
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -66,6 +68,27 @@ def read(folder: Path) -> dict[str, Any] | None:
     if not right:
         raise DamagedError(f"{FILE} is not what was saved: its checksum is wrong")
     return content
+
+
+def check_shapes(shapes: Any, content: Mapping[str, Any] | None) -> None:
+    """Looks at what a checkpoint declares before it is read: a planted one may ask for any amount of memory.
+
+    Args:
+      shapes: of its leaves, a tree of tuples.
+      content: its notes, if it has any.
+
+    Raises:
+      DamagedError: a leaf of another shape than the one that was saved, or more numbers than there is memory for.
+    """
+    found = jax.tree_util.tree_flatten_with_path(shapes, is_leaf=lambda leaf: isinstance(leaf, tuple))[0]
+    for path, shape in found:
+        expected = content["leaves"].get(_name(path)) if content else None
+        if expected and tuple(expected[1]) != shape:
+            raise DamagedError(f"{_name(path)} has shape {shape}, and was saved with {tuple(expected[1])}")
+    numbers = sum(math.prod(shape) for _, shape in found)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if numbers > memory:
+        raise DamagedError(f"it declares {numbers:.1e} numbers, for which {memory:.1e} bytes of memory are too few")
 
 
 def verify(state: Any, content: Mapping[str, Any], step: int) -> None:

@@ -11,6 +11,8 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
@@ -212,14 +214,31 @@ def restore(
         config.data.data_dir = data_dir
     dataset = load_dataset(config)
     model = create_model(config, dataset.num_classes)
+    others = [kind for kind in checkpoints.KINDS if kind != checkpoint]
     with checkpoints.opened(workdir) as saved:
         if saved.step(checkpoint) is None:
-            raise ValueError(f"{workdir} holds no {checkpoint} checkpoint: let train.py reach an evaluation.")
-        others = [kind for kind in checkpoints.KINDS if kind != checkpoint]
+            there = [kind for kind in others if saved.step(kind) is not None]
+            instead = f", or take the {there[0]} one, --config.evaluation.checkpoint={there[0]}" if there else ""
+            raise ValueError(f"{workdir} holds no {checkpoint} checkpoint: let train.py reach a validation{instead}.")
         found = saved.newest((checkpoint, *others))
     if found.notes and found.notes["config"]:
         check_same(found.path, found.notes["config"], plain(config))
-    return Restored(config, model, evaluation_variables(found.state), dataset, found.step)
+    variables = evaluation_variables(found.state)
+    _check_variables(found.path, variables, model, dataset.image_shape)
+    return Restored(config, model, variables, dataset, found.step)
+
+
+def _check_variables(path: Path, variables: Mapping[str, Any], model: nn.Module, image_shape: tuple[int, ...]) -> None:
+    """Raises ValueError if a checkpoint's variables are not those of the model: it was moved here, or planted."""
+    expected = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
+    here, there = (flatten_dict(tree, sep="/") for tree in (expected, variables))
+    for name in sorted({*here} | {*there}):
+        shapes = [tuple(tree[name].shape) if name in tree else "none" for tree in (there, here)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"{path} is not of the model that config.json describes: {name} has shape {shapes[0]} there, and "
+                f"{shapes[1]} in the model. Put back the run's own checkpoints or its own config.json."
+            )
 
 
 def evaluation_variables(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import time
 import jax
 import numpy as np
 import pytest
+import tensorstore as ts
 
 from robust_jax.training.step import init_state
 from robust_jax.workdir import checkpoints
@@ -168,6 +169,21 @@ def with_metadata(change):
     return damage
 
 
+def declared(shape, forget=False):
+    """Plants a shape in what says how the largest array is stored; without notes, as an earlier version wrote none."""
+
+    def damage(folder):
+        store = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{folder}/default/"}).result()
+        key = next(key for key in store.list().result() if key.endswith(b"kernel/.zarray") and b"params" in key)
+        content = json.loads(store.read(key).result().value)
+        store.write(key, json.dumps(content | {"shape": shape, "chunks": shape}).encode()).result()
+        if forget:
+            path = folder / "_CHECKPOINT_METADATA"
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"custom_metadata": {}}))
+
+    return damage
+
+
 # What may happen to latest/40.
 DAMAGE = {
     "all files cut": lambda f: each(f, cut),
@@ -196,6 +212,9 @@ DAMAGE = {
     "notes of another step": with_metadata(lambda notes: notes.update(step=35)),
     "notes of another config": with_metadata(lambda notes: notes["config"].update(seed=4)),
     "notes without leaves": with_metadata(lambda notes: notes.pop("leaves")),
+    "another shape": declared([2, 3]),
+    "an absurd shape": declared([10**7, 10**7]),
+    "an absurd shape without notes": declared([10**7, 10**7], forget=True),
     "state missing": lambda f: shutil.rmtree(f / "default"),
     "state empty": lambda f: emptied(f / "default"),
     "state a file": lambda f: replaced_by_a_file(f / "default"),

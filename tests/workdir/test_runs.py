@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import cache
 
 import jax
@@ -151,6 +152,22 @@ def test_restore(tmp_path):
         runs.restore(tmp_path, "newest")
     with pytest.raises(ValueError, match="is no workdir of train.py"):
         runs.restore(tmp_path / "nowhere")
+
+
+def test_without_a_best_checkpoint_the_message_says_how_to_take_the_latest(tmp_path):
+    runs.claim(config(), tmp_path)
+    save(tmp_path, "latest", 9)
+    with pytest.raises(ValueError, match="no best checkpoint.*--config.evaluation.checkpoint=latest"):
+        runs.restore(tmp_path)
+
+
+def test_variables_of_another_model_are_refused(tmp_path):
+    runs.claim(config(), tmp_path / "one")
+    save(tmp_path / "one", "best", 3)
+    runs.claim(config(model__name="mlp"), tmp_path / "other")
+    shutil.move(tmp_path / "one" / "checkpoints", tmp_path / "other" / "checkpoints")
+    with pytest.raises(ValueError, match="best/3 is not of the model that config.json describes: params/.* has shape"):
+        runs.restore(tmp_path / "other")
 
 
 def test_with_the_best_damaged_the_latest_is_evaluated_with_a_warning(tmp_path, caplog):
