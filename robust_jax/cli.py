@@ -90,10 +90,20 @@ def _literal(node: ast.expr) -> Any:
     return ast.literal_eval(node)
 
 
+class _TupleParser(_LiteralParser):
+    """A tuple of numbers or texts; a single one is left to the check of the key."""
+
+    def parse(self, argument: Any) -> Any:
+        value = super().parse(argument)
+        if isinstance(value, dict | set | bytes):
+            raise ValueError(f"{argument!r} is no tuple, such as (0.5, 8/255)")
+        return value
+
+
 # Keys of type float take fractions, keys without a type (None, or a number that may be a tuple) any literal.
 config_flags.register_flag_parser_for_type(float, _NumberParser())
 config_flags.register_flag_parser_for_type(object, _LiteralParser())
-config_flags.register_flag_parser_for_type(tuple, _LiteralParser())
+config_flags.register_flag_parser_for_type(tuple, _TupleParser())
 
 
 def overridden(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
@@ -113,7 +123,7 @@ def overridden(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
     try:
         parsed(["", *arguments])
     except (flags.Error, ValueError, TypeError) as error:
-        raise ValueError(str(error).removeprefix("flag ")) from None
+        raise ValueError(str(error).removeprefix("flag ").replace("\n", "\\n")) from None
     return complete(parsed.config)
 
 

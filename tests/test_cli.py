@@ -7,6 +7,7 @@ import textwrap
 import pytest
 from absl import flags
 
+from benchmarks.reliability import overrides
 from robust_jax import cli
 from robust_jax.config import base, complete
 from robust_jax.config.validation import KINDS
@@ -115,6 +116,12 @@ def test_a_perturbation_of_ones_own_by_module_and_name(tmp_path, monkeypatch):
             overridden(path, f"terms.fgr.perturbation={name}")
 
 
+def test_random_overrides_are_taken_as_written_or_refused_in_one_message():
+    counts, listed, _ = overrides.tried(150, seed=7)
+    assert listed == []
+    assert all(sum(found[end] for found in counts.values()) > 5 for end in (overrides.TAKEN, overrides.REFUSED))
+
+
 @pytest.mark.parametrize(
     "override, message",
     [
@@ -131,6 +138,9 @@ def test_a_perturbation_of_ones_own_by_module_and_name(tmp_path, monkeypatch):
         ("model.name=vgg12", "model.name='vgg12'.*'vgg11', 'vgg13', 'vgg16', 'vgg19'"),
         ("attacks.flow.step_size=small", "attacks.flow.step_size='small'.*8/255"),
         ("points.adv.radius=-1", "radius=-1.0"),
+        ("model.mean={'a': 1}", "model.mean.*is no tuple"),
+        ("batch_size=\n", r"batch_size=\\n"),
+        ("attacks.flow.loss=" + "9" * 400, "attacks.flow.loss='999.*unknown"),
     ],
 )
 def test_wrong_overrides(override, message, tmp_path):

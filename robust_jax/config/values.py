@@ -14,5 +14,5 @@ def number(value: Any) -> Any:
         return value
     try:
         return float(Fraction(value.replace(" ", "")))
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, OverflowError):  # no number, or one that no float holds
         return value
