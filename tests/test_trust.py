@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from functools import reduce
 from pathlib import Path
 
+import jax
+import numpy as np
+import optax
 import pytest
 
 import robust_jax as rj
-from robust_jax import cli, extensions
-from robust_jax.config import base, complete
+from robust_jax import cli, data, extensions
+from robust_jax.config import base, build, complete
 from robust_jax.config.validation import check
 from robust_jax.evaluation.from_config import attack_from
-from robust_jax.workdir import runs
+from robust_jax.training.step import init_state
+from robust_jax.workdir import checkpoints, runs
 
 ROOT = Path(__file__).resolve().parents[1]
 EVIL = "from pathlib import Path\n(Path(__file__).parent / 'ran').touch()\npart = None\n"
@@ -101,6 +106,57 @@ def test_the_source_of_an_attack_that_selects_checkpoints_is_not_trusted(ran, tm
     with pytest.raises(ValueError, match="names parts.*--trust=evil_parts"):
         rj.train(complete(c), tmp_path / "run")
     assert not ran() and not (tmp_path / "run").exists()
+
+
+class Planted:
+    """What makes a folder when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("unpickled",)
+
+
+def test_a_checkpoint_runs_no_code(ran, tmp_path, caplog):
+    folder = workdir(tmp_path / "run")
+    config = runs.read_config(folder)
+    variables = build.init_variables(build.create_model(config, 10), (8, 8, 1), seed=0)
+    state = jax.device_get(init_state(variables, optax.sgd(0.1), 0.0))
+    planted = runs.plain(config) | {"model": runs.plain(config)["model"] | {"name": "evil_parts:part"}}
+    with checkpoints.opened(folder, planted) as saved:
+        saved.save("best", 0, state)
+    best = folder / "checkpoints" / "best" / "0"
+    metadata = json.loads((best / "_CHECKPOINT_METADATA").read_text())
+    handlers = {name: "evil_parts.part" for name in metadata["item_handlers"]}
+    (best / "_CHECKPOINT_METADATA").write_text(json.dumps(metadata | {"item_handlers": handlers}))
+    for name in ("checkpoint", "default/array_metadatas", "default/d/00.pkl"):  # names that Flax and Orbax know
+        (best / name).write_bytes(pickle.dumps(Planted()))
+    with pytest.raises(ValueError, match="best/0 was trained with another config .model.name: 'evil_parts:part' there"):
+        runs.restore(folder)
+    (folder / "config.json").unlink()  # then the copy in the checkpoint stands for it
+    with pytest.raises(ValueError, match="names parts.*model.name='evil_parts:part'"):
+        runs.restore(folder)
+    assert not ran() and not Path("unpickled").exists()
+
+
+def test_images_of_ones_own_run_no_code(ran, tmp_path):
+    pets = tmp_path / "pets"
+    for name in ("cats", "dogs"):
+        (pets / name).mkdir(parents=True)
+        (pets / name / "__init__.py").write_text(EVIL)
+    with pytest.raises(ValueError, match="__init__.py is no image"):
+        data.load(f"folder:{pets}")
+    for name in ("cats", "dogs"):
+        (pets / name / "__init__.py").rename(pets / name / "a.png").write_bytes(pickle.dumps(Planted()))
+    with pytest.raises(ValueError, match="a.png cannot be read as an image"):
+        data.load(f"folder:{pets}")
+    np.savez("pets.npz", images=np.array([Planted()] * 20), labels=np.arange(20) % 2)
+    with pytest.raises(ValueError, match="pets.npz cannot be read as .npz: Object arrays"):
+        data.load("npz:pets.npz")
+    Path("pets.npz").write_bytes(pickle.dumps(Planted()))
+    with pytest.raises(ValueError, match="pets.npz cannot be read as .npz"):
+        data.load("npz:pets.npz")
+    assert not ran() and not Path("unpickled").exists()
+    pickle.loads(pickle.dumps(Planted()))
+    assert Path("unpickled").exists()  # it would have
 
 
 def test_the_programs_run_no_code_of_the_current_folder(tmp_path):
