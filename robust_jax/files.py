@@ -72,7 +72,11 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file, replacing an older one: whoever reads it sees the old content or the new, never a part.
 
     A symbolic link of that name is replaced too: what it leads to stays unchanged.
+
+    Raises:
+      ValueError: a folder of that name.
     """
+    refuse_folder(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:  # x: never through a link
@@ -92,6 +96,12 @@ def open_to_append(path: Path) -> IO[str]:
     refuse_link(path)
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     return os.fdopen(os.open(path, flags, 0o666), "a")
+
+
+def refuse_folder(path: Path) -> None:
+    """Raises ValueError for a folder where a file is to be written."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, where a file is to be written: move it away, and start again.")
 
 
 def refuse_link(path: Path) -> None:

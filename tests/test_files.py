@@ -54,10 +54,15 @@ def test_a_temporary_file_is_new_and_is_removed_if_writing_fails(tmp_path, monke
     with pytest.raises(FileExistsError):
         files.write_atomically(tmp_path / "x", b"new")
     assert precious.read_text() == "precious"
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError):
-        files.write_atomically(tmp_path / "folder", b"new")
-    assert not list(tmp_path.glob(".folder*"))
+
+    def failing(self, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.secrets, "token_hex", lambda _: "1")
+    monkeypatch.setattr(files.Path, "replace", failing)
+    with pytest.raises(OSError, match="No space"):
+        files.write_atomically(tmp_path / "y", b"new")
+    assert not list(tmp_path.glob(".y*"))
 
 
 def test_appending_through_a_link_is_refused(tmp_path):
@@ -170,3 +175,10 @@ def test_no_damage_of_an_array_file_passes_or_is_another_error(tmp_path):
 def test_control_characters_are_spelled_out():
     assert files.printable("a\x1b[31m\u202eb\n‖δ‖\x07") == "a\\x1b[31m\\u202eb\n‖δ‖\\x07"
     assert files.file_name("a/b: c") == "a_b_c"
+
+
+def test_a_folder_in_the_place_of_a_file_is_told(tmp_path):
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(ValueError, match="a.json is a folder, where a file is to be written"):
+        files.write_atomically(tmp_path / "a.json", b"x")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

@@ -129,7 +129,7 @@ def test_a_checkpoint_runs_no_code(ran, tmp_path, caplog):
     (best / "_CHECKPOINT_METADATA").write_text(json.dumps(metadata | {"item_handlers": handlers}))
     for name in ("checkpoint", "default/array_metadatas", "default/d/00.pkl"):  # names that Flax and Orbax know
         (best / name).write_bytes(pickle.dumps(Planted()))
-    with pytest.raises(ValueError, match="best/0 was trained with another config .model.name: 'evil_parts:part' there"):
+    with pytest.raises(ValueError, match="best/0 is of another config .model.name: 'evil_parts:part' there"):
         runs.restore(folder)
     (folder / "config.json").unlink()  # then the copy in the checkpoint stands for it
     with pytest.raises(ValueError, match="names parts.*model.name='evil_parts:part'"):

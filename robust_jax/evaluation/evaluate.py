@@ -85,6 +85,7 @@ def evaluate(
     from robust_jax.evaluation.measure import Settings, chosen_attacks, measure
     from robust_jax.workdir import runs
     from robust_jax.workdir.checkpoints import KINDS
+    from robust_jax.workdir.folder import explained
 
     several = [workdirs] if isinstance(workdirs, str | os.PathLike) else workdirs
     folders = [Path(folder_name("workdir", workdir)) for workdir in several]
@@ -106,7 +107,8 @@ def evaluate(
         restored = runs.restore(folder, checkpoint, data_dir, trust)
         settings = Settings.of(restored.config, given)
         chosen = chosen_attacks(restored.config.attacks if attacks is None else attacks, data_dir, trust)
-        reports[str(folder)] = measure(folder, restored, chosen, settings, progress)
+        with explained(folder, "Attacks that finished are kept in evaluation_unfinished if that could be written"):
+            reports[str(folder)] = measure(folder, restored, chosen, settings, progress)
         configs.append(restored.config)
     if parallel.is_main():
         for folder in folders:

@@ -30,6 +30,8 @@ from robust_jax.evaluation.outcomes import PerExample
 from robust_jax.evaluation.robustness import robustness
 from robust_jax.evaluation.summary import summarise
 from robust_jax.extensions import choose
+from robust_jax.files import refuse_folder
+from robust_jax.workdir.folder import try_to_write
 from robust_jax.workdir.runs import Restored
 
 
@@ -124,7 +126,14 @@ def measure(
 
     Returns:
       The content of `evaluation.json`.
+
+    Raises:
+      ValueError: a folder where the results are to be written.
+      OSError: the workdir cannot be written.
     """
+    for name in report.FILES if parallel.is_main() else ():
+        refuse_folder(workdir / name)
+        try_to_write(workdir, f".{name}.probe")
     source = getattr(restored.dataset, settings.split)
     n = min(settings.limit or len(source), len(source))
     batches = partial(Batches, source, resize=restored.config.data.get("eval_resize", 0))

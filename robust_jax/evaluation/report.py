@@ -19,6 +19,8 @@ from robust_jax.evaluation import curves, pictures
 from robust_jax.evaluation.outcomes import PerExample
 from robust_jax.files import file_name, printable, write_atomically
 
+FILES = ("per_example.npz", "evaluation.json")
+"""What every evaluation writes."""
 Reports = Mapping[str, Mapping[str, Any]]
 """Workdir -> the content of its evaluation.json."""
 
@@ -34,7 +36,7 @@ def write(folder: Path, report: Mapping[str, Any], measured: PerExample, drawn: 
     """
     table = io.BytesIO()
     np.savez_compressed(table, **measured.arrays())  # type: ignore[arg-type]
-    write_atomically(folder / "per_example.npz", table.getvalue())
+    write_atomically(folder / FILES[0], table.getvalue())
     for name, outcome in measured.attacks.items():
         if drawn and outcome.sample and outcome.sample["clean"].shape[-1] in (1, 3):
             examples = jax.tree.map(lambda leaf: leaf[:drawn], outcome.sample)
@@ -44,7 +46,7 @@ def write(folder: Path, report: Mapping[str, Any], measured: PerExample, drawn: 
             pictures.adversarial_grid(**examples, path=picture, title=_drawn(title), class_names=names)
             write_atomically(folder / _file("adversarial", name), picture.getvalue())
     text = json.dumps(report, indent=1, allow_nan=False) + "\n"
-    write_atomically(folder / "evaluation.json", text.encode())
+    write_atomically(folder / FILES[1], text.encode())
 
 
 def compare(reports: Reports, sweep: tuple[str, Sequence[Any]] | None) -> None:

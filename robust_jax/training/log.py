@@ -18,7 +18,7 @@ from robust_jax import files, parallel
 class TrainingLog:
     """Writes while the run goes on; only process 0 of a multi-host run writes anything."""
 
-    def __init__(self, workdir: Path, start: int, total_steps: int, steps_per_epoch: float):
+    def __init__(self, workdir: Path, start: int, total_steps: int, steps_per_epoch: float, validated: bool = True):
         self.workdir = workdir
         self._path, self._start, self._total = workdir / "metrics.jsonl", start, total_steps
         self._steps_per_epoch = steps_per_epoch
@@ -27,7 +27,7 @@ class TrainingLog:
         self._began = self._since = time.perf_counter()
         self._ticks = 0
         if self._active:
-            _drop_lines_after(self._path, start)
+            _drop_lines_after(self._path, start, validated)
 
     def __enter__(self) -> TrainingLog:
         if self._active:
@@ -76,7 +76,7 @@ class TrainingLog:
         }
         self._bar.set_postfix(shown, refresh=False)
         if epoch is not None and self._bar.disable:
-            left = (now - self._began) / (step - self._start) * (self._total - step)
+            left = (now - self._began) / max(step - self._start, 1) * (self._total - step)
             numbers = "  ".join(f"{k} {v}" for k, v in shown.items())
             print(
                 f"epoch {epoch:.4g}  step {step}/{self._total}  {numbers}  {self.rate:.3g} steps/s  {left:.0f} s left",
@@ -88,16 +88,15 @@ def _short(name: str) -> str:
     return name.removeprefix("terms/").replace("validation/", "val ")
 
 
-def _drop_lines_after(path: Path, step: int) -> None:
-    """Removes what a killed run logged after its last checkpoint: those steps run again.
+def _drop_lines_after(path: Path, step: int, validated: bool) -> None:
+    """Removes what a killed run logged after its last checkpoint: those steps, or the validation, run again.
 
     A file that is damaged in other ways is kept beside as ``metrics.jsonl.damaged``; the lines that can be read stay.
 
     Raises:
       ValueError: if it is a folder.
     """
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder, where train.py writes its metrics: move it away and start again.")
+    files.refuse_folder(path)
     if not path.exists():
         if step:
             logging.warning("%s is missing: what was logged up to step %d is lost, training goes on.", path, step)
@@ -116,6 +115,7 @@ def _drop_lines_after(path: Path, step: int) -> None:
     elif step and not known:
         logging.warning("%s holds no line: what was logged up to step %d is lost, training goes on.", path, step)
     keep = [line for line, s in zip(lines, steps, strict=True) if s is not None and s <= step]
+    keep = [line for line in keep if validated or _step_of(line) != step or "validation/clean" not in line]
     files.write_atomically(path, "".join(line + "\n" for line in keep).encode())
 
 

@@ -119,12 +119,15 @@ def train(config: ConfigDict, workdir: str | Path, trust: Sequence[str] = ()) ->
         with folder.claimed(workdir, size), folder.explained(workdir):
             runs.claim(config, workdir)
             with checkpoints.opened(workdir, runs.plain(config), config.keep_checkpoints) as saved:
-                state, pending = _resumed(state, saved, workdir, config)
+                state, notes = _resumed(state, saved, workdir, config)
+                validated = notes.get("validated", True)
                 with (
-                    TrainingLog(workdir, int(state.step), run.total_steps, run.steps_per_epoch) as log,
+                    TrainingLog(workdir, int(state.step), run.total_steps, run.steps_per_epoch, validated) as log,
                     stopping.listening() as requests,
                 ):
-                    return _train_on(run, state, Metrics(pending), saved, log, requests)
+                    if not validated:
+                        state = _validated(run, state, saved, log, requests)
+                    return _train_on(run, state, Metrics(notes["pending"]), saved, log, requests)
 
 
 def prepare(config: ConfigDict, trust: Sequence[str] = ()) -> tuple[Run, TrainState]:
@@ -193,15 +196,15 @@ def _first_state(run: Run, optimizer: optax.GradientTransformation, objective: O
 def _resumed(
     state: TrainState, saved: checkpoints.Checkpoints, workdir: Path, config: ConfigDict
 ) -> tuple[TrainState, Mapping[str, Any]]:
-    """The state of the checkpoint to go on from, or the given one, and the metrics since the last log step."""
+    """The state of the checkpoint to go on from, or the given one, and its notes."""
     found = saved.resume(state)
     if found is None:
-        return state, {}
+        return state, {"pending": {}}
     logging.info("Resuming %s after step %d.", workdir, found.step)
     notes = found.notes or {"config": {}, "pending": {}}
     if notes["config"]:
         runs.check_same(found.path, notes["config"], runs.plain(config))
-    return found.state, notes["pending"]
+    return found.state, notes
 
 
 def _train_on(
@@ -233,9 +236,10 @@ def _train_on(
         if save:
             state = parallel.first(on_devices).replace(best=state.best)
         if due.validate:
-            state = _validated(run, state, step, saved, log)
-        if save:
+            state = _validated(run, state, saved, log, requests)
+        elif save:
             saved.save("latest", step, state, metrics.pending())
+        if save:
             clock.restart()
         if stop:
             saved.wait("latest")
@@ -279,29 +283,53 @@ class _Batches:
         return self._on_devices, first, count
 
 
-def _validated(run: Run, state: TrainState, step: int, saved: checkpoints.Checkpoints, log: TrainingLog) -> TrainState:
-    """Validates, logs it, and saves the best checkpoint if this is it; the state with the best accuracy so far."""
-    accuracies = _validate(run, state)
+def _validated(
+    run: Run, state: TrainState, saved: checkpoints.Checkpoints, log: TrainingLog, requests: stopping.Requests
+) -> TrainState:
+    """Validates, logs it, and saves the latest checkpoint, and the best if this is it; the state with the best so far.
+
+    A signal ends it: what was trained is saved, and the validation comes first when the run goes on.
+    """
+    step = int(state.step)
+    try:
+        accuracies = _validate(run, state, requests)
+    except stopping.Unfinished:
+        saved.save("latest", step, state, validated=False)
+        saved.wait("latest")
+        raise requests.stopped(f"saved step {step} of {run.total_steps} in {log.workdir}") from None
     log.write(step, {f"validation/{k}": v for k, v in accuracies.items()}, epoch=step / run.steps_per_epoch)
     if accuracies[run.config.select_by] >= state.best:
         state = state.replace(best=np.float32(accuracies[run.config.select_by]))
         saved.save("best", step, state)
         saved.wait("best")  # it must be on disk before the latest checkpoint says that it is
+    saved.save("latest", step, state)
     return state
 
 
-def _validate(run: Run, state: TrainState) -> dict[str, float]:
+def _validate(run: Run, state: TrainState, requests: stopping.Requests) -> dict[str, float]:
     """Accuracy on the validation split, clean and under the attack that selects."""
     config, split, name = run.config, run.dataset.validation, run.config.select_by
     chosen = {}
     if name != "clean":
         chosen[name] = from_config.attack_from(name, {**config.attacks[name], "curve": ()}, trust=run.trust)
     count = min(config.select_limit or len(split), len(split))
-    batches = data.Batches(split, count, config.evaluation.batch_size, config.data.eval_resize)
+    batches = _Interruptible(
+        data.Batches(split, count, config.evaluation.batch_size, config.data.eval_resize), requests
+    )
     logits_fn = models.bind(run.model, parallel.everywhere(runs.evaluation_variables(vars(state))))
     measured = robustness(logits_fn, batches, chosen, key=jax.random.key(config.seed), place=parallel.spread)
     broken = {n: float(1 - outcome.broken.mean()) for n, outcome in measured.attacks.items()}
     return parallel.agreed({"clean": float(measured.correct.mean())} | broken)
+
+
+class _Interruptible:
+    """Batches, as often as they are wanted, until a signal asks for an end."""
+
+    def __init__(self, batches: data.Batches, requests: stopping.Requests):
+        self._batches, self._requests = batches, requests
+
+    def __iter__(self) -> Iterator[data.Batch]:
+        return self._requests.between(self._batches)
 
 
 def _stop_if_failed(on_devices: TrainState, config: ConfigDict) -> None:

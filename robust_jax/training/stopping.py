@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TypeVar
 
 from robust_jax import parallel
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+
+
+Part = TypeVar("Part")
 
 
 class Stopped(KeyboardInterrupt):
@@ -24,6 +28,10 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, message: str, number: int):
         super().__init__(message)
         self.exit_code = 128 + number
+
+
+class Unfinished(Exception):
+    """What was under way when a signal asked for an end is left unfinished, see `Requests.between`."""
 
 
 class Requests:
@@ -50,6 +58,16 @@ class Requests:
     def agreed(self) -> bool:
         """Whether to save and end after this step; in a multi-host run all processes get the same answer."""
         return parallel.agreed_to_stop(bool(self.number))
+
+    def between(self, parts: Iterable[Part]) -> Iterator[Part]:
+        """The parts of something that takes long, such as batches; raises `Unfinished` once a signal has come.
+
+        In a multi-host run all of them: the hosts must stop at the same step.
+        """
+        for part in parts:
+            if self.number and not parallel.has_peers():
+                raise Unfinished
+            yield part
 
     def stopped(self, saved: str) -> Stopped:
         """The exception that ends training."""

@@ -55,7 +55,7 @@ class Checkpoints:
         self._keep = {"latest": keep, "best": 1}
         self._managers: dict[str, ocp.CheckpointManager] = {}
 
-    def save(self, kind: str, step: int, state: Any, pending: Mapping[str, Any] = {}) -> None:
+    def save(self, kind: str, step: int, state: Any, pending: Mapping[str, Any] = {}, validated: bool = True) -> None:
         """Starts writing; a checkpoint of the same step and bits, which a run that was killed later left, is kept.
 
         Args:
@@ -63,12 +63,13 @@ class Checkpoints:
           step: the number of steps done.
           state: a pytree of arrays.
           pending: the metrics of the steps since the last log step.
+          validated: False if a validation is due after this step, and was not finished.
 
         Raises:
           CheckpointError: if this one or the one before could not be written.
         """
         state = jax.tree.map(np.asarray, state)
-        notes = integrity.notes(step, state, self._config, pending)
+        notes = integrity.notes(step, state, self._config, pending, validated)
         if parallel.has_peers():  # the barriers of two saves at once have the same names
             for other in self._managers:
                 self.wait(other)
@@ -91,6 +92,9 @@ class Checkpoints:
     def steps(self, kind: str) -> list[int]:
         """The steps of all checkpoints of a kind, the newest first, damaged ones as well."""
         folder = self._directory / kind
+        for path in (self._directory, folder):
+            if path.exists() and not path.is_dir():
+                raise CheckpointError(f"{path} is a file, where checkpoints lie in a folder: move it away.")
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
         return sorted((int(name) for name in names if name.isascii() and name.isdigit()), reverse=True)
 
@@ -212,7 +216,7 @@ class Checkpoints:
             self._move_aside(self._path(kind, step))
             self._managers[kind].reload()
             return False
-        return found is not None and found["leaves"] == notes["leaves"]
+        return found is not None and all(found.get(key) == notes[key] for key in ("leaves", "validated"))
 
     def _manager(self, kind: str) -> ocp.CheckpointManager:
         """Made at the first save, when whatever is damaged has been moved out of its way."""

@@ -109,15 +109,20 @@ def _try_to_write(workdir: Path) -> None:
     """Raises OSError unless a file can be made, written to the disk and removed, there and among the checkpoints."""
     for folder in (workdir, *(workdir / "checkpoints" / name for name in ("", "latest", "best"))):
         if folder.exists():
-            probe = folder / ".probe"
-            probe.unlink(missing_ok=True)  # of a process that was killed just here
-            try:
-                with probe.open("xb") as file:  # x: never through a link
-                    file.write(bytes(2**16))
-                    file.flush()
-                    os.fsync(file.fileno())
-            finally:
-                probe.unlink(missing_ok=True)
+            try_to_write(folder)
+
+
+def try_to_write(folder: Path, name: str = ".probe") -> None:
+    """Raises OSError unless a file of that name can be made in a folder, written to the disk, and removed."""
+    probe = folder / name
+    probe.unlink(missing_ok=True)  # of a process that was killed just here
+    try:
+        with probe.open("xb") as file:  # x: never through a link
+            file.write(bytes(2**16))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 # Failures of the disk, not of the program.
@@ -134,14 +139,14 @@ _OF_THE_DISK = {
 
 
 @contextmanager
-def explained(workdir: Path) -> Iterator[None]:
-    """Turns the errors of a full or failing disk into a WorkdirError."""
+def explained(workdir: Path, kept: str = "The checkpoints are intact") -> Iterator[None]:
+    """Turns the errors of a full or failing disk into a WorkdirError, which says what is ``kept``."""
     try:
         yield
     except OSError as error:
         if error.errno not in _OF_THE_DISK:
             raise
         raise WorkdirError(
-            f"writing to {error.filename or workdir} failed: {error.strerror}. The checkpoints in {workdir} are "
-            f"intact: free some space or mend the folder, and start again to go on from the last one."
+            f"writing to {error.filename or workdir} failed: {error.strerror}. {kept}: free some space or mend "
+            f"{workdir}, and start again to go on from there."
         ) from error

@@ -27,7 +27,9 @@ class DamagedError(Exception):
     """A checkpoint that cannot be restored, or not to what was saved; the message says why."""
 
 
-def notes(step: int, state: Any, config: Mapping[str, Any], pending: Mapping[str, Any]) -> dict[str, Any]:
+def notes(
+    step: int, state: Any, config: Mapping[str, Any], pending: Mapping[str, Any], validated: bool = True
+) -> dict[str, Any]:
     """What is saved beside a state, in the form that JSON has for it.
 
     Args:
@@ -35,8 +37,10 @@ def notes(step: int, state: Any, config: Mapping[str, Any], pending: Mapping[str
       state: a pytree of NumPy arrays.
       config: of the run, as `robust_jax.workdir.runs.plain` gives it.
       pending: the metrics of the steps since the last log step.
+      validated: whether nothing that is due after this step is left to do.
     """
     content = {"step": step, "leaves": checksums(state), "config": dict(config), "pending": dict(pending)}
+    content |= {"validated": validated}
     return content | {"checksum": _of_json(content)}
 
 

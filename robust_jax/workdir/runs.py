@@ -51,10 +51,9 @@ def claim(config: ConfigDict, workdir: Path) -> None:
     """
     path = workdir / "config.json"
     _refuse_links(workdir)
+    files.refuse_folder(path)
     if any((workdir / "checkpoints").glob("*/[0-9]*")):
-        check_same(workdir, _read(workdir), plain(config))
-    elif path.is_dir():
-        raise ValueError(f"{path} is a folder: remove it, or take another workdir.")
+        check_same(path, _read(workdir), plain(config), "take another workdir, or put back the file if it was changed")
     if parallel.is_main():
         workdir.mkdir(parents=True, exist_ok=True)
         files.write_atomically(path, (json.dumps(plain(config), indent=2) + "\n").encode())
@@ -78,8 +77,10 @@ def plain(config: ConfigDict) -> dict[str, Any]:
     return result
 
 
-def check_same(there: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Compares the config of ``there``, a workdir or a checkpoint, with another one, both as `plain` gives them.
+def check_same(
+    there: Path, old: Mapping[str, Any], new: Mapping[str, Any], way_out: str = "take another workdir"
+) -> None:
+    """Compares the config of ``there``, a run or a checkpoint, with another one, both as `plain` gives them.
 
     Raises:
       ValueError: names the keys that differ, of those that change weights.
@@ -89,7 +90,7 @@ def check_same(there: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> N
     fixed = [k for k in keys if k.startswith(selecting) or _is_fixed(k)]
     if changed := sorted(k for k in fixed if flat_old.get(k) != flat_new.get(k)):
         was = ", ".join(f"{k}: {flat_old.get(k)!r} there, {flat_new.get(k)!r} now" for k in changed)
-        raise ValueError(f"{there} was trained with another config ({was}): take another workdir.")
+        raise ValueError(f"{there} is of another config ({was}): {way_out}.")
 
 
 def _refuse_links(workdir: Path) -> None:
@@ -222,7 +223,8 @@ def restore(
             raise ValueError(f"{workdir} holds no {checkpoint} checkpoint: let train.py reach a validation{instead}.")
         found = saved.newest((checkpoint, *others))
     if found.notes and found.notes["config"]:
-        check_same(found.path, found.notes["config"], plain(config))
+        way_out = f"{workdir / 'config.json'} or the checkpoints are not the run's own, put them back"
+        check_same(found.path, found.notes["config"], plain(config), way_out)
     variables = evaluation_variables(found.state)
     _check_variables(found.path, variables, model, dataset.image_shape)
     return Restored(config, model, variables, dataset, found.step)

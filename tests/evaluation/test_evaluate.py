@@ -76,6 +76,20 @@ def test_the_numbers_do_not_depend_on_the_batch_size(workdirs):
     assert few == many
 
 
+def test_where_results_cannot_be_written_nothing_is_measured(workdirs, ran, monkeypatch):
+    (workdirs[0] / "evaluation.json").mkdir()
+    with pytest.raises(ValueError, match="smooth/evaluation.json is a folder|steep/evaluation.json is a folder"):
+        evaluate(workdirs[0])
+
+    def full(path, *_):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("robust_jax.evaluation.measure.try_to_write", full)
+    with pytest.raises(ValueError, match=f"writing to {workdirs[1]} failed: No space left on device. .*start again"):
+        evaluate(workdirs[1])
+    assert ran == []
+
+
 def test_signs_of_masked_gradients_are_among_the_warnings(workdirs, capsys):
     weak = dict(kind="pgd", perturbation="additive", radius=0.05, steps=2, step_size=0.004, random_start=False)
     (report,) = evaluate(workdirs[1], {"weak": weak}, limit=60, checks=64, pictures=0).values()

@@ -219,6 +219,39 @@ def test_a_signal_saves_the_step_that_is_under_way(name, code, reference, tmp_pa
         assert saved.step("latest") == 5
 
 
+@pytest.mark.parametrize("at", [4, 12])  # the last step's as well
+def test_a_signal_during_a_validation_loses_no_step(at, reference, tmp_path, monkeypatch):
+    measure, log = training.robustness, training.TrainingLog.write
+
+    def signalled(logits_fn, batches, *rest, **options):
+        if int(batches._requests.step) == at:
+            batches._requests.number = signal.SIGTERM
+        return measure(logits_fn, batches, *rest, **options)
+
+    def written(self, step, *rest, **options):
+        log(self, step, *rest, **options)
+        monkeypatch.setattr(stopping.Requests, "step", step, raising=False)
+
+    def killed(self, kind, step, *rest, **options):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.TrainingLog, "write", written)
+        patch.setattr(training, "robustness", signalled)
+        with pytest.raises(stopping.Stopped, match=f"SIGTERM: saved step {at} of 12"):
+            train(config(), tmp_path)
+    assert saved_states(tmp_path)["latest"][0] == at and lines(tmp_path)[-1]["step"] == at
+    with monkeypatch.context() as patch:  # killed once more, after the validation is logged
+        patch.setattr(checkpoints.Checkpoints, "save", killed)
+        with pytest.raises(Killed):
+            train(config(), tmp_path)
+    assert "validation/clean" in lines(tmp_path)[-1]
+    same(train(config(), tmp_path), reference[1])
+    assert lines(tmp_path) == lines(reference[0])
+    with checkpoints.opened(tmp_path) as saved:
+        assert saved.newest(("latest",)).notes["validated"]
+
+
 def stop_at(monkeypatch, step):
     """Stops a run after this step, as a signal would."""
     steps = iter(range(1, 100))
@@ -292,7 +325,7 @@ def test_a_checkpoint_of_another_config_is_noticed(reference, tmp_path):
     train(config(seed=1, epochs=3.5), tmp_path / "other")
     shutil.move(tmp_path / "other" / "checkpoints" / "latest" / "14", workdir / "checkpoints" / "latest")
     for call in (lambda: train(config(), workdir), lambda: runs.restore(workdir, "latest")):
-        with pytest.raises(ValueError, match="latest/14 was trained with another config.*seed: 1 there, 0 now"):
+        with pytest.raises(ValueError, match="latest/14 is of another config.*seed: 1 there, 0 now"):
             call()
 
 

@@ -246,6 +246,17 @@ def test_a_damaged_checkpoint_is_told_moved_aside_and_the_one_before_it_restored
     assert len(caplog.messages) == 2
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/latest"])
+def test_a_file_in_the_place_of_a_folder_is_told(name, good, tmp_path):
+    shutil.copytree(good, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / name)
+    (tmp_path / name).write_text("x")
+    with checkpoints.opened(tmp_path) as saved:
+        for call in (lambda: saved.resume(state()), lambda: saved.step("latest")):
+            with pytest.raises(checkpoints.CheckpointError, match=f"{name} is a file"):
+                call()
+
+
 def test_a_damaged_best_is_moved_aside_before_the_next_best_would_replace_it(good, tmp_path, caplog):
     shutil.copytree(good, tmp_path, dirs_exist_ok=True)
     best = tmp_path / "checkpoints" / "best" / "30"

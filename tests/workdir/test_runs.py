@@ -154,6 +154,19 @@ def test_restore(tmp_path):
         runs.restore(tmp_path / "nowhere")
 
 
+def test_a_config_that_is_a_folder_or_was_changed_is_named(tmp_path):
+    runs.claim(config(), tmp_path)
+    save(tmp_path, "best", 3)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"seed": 7}))
+    with pytest.raises(ValueError, match=f"{path} is of another config .seed: 7 there, 0 now.*put back the file"):
+        runs.claim(config(), tmp_path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ValueError, match=f"{path} is a folder.*move it away"):
+        runs.claim(config(), tmp_path)
+
+
 def test_without_a_best_checkpoint_the_message_says_how_to_take_the_latest(tmp_path):
     runs.claim(config(), tmp_path)
     save(tmp_path, "latest", 9)
