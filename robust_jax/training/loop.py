@@ -153,6 +153,7 @@ def prepare(config: ConfigDict, trust: Sequence[str] = ()) -> tuple[Run, TrainSt
     optimizer = optimizers.make_optimizer(schedule, **settings)
     objective = make_objective(config.points.to_dict(), config.terms.to_dict())
     _warn_of_unused_points(config)
+    _warn_of_missing_sources(config)
     step = make_train_step(
         model, objective, optimizer, augmentation=dict(config.data.augment), steps_per_epoch=steps_per_epoch, **of_step
     )
@@ -184,6 +185,14 @@ def _warn_of_unused_points(config: ConfigDict) -> None:
     names = {value for term in config.terms.values() for value in term.values() if isinstance(value, str)}
     if unused := sorted({*config.points} - names):
         logging.warning("No term uses the points %s: name one in a term's `at` if it should.", unused)
+
+
+def _warn_of_missing_sources(config: ConfigDict) -> None:
+    """Models that transfer attacks attack may be trained after this one, but before it is evaluated."""
+    for name, attack in config.attacks.items():
+        source = attack.get("source")
+        if source and not Path(source).expanduser().is_dir():
+            logging.warning("attacks.%s.source=%s: there is no such workdir yet; an evaluation needs it.", name, source)
 
 
 def _first_state(run: Run, optimizer: optax.GradientTransformation, objective: Objective) -> TrainState:

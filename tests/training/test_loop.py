@@ -608,6 +608,18 @@ def test_a_model_and_a_dataset_of_ones_own_are_trained_and_restored(tmp_path, mo
         train(config(data__name="own_parts:havles"), tmp_path / "other")
 
 
+def test_points_without_a_term_and_sources_that_do_not_exist_are_told_before_training(tmp_path, caplog):
+    spec = dict(kind="pgd", perturbation="additive", radius=0.1, source=str(tmp_path / "other"))
+    point = dict(kind="random", perturbation="additive", sigma=0.1)
+    training.prepare(config(attacks__moved=spec, points__idle=point))
+    assert "No term uses the points ['idle']" in caplog.text
+    assert f"attacks.moved.source={tmp_path / 'other'}: there is no such workdir yet" in caplog.text
+    (tmp_path / "other").mkdir()
+    caplog.clear()
+    training.prepare(config(attacks__moved=spec))
+    assert caplog.text == ""
+
+
 def test_a_run_says_what_is_due():
     run = training.Run(config(checkpoint_every_steps=5), *[None] * 4, steps_per_epoch=4.0, total_steps=13)
     due = {step: "".join(name[0] for name, so in run.due(step)._asdict().items() if so) for step in range(1, 14)}
