@@ -119,3 +119,10 @@ def test_inside_other_transformations_attacks_stay_part_of_them():
 
     assert np.isfinite(jax.grad(loss)(1.0))
     assert np.isfinite(jax.vmap(loss)(jnp.ones(2))).all()
+
+
+@pytest.mark.parametrize("function", [rj.attacks.apgd_dlr, rj.attacks.apgd_targeted])
+def test_with_two_classes_the_margin_takes_the_place_of_dlr(function):
+    model = Linear(weights(1)[:, :2])
+    found = function(model, IMAGES, LABELS % 2, THREAT, key=jax.random.key(0), steps=2)
+    assert found.images.shape == IMAGES.shape
