@@ -99,11 +99,16 @@ def apgd_dlr(
     logits_fn: LogitsFn, images: Images, labels: Int[Array, " b"], threat: ThreatModel, *,
     key: Key[Array, "..."], steps: Count = 100, restarts: Count = 1, rho: Fraction = 0.75, early_stop: bool = False,
 ) -> AttackResult:  # fmt: skip
-    """`apgd` with the loss `losses.dlr`, which large logits do not saturate; for three classes or more."""
+    """`apgd` with `losses.dlr`, which large logits do not saturate; with two classes with `losses.margin`."""
+    loss = losses.dlr if _classes(logits_fn, images) > 2 else losses.margin
     return apgd(
-        logits_fn, images, labels, threat, key=key, steps=steps, restarts=restarts, loss=losses.dlr, rho=rho,
+        logits_fn, images, labels, threat, key=key, steps=steps, restarts=restarts, loss=loss, rho=rho,
         early_stop=early_stop,
     )  # fmt: skip
+
+
+def _classes(logits_fn: LogitsFn, images: Images) -> int:
+    return jax.eval_shape(logits_fn, images).shape[-1]
 
 
 def _cost_targeted(o: SimpleNamespace, problem: Problem) -> Cost:
@@ -126,7 +131,8 @@ def apgd_targeted(
 ) -> AttackResult:
     """APGD-T: `apgd` with `losses.dlr_targeted` towards each of the likeliest other classes, in turn.
 
-    The labels are the true ones: any misclassification is a success, and ends an example's search.
+    The labels are the true ones: any misclassification is a success, and ends an example's search. With two classes,
+    for which DLR is not defined, it is `apgd` with `losses.margin`.
 
     Args:
       logits_fn: any JAX function of images.
@@ -140,8 +146,13 @@ def apgd_targeted(
       rho: see `apgd`.
 
     Raises:
-      ValueError: as `apgd`; fewer than three classes.
+      ValueError: as `apgd`.
     """
+    if _classes(logits_fn, images) == 2:
+        return apgd(
+            logits_fn, images, labels, threat, key=key, steps=steps, restarts=restarts, loss=losses.margin, rho=rho,
+            early_stop=True,
+        )  # fmt: skip
     targets = losses.rivals(logits_fn(images), labels, candidates)
 
     def score(run: Array, known: tuple[Array, Array], perturbed: Images) -> tuple[Array, Array]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from robust_jax import losses
+from robust_jax.attacks import compiled
 from robust_jax.attacks.apgd import apgd, apgd_dlr, apgd_targeted
 from robust_jax.attacks.define import Cost, Problem, attack, cost_of
 from robust_jax.attacks.fab import fab, fab_targeted
@@ -38,7 +39,25 @@ def _cost(o: SimpleNamespace, problem: Problem) -> Cost:
     return Cost(draws * (1 + forwards), draws * gradients)
 
 
-@attack(family="combined", cost=_cost, checks_batch=False)
+def _check(
+    logits_fn: Any, images: Any, labels: Any, threat: Any, *, key: Any, version: Version = "standard", **_: Any
+) -> None:
+    """Raises ValueError unless images, labels, model, key and threat model fit together."""
+    check_images(images)
+    checked_logits(logits_fn)  # of functions of more than images only that they are functions
+    keys = example_keys(key, len(images))
+    _check_arguments(logits_fn, version, images, keys)
+    model = checked_logits(_model(logits_fn, version, keys))
+    check_batch(images, labels, model if version == "rand" else compiled.shape_only(logits_fn, model))
+    check_threat(threat, images)
+
+
+def _model(logits_fn: Callable[..., Any], version: Version, keys: Array) -> LogitsFn:
+    """The function of images that is attacked."""
+    return checked_logits(expectation(logits_fn, keys, DRAWS) if version == "rand" else logits_fn)
+
+
+@attack(family="combined", cost=_cost, checks_batch=_check)
 def auto_attack(
     logits_fn: Callable[..., Float[Array, "b k"]],
     images: Images,
@@ -84,23 +103,15 @@ def auto_attack(
       ValueError: images outside [0, 1] or of the wrong rank, labels out of range (both for concrete arrays), an
         option out of its range, or a ``logits_fn`` that does not take the arguments above.
     """
-    check_images(images)
-    checked_logits(logits_fn)  # of functions of more than images only that they are functions
     keys = example_keys(key, len(images))
-    _check_arguments(logits_fn, version, images, keys)
-
-    def model(keys: Array) -> LogitsFn:
-        return checked_logits(expectation(logits_fn, keys, DRAWS) if version == "rand" else logits_fn)
-
-    check_batch(images, labels, model(keys))
-    check_threat(threat, images)
-    logits = model(keys)(images)
+    model = _model(logits_fn, version, keys)
+    logits = model(images)
     # Parts leave an example alone if its label is a class that the clean image is not given.
     other = (logits.argmax(-1) + 1) % logits.shape[-1]
     best = AttackResult(images, threat.perturbation.zeros(images), losses.misclassified(logits, labels))
     for number, part in enumerate(parts(version, threat, logits.shape[-1], steps, queries)):
         left = jnp.where(best.success, other, labels)
-        found = part(model(keys), images, left, threat, key=fold_keys(keys, number))
+        found = part(model, images, left, threat, key=fold_keys(keys, number))
         best = per_example.where(found.success & ~best.success, found, best)
     return best
 

@@ -26,6 +26,7 @@ from types import SimpleNamespace
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from robust_jax import losses
+from robust_jax.attacks import compiled
 from robust_jax.attacks.result import AttackResult
 from robust_jax.checks import check_batch, check_threat, checked_logits
 from robust_jax.losses import LossFn
@@ -104,8 +105,9 @@ class About:
 
 @checks_arguments
 def attack(
-    *, family: Family, cost: CostFn | None = None, check: Check | None = None, checks_batch: bool = True
-) -> Callable[[Function], Function]:
+    *, family: Family, cost: CostFn | None = None, check: Check | None = None,
+    checks_batch: bool | Callable[..., None] = True,
+) -> Callable[[Function], Function]:  # fmt: skip
     """Makes a function ``(logits_fn, images, labels, threat, *, key, **options)`` an attack with checked arguments.
 
     Args:
@@ -124,14 +126,17 @@ def attack(
 
 
 def checked(
-    *, check: Check | None = None, checks_batch: bool = True, key_per_image: bool = True
+    *, check: Check | None = None, checks_batch: bool | Callable[..., None] = True, key_per_image: bool = True
 ) -> Callable[[Function], Function]:
     """Checks the arguments of a function like an attack before it is called; under `jax.jit` only shapes are known.
 
+    Called outside of other transformations the function is compiled, see `robust_jax.attacks.compiled`.
+
     Args:
       check: see `About`.
-      checks_batch: False if ``logits_fn`` takes more than images, so that the function calls
-        `robust_jax.checks.check_batch` and `check_threat` itself.
+      checks_batch: whether images, labels, model, threat model and key are checked. If ``logits_fn`` takes more than
+        images, a function that is called with the same arguments, and checks them; or False if the function does all
+        that itself: it then needs the values of arrays, and is not compiled.
       key_per_image: whether the key may be one per image.
     """
 
@@ -140,16 +145,23 @@ def checked(
 
         @functools.wraps(function)
         def call(logits_fn: Any, images: Any, labels: Any, threat: Any, **options: Any) -> AttackResult:
-            if checks_batch:
-                check_batch(images, labels, logits_fn)
-                logits_fn = checked_logits(logits_fn)
+            if checks_batch is True:
+                check_batch(images, labels, compiled.shape_only(logits_fn, checked_logits(logits_fn)))
                 check_threat(threat, images)
-            if checks_batch and "key" in options:
-                check_key(options["key"], len(images) if key_per_image else None)
+                if "key" in options:
+                    check_key(options["key"], len(images) if key_per_image else None)
             if check is not None:
                 check(name, threat)
             check_call(name, function, options)
-            return function(logits_fn, images, labels, threat, **options)
+            if not checks_batch:
+                return function(logits_fn, images, labels, threat, **options)
+            if callable(checks_batch):
+                checks_batch(logits_fn, images, labels, threat, **options)
+                return compiled.run(function, logits_fn, images, labels, threat, options)
+            return compiled.run(on_checked, logits_fn, images, labels, threat, options)
+
+        def on_checked(logits_fn: Any, *given: Any, **options: Any) -> AttackResult:
+            return function(checked_logits(logits_fn), *given, **options)
 
         return call  # type: ignore[return-value]
 
