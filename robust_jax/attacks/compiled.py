@@ -43,7 +43,7 @@ def run(
     """``function(model, images, labels, threat, **options)``, compiled unless it is part of another computation."""
     leaves, tree = jax.tree.flatten((model, options))
     data = ([leaf if _is_array(leaf) else None for leaf in leaves], images, labels, threat)
-    if jax.config.jax_disable_jit or _inside(data, leaves):
+    if getattr(jax.config, "jax_disable_jit", False) or _inside(data, leaves):
         return function(model, images, labels, threat, **options)
     static = tuple(None if _is_array(leaf) else (type(leaf), leaf) for leaf in leaves)
     try:
