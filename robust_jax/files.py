@@ -74,9 +74,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     A symbolic link of that name is replaced too: what it leads to stays unchanged.
 
     Raises:
-      ValueError: a folder of that name.
+      ValueError: a folder or a pipe of that name.
     """
-    refuse_folder(path)
+    refuse_other(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:  # x: never through a link
@@ -91,17 +91,19 @@ def open_to_append(path: Path) -> IO[str]:
     """A text file, made if it does not exist, opened to append to it.
 
     Raises:
-      ValueError: a symbolic link.
+      ValueError: a symbolic link, or no file.
     """
     refuse_link(path)
+    refuse_other(path)
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     return os.fdopen(os.open(path, flags, 0o666), "a")
 
 
-def refuse_folder(path: Path) -> None:
-    """Raises ValueError for a folder where a file is to be written."""
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder, where a file is to be written: move it away, and start again.")
+def refuse_other(path: Path) -> None:
+    """Raises ValueError where a file is to be and something else is: a folder, or a pipe, which would be waited for."""
+    if path.exists() and not path.is_file():
+        what = "folder" if path.is_dir() else "pipe or device"
+        raise ValueError(f"{path} is a {what}, where a file has to be: move it away, and start again.")
 
 
 def refuse_link(path: Path) -> None:
@@ -119,6 +121,7 @@ def read_json(path: Path) -> Any:
     Raises:
       ValueError: not JSON, more than 16 MiB, or nested more than 50 deep; begins with the path.
     """
+    refuse_other(path)
     size = path.stat().st_size
     if size > _MOST_BYTES:
         raise ValueError(f"{path} has {size:,} bytes: at most {_MOST_BYTES:,} are read.")
@@ -142,6 +145,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
       ValueError: another file, a damaged one, one with Python objects (a pickle), or one whose arrays claim to be
         larger than the file; begins with the path.
     """
+    refuse_other(path)
     try:
         with path.open("rb") as start:
             if start.read(1) == b"\x80":

@@ -177,8 +177,10 @@ def test_control_characters_are_spelled_out():
     assert files.file_name("a/b: c") == "a_b_c"
 
 
-def test_a_folder_in_the_place_of_a_file_is_told(tmp_path):
-    (tmp_path / "a.json").mkdir()
-    with pytest.raises(ValueError, match="a.json is a folder, where a file is to be written"):
-        files.write_atomically(tmp_path / "a.json", b"x")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+@pytest.mark.parametrize("make, what", [(os.mkdir, "folder"), (os.mkfifo, "pipe or device")])
+def test_what_is_no_file_is_told_and_not_waited_for(make, what, tmp_path):
+    make(tmp_path / "a")
+    for call in (files.read_json, files.read_arrays, files.open_to_append, lambda p: files.write_atomically(p, b"x")):
+        with pytest.raises(ValueError, match=f"a is a {what}, where a file has to be"):
+            call(tmp_path / "a")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -54,6 +54,12 @@ def to_folder(path: Path) -> None:
     path.mkdir()
 
 
+def to_pipe(path: Path) -> None:
+    """Puts a pipe in its place, which nobody writes to."""
+    remove(path)
+    os.mkfifo(path)
+
+
 def to_file(path: Path) -> None:
     remove(path)
     path.write_text("a file")
@@ -110,6 +116,7 @@ def _of_newest() -> list[Kind]:
         "its numbers zeroed": lambda f: zero(_numbers(f)),
         "its numbers empty": lambda f: empty(_numbers(f)),
         "its numbers missing": lambda f: remove(_numbers(f)),
+        "its numbers a pipe": lambda f: to_pipe(_numbers(f)),
         "its manifest cut": lambda f: cut(f / "default" / "manifest.ocdbt"),
         "its manifest missing": lambda f: remove(f / "default" / "manifest.ocdbt"),
         "its tree cut": lambda f: cut(f / "default" / "_METADATA"),
@@ -189,6 +196,7 @@ def _of_config() -> list[Kind]:
         "20 MiB": lambda p: p.write_text('{"a": "' + "x" * 20 * 2**20 + '"}'),
         "missing": remove,
         "a folder": to_folder,
+        "a pipe": to_pipe,
         "lacks newer keys": _content(lambda c: {k: v for k, v in c.items() if k != "keep_checkpoints"}),
         "has later keys": _content(lambda c: c.update(key_of_a_later_version=1)),
         "lacks its model": _content(lambda c: {k: v for k, v in c.items() if k != "model"}),
@@ -219,6 +227,7 @@ def _of_metrics() -> list[Kind]:
         "empty": empty,
         "missing": remove,
         "a folder": to_folder,
+        "a pipe": to_pipe,
         "a link": _linked,
     }
 
@@ -242,6 +251,7 @@ def _of_outcomes() -> list[Kind]:
         "rows missing": _fewer_rows,
         "results planted": _all_robust,
         "a folder": to_folder,
+        "a pipe": to_pipe,
     }
 
     def of(change: Callable[[Path], Any]) -> Callable[[Path], Any]:
@@ -283,13 +293,7 @@ def _of_the_folder() -> list[Kind]:
         Kind("the workdir missing", remove, "", ("eval.py",)),
         Kind("the workdir a file", to_file, ""),
         Kind("the config of an old temporary file", lambda w: (w / ".config.json.1.ab.tmp").write_text("{"), ""),
-        Kind("a pipe for metrics.jsonl", _pipe, "metrics.jsonl", ("train.py",)),
     ]
-
-
-def _pipe(workdir: Path) -> None:
-    (workdir / "metrics.jsonl").unlink()
-    os.mkfifo(workdir / "metrics.jsonl")
 
 
 def all_kinds(other_seed: Path, other_config: Path) -> list[Kind]:

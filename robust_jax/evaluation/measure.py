@@ -30,7 +30,7 @@ from robust_jax.evaluation.outcomes import PerExample
 from robust_jax.evaluation.robustness import robustness
 from robust_jax.evaluation.summary import summarise
 from robust_jax.extensions import choose
-from robust_jax.files import refuse_folder
+from robust_jax.files import refuse_other
 from robust_jax.workdir.folder import try_to_write
 from robust_jax.workdir.runs import Restored
 
@@ -132,7 +132,7 @@ def measure(
       OSError: the workdir cannot be written.
     """
     for name in report.FILES if parallel.is_main() else ():
-        refuse_folder(workdir / name)
+        refuse_other(workdir / name)
         try_to_write(workdir, f".{name}.probe")
     source = getattr(restored.dataset, settings.split)
     n = min(settings.limit or len(source), len(source))

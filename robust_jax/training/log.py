@@ -96,7 +96,7 @@ def _drop_lines_after(path: Path, step: int, validated: bool) -> None:
     Raises:
       ValueError: if it is a folder.
     """
-    files.refuse_folder(path)
+    files.refuse_other(path)
     if not path.exists():
         if step:
             logging.warning("%s is missing: what was logged up to step %d is lost, training goes on.", path, step)

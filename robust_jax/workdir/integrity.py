@@ -59,8 +59,10 @@ def read(folder: Path) -> dict[str, Any] | None:
     """The notes of a checkpoint; None if it was saved by an earlier version, which wrote none.
 
     Raises:
-      DamagedError: the file that holds them is missing or not what was written.
+      DamagedError: the file that holds them is missing or not what was written; a pipe or device in the folder.
     """
+    if odd := [path for path in (folder, *folder.rglob("*")) if not (path.is_file() or path.is_dir())]:
+        raise DamagedError(f"{odd[0].name} is no file")  # to read a pipe is to wait for ever
     try:
         metadata = json.loads((folder / FILE).read_bytes())["custom_metadata"] or {}
         content = metadata.get(KEY)

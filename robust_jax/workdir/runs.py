@@ -51,7 +51,7 @@ def claim(config: ConfigDict, workdir: Path) -> None:
     """
     path = workdir / "config.json"
     _refuse_links(workdir)
-    files.refuse_folder(path)
+    files.refuse_other(path)
     if any((workdir / "checkpoints").glob("*/[0-9]*")):
         check_same(path, _read(workdir), plain(config), "take another workdir, or put back the file if it was changed")
     if parallel.is_main():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 
@@ -129,6 +130,11 @@ def cut(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def piped(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
 def zero(path):
     path.write_bytes(bytes(path.stat().st_size))
 
@@ -193,6 +199,8 @@ DAMAGE = {
     "data zeroed": lambda f: zero(largest(f)),
     "data empty": lambda f: empty(largest(f)),
     "data missing": lambda f: largest(f).unlink(),
+    "data a pipe": lambda f: piped(largest(f)),
+    "metadata a pipe": lambda f: piped(f / "_CHECKPOINT_METADATA"),
     "data flipped": lambda f: flip(largest(f)),
     "data folder missing": lambda f: shutil.rmtree(f / "default" / "d"),
     "manifest cut": lambda f: cut(f / "default" / "manifest.ocdbt"),

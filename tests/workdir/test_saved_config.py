@@ -24,7 +24,7 @@ DAMAGE = {
     "a list": (lambda p: p.write_text("[1]"), "it holds a list"),
     "a number": (lambda p: p.write_text("3"), "it holds a int"),
     "deep": (lambda p: p.write_text("[" * 200_000), "nested too deep"),
-    "a folder": (make_folder, "Is a directory"),
+    "a folder": (make_folder, "is a folder"),
     "missing": (lambda p: p.unlink(), "No such file"),
 }
 
