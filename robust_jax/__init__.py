@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from robust_jax import attacks, losses, models, norms, perturbations
     from robust_jax.evaluation.evaluate import evaluate
     from robust_jax.evaluation.robustness import robustness
-    from robust_jax.models import bind
+    from robust_jax.models import bind, model
     from robust_jax.penalties.gradient_norms import first_order_gain, gradient_norm, steepest, value_and_gradient_norm
     from robust_jax.penalties.local_flatness import local_flatness
     from robust_jax.spaces import Perturbation, ThreatModel, dual, normalized_to_pixels, warp
@@ -28,7 +28,7 @@ __version__ = "0.1.0"
 
 # Package -> what of it is public here; itself, where that is all.
 _FACE = {
-    "attacks": (), "losses": (), "models": ("bind",), "norms": (), "perturbations": (),
+    "attacks": (), "losses": (), "models": ("bind", "model"), "norms": (), "perturbations": (),
     "evaluation": ("evaluate", "robustness"),
     "penalties": ("first_order_gain", "gradient_norm", "local_flatness", "steepest", "value_and_gradient_norm"),
     "spaces": ("Perturbation", "ThreatModel", "dual", "normalized_to_pixels", "warp"),
@@ -38,8 +38,8 @@ _PLACES = {name: package for package, names in _FACE.items() for name in names}
 
 __all__ = [  # noqa: PLE0604
     "Perturbation", "ThreatModel", "attacks", "bind", "dual", "evaluate", "first_order_gain", "gradient_norm",
-    "local_flatness", "losses", "models", "normalized_to_pixels", "norms", "perturbations", "robustness", "steepest",
-    "train", "value_and_gradient_norm", "warp",
+    "local_flatness", "losses", "model", "models", "normalized_to_pixels", "norms", "perturbations", "robustness",
+    "steepest", "train", "value_and_gradient_norm", "warp",
 ]  # fmt: skip
 
 

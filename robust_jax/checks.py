@@ -164,11 +164,11 @@ def check_function(name: str, function: Any) -> None:
     """Raises ValueError unless it is a function: models are functions once they are joined to their weights."""
     libraries = {base.__module__.split(".")[0] for base in type(function).__mro__}
     if "flax" in libraries and hasattr(function, "init") and getattr(function, "scope", None) is None:
-        raise ValueError(f"{name} is a Flax module without weights: give robust_jax.bind(module, variables).")
+        raise ValueError(f"{name} is a Flax module without weights: give robust_jax.model(module, variables).")
     if "torch" in libraries:
         raise ValueError(
             f"{name} is a PyTorch module: JAX cannot differentiate it, and its images have channels first. For attacks "
-            f"without gradients give robust_jax.attacks.black_box(function of NumPy images, num_classes)."
+            f"without gradients give robust_jax.model(module), for others convert it by robust_jax.models.from_torch."
         )
     if not callable(function):
         raise ValueError(f"{name} must be a function of images, got {_described(function)}.")

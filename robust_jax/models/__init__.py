@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from robust_jax import extensions
+from robust_jax.models.adapter import Model, model
 from robust_jax.models.bound import BoundModel, bind
 from robust_jax.models.digits_cnn import DigitsCNN
 from robust_jax.models.maxout import MaxoutCIFAR, MaxoutCNN, MaxoutMLP
@@ -26,7 +27,7 @@ from robust_jax.options.signatures import check_arguments, checks_arguments
 
 __all__ = [
     "MODELS", "BoundModel", "DigitsCNN", "MLP", "MaxoutCIFAR", "MaxoutCNN", "MaxoutMLP", "PreActResNet", "ResNet",
-    "SmallCNN", "VGG", "WideResNet", "bind", "create", "from_torch", "to_torch",
+    "SmallCNN", "VGG", "WideResNet", "Model", "bind", "create", "from_torch", "model", "to_torch",
 ]  # fmt: skip
 
 MODELS: dict[str, Callable[..., nn.Module]] = {

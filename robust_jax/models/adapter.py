@@ -1,0 +1,287 @@
+"""`model`: a trained network of any library as the function of images that attacks and penalties take.
+
+    logits_fn = rj.model(network)                        # NNX, Keras, PyTorch; Equinox with per_image=True
+    logits_fn = rj.model(network, variables)             # Linen, Haiku
+    logits_fn = rj.model(apply, weights)                 # any function apply(weights, images) -> logits
+    rj.attacks.pgd(logits_fn, images, labels, threat, key=key)
+
+The result is a pytree of the network's arrays: an attack compiles once for all weights, and penalties can be
+differentiated with respect to them. Networks are used as in evaluation: running statistics, no dropout. None of the
+libraries is imported unless the network is one of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from robust_jax.attacks.wrappers import black_box
+from robust_jax.options.hints import described
+
+Apply = Callable[[Any, Array], Any]
+"""``apply(weights, images) -> logits``; equal ones share compiled programs."""
+
+
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["weights"], meta_fields=["apply", "channels_first", "per_image"]
+)
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A network and its weights: a function of images, and a pytree of the weights. Made by `model`."""
+
+    apply: Apply
+    weights: Any
+    channels_first: bool = False
+    per_image: bool = False
+
+    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
+        """Logits of the images."""
+        x = jnp.moveaxis(jnp.asarray(images), -1, 1) if self.channels_first else images
+        if self.per_image:
+            return jax.vmap(partial(self.apply, self.weights))(x)
+        logits: Array = self.apply(self.weights, x)
+        return logits
+
+    def __repr__(self) -> str:
+        count = sum(np.size(leaf) for leaf in jax.tree.leaves(self.weights))
+        return f"Model({getattr(self.apply, '__name__', type(self.apply).__name__)}, {count:,} numbers)"
+
+
+def model(network: Any, variables: Any = None, *, channels_first: bool | None = None, per_image: bool = False) -> Model:
+    """A network of Linen, NNX, Equinox, Haiku, Keras or PyTorch, or a function, as a function of images.
+
+    Args:
+      network: one of
+
+        - a Linen module, with its ``variables``;
+        - an NNX module;
+        - an Equinox module, with ``per_image=True`` unless it takes batches;
+        - what `haiku.transform` returns, with ``variables=params``, or `haiku.transform_with_state`, with
+          ``variables=(params, state)``, of a function of images alone: ``lambda x: net(x, is_training=False)``;
+        - a Keras model, with Keras on JAX (``KERAS_BACKEND=jax``); its last layer should give logits;
+        - a PyTorch module, for attacks without gradients (`square`, `nes`, ...): JAX does not see those of PyTorch. For
+          all others convert it, see `robust_jax.models.from_torch`;
+        - a function ``(variables, images) -> logits``, or without variables ``images -> logits``.
+      variables: the weights, where the network does not hold them.
+      channels_first: whether the network takes ``[B, C, H, W]``; by default if it is of PyTorch.
+      per_image: whether it takes single images, ``[H, W, C]`` or ``[C, H, W]``, and returns ``[K]``.
+
+    Returns:
+      Images ``[B, H, W, C]`` in [0, 1] to logits ``[B, K]``, a pytree of the weights.
+
+    Raises:
+      ValueError: no network, or variables that are missing or one too many.
+
+    Example::
+
+        logits_fn = rj.model(eqx_network, channels_first=True, per_image=True)
+        result = rj.attacks.auto_attack(logits_fn, images, labels, threat, key=jax.random.key(0))
+    """
+    for is_of, adapted in _LIBRARIES:
+        if is_of(network):
+            apply, weights = adapted(network, variables)
+            first = adapted is _torch if channels_first is None else channels_first
+            return Model(apply, weights, first, per_image)
+    raise ValueError(
+        f"model: {described(network)} is no network: give one of Linen, NNX, Equinox, Haiku, Keras or PyTorch, or a "
+        f"function (variables, images) -> logits."
+    )
+
+
+def _is_of(library: str, name: str) -> Callable[[Any], bool]:
+    """Whether something is an instance of a class of a library, which is imported already if that is so."""
+
+    def is_of(network: Any) -> bool:
+        kind = getattr(sys.modules.get(library), name, None)
+        return isinstance(kind, type) and isinstance(network, kind)
+
+    return is_of
+
+
+def _needs(what: str, variables: Any, expected: str) -> None:
+    if variables is None:
+        raise ValueError(f"model: {what} holds no weights: give them as well, rj.model(network, {expected}).")
+
+
+def _has_its_own(what: str, variables: Any) -> None:
+    if variables is not None:
+        raise ValueError(f"model: {what} holds its weights: leave out variables={described(variables)}.")
+
+
+# How networks are told that they are evaluated.
+_EVALUATED = {"train": False, "training": False, "is_training": False, "deterministic": True, "inference": True,
+              "use_running_average": True}  # fmt: skip
+
+
+def _settings(function: Callable[..., Any]) -> dict[str, bool]:
+    parameters = inspect.signature(function).parameters
+    return {name: value for name, value in _EVALUATED.items() if name in parameters}
+
+
+@dataclass(frozen=True)
+class _Linen:
+    module: Any
+
+    def __call__(self, variables: Any, images: Array) -> Any:
+        return self.module.apply(variables, images, **_settings(type(self.module).__call__))
+
+
+def _linen(network: Any, variables: Any) -> tuple[Apply, Any]:
+    _needs("a Linen module", variables, "variables")
+    return _Linen(network), variables
+
+
+@dataclass(frozen=True)
+class _NNX:
+    structure: Any
+
+    def __call__(self, state: Any, images: Array) -> Any:
+        from flax import nnx
+
+        network = nnx.merge(self.structure, state)
+        return network(images, **_settings(type(network).__call__))
+
+
+def _nnx(network: Any, variables: Any) -> tuple[Apply, Any]:
+    from flax import nnx
+
+    _has_its_own("an NNX module", variables)
+    copy = nnx.clone(network)
+    copy.eval()  # the user's own stays as it is
+    structure, state = nnx.split(copy)
+    return _NNX(structure), state
+
+
+@dataclass(frozen=True)
+class _Pytree:
+    """A module that is a pytree, of which only the arrays are weights."""
+
+    structure: Any
+    fixed: tuple[Any, ...]
+
+    def __call__(self, arrays: list[Any], images: Array) -> Any:
+        leaves = [array if array is not None else other for array, other in zip(arrays, self.fixed, strict=True)]
+        return jax.tree.unflatten(self.structure, leaves)(images)
+
+
+def _equinox(network: Any, variables: Any) -> tuple[Apply, Any]:
+    import equinox
+
+    _has_its_own("an Equinox module", variables)
+    leaves, structure = jax.tree.flatten(equinox.nn.inference_mode(network))
+    is_array = [isinstance(leaf, np.ndarray | jax.Array) for leaf in leaves]
+    arrays = [leaf if ours else None for leaf, ours in zip(leaves, is_array, strict=True)]
+    fixed = tuple(None if ours else leaf for leaf, ours in zip(leaves, is_array, strict=True))
+    return _Pytree(structure, fixed), arrays
+
+
+@dataclass(frozen=True)
+class _Haiku:
+    apply: Callable[..., Any]
+
+    def __call__(self, params: Any, images: Array) -> Any:
+        return self.apply(params, None, images)
+
+
+@dataclass(frozen=True)
+class _HaikuWithState:
+    apply: Callable[..., Any]
+
+    def __call__(self, variables: Any, images: Array) -> Any:
+        return self.apply(*variables, None, images)[0]
+
+
+def _haiku(network: Any, variables: Any) -> tuple[Apply, Any]:
+    with_state = type(network).__name__ == "TransformedWithState"
+    _needs("a Haiku transform", variables, "(params, state)" if with_state else "params")
+    if with_state and not (isinstance(variables, tuple) and len(variables) == 2):
+        raise ValueError(f"model: give variables=(params, state) of Haiku, not {described(variables)}.")
+    return (_HaikuWithState if with_state else _Haiku)(network.apply), variables
+
+
+@dataclass(frozen=True)
+class _Keras:
+    network: Any
+
+    def __call__(self, variables: Any, images: Array) -> Any:
+        return self.network.stateless_call(*variables, images, training=False)[0]
+
+
+def _keras(network: Any, variables: Any) -> tuple[Apply, Any]:
+    _has_its_own("a Keras model", variables)
+    backend = sys.modules["keras"].backend.backend()
+    if backend != "jax":
+        raise ValueError(f"model: Keras runs on {backend} here: set KERAS_BACKEND=jax before keras is imported.")
+    groups = (network.trainable_variables, network.non_trainable_variables)
+    return _Keras(network), tuple([variable.value for variable in group] for group in groups)
+
+
+@dataclass(frozen=True)
+class _Torch:
+    network: Any
+
+    def __call__(self, weights: Any, images: Array) -> Any:
+        return black_box(self._logits, _classes(self, tuple(images.shape[1:])))(images)
+
+    def _logits(self, images: np.ndarray) -> np.ndarray:
+        import torch
+
+        with torch.no_grad():
+            logits: np.ndarray = self.network.eval()(torch.tensor(images)).numpy()
+        return logits
+
+
+@functools.cache
+def _classes(network: _Torch, image_shape: tuple[int, ...]) -> int:
+    return network._logits(np.zeros((1, *image_shape), np.float32)).shape[-1]
+
+
+def _torch(network: Any, variables: Any) -> tuple[Apply, Any]:
+    _has_its_own("a PyTorch module", variables)
+    return _Torch(network), ()
+
+
+@dataclass(frozen=True)
+class _Function:
+    function: Callable[[Array], Any]
+
+    def __call__(self, weights: Any, images: Array) -> Any:
+        return self.function(images)
+
+
+def _call(function: Any, images: Array) -> Any:
+    return function(images)
+
+
+def _function(network: Any, variables: Any) -> tuple[Apply, Any]:
+    if variables is not None:
+        return network, variables
+    if jax.tree_util.all_leaves([network]):
+        return _Function(network), ()
+    return _call, network  # a pytree, such as `bind` returns, holds its weights itself
+
+
+def _is_haiku(network: Any) -> bool:
+    return any(_is_of("haiku", name)(network) for name in ("Transformed", "TransformedWithState"))
+
+
+# The first that recognises a network adapts it.
+_LIBRARIES: list[tuple[Callable[[Any], bool], Callable[[Any, Any], tuple[Apply, Any]]]] = [
+    (_is_of("flax.linen", "Module"), _linen),
+    (_is_of("flax.nnx", "Module"), _nnx),
+    (_is_of("equinox", "Module"), _equinox),
+    (_is_haiku, _haiku),
+    (_is_of("keras", "Model"), _keras),
+    (_is_of("torch.nn", "Module"), _torch),
+    (callable, _function),
+]

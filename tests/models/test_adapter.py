@@ -1,0 +1,225 @@
+"""`rj.model`: networks of every library give their own logits, can be attacked, and compile once for all weights."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import robust_jax as rj
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+KEY = jax.random.key(0)
+IMAGES = jax.random.uniform(KEY, (4, 6, 6, 2))
+LABELS = jnp.arange(4) % 3
+PIXELS = rj.ThreatModel("additive", "linf", 0.1)
+FLOW = rj.ThreatModel("flow", "linf", 0.3)
+
+
+class Linen(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(nn.tanh(nn.Dense(8)(x.reshape(len(x), -1))))
+
+
+class LinenBN(nn.Module):
+    @nn.compact
+    def __call__(self, x, training):
+        x = nn.BatchNorm(use_running_average=not training)(nn.Conv(4, (3, 3))(x))
+        return nn.Dense(3)(nn.Dropout(0.5, deterministic=not training)(nn.relu(x).mean((1, 2))))
+
+
+class NNX(nnx.Module):
+    def __init__(self, rngs):
+        self.inner, self.outer = nnx.Linear(72, 8, rngs=rngs), nnx.Linear(8, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.outer(nnx.tanh(self.inner(x.reshape(len(x), -1))))
+
+
+class NNXBN(nnx.Module):
+    def __init__(self, rngs):
+        self.conv, self.norm = nnx.Conv(2, 4, (3, 3), rngs=rngs), nnx.BatchNorm(4, rngs=rngs)
+        self.dropout, self.dense = nnx.Dropout(0.5, rngs=rngs), nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.dense(self.dropout(nnx.relu(self.norm(self.conv(x)))).mean((1, 2)))
+
+
+def linen():
+    variables = Linen().init(KEY, IMAGES)
+    return rj.model(Linen(), variables), Linen().apply(variables, IMAGES)
+
+
+def linen_with_batch_norm():
+    variables = LinenBN().init(KEY, IMAGES, False)
+    return rj.model(LinenBN(), variables), LinenBN().apply(variables, IMAGES, False)
+
+
+def floats(tree):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+
+
+def of_nnx(kind):
+    network = kind(nnx.Rngs(0))
+    network.train()
+    network(IMAGES)  # moves the statistics
+    before = floats(nnx.state(network))
+    logits_fn = rj.model(network)
+    jax.tree.map(np.testing.assert_array_equal, floats(nnx.state(network)), before)
+    if hasattr(network, "dropout"):
+        assert not network.dropout.deterministic  # the user's own goes on training
+    network.eval()
+    return logits_fn, network(IMAGES)
+
+
+def equinox():
+    eqx = pytest.importorskip("equinox")
+    first, second = (jax.random.key(seed) for seed in (1, 2))
+    network = eqx.nn.Sequential(
+        [eqx.nn.Conv2d(2, 4, 3, key=first), eqx.nn.Lambda(jax.nn.relu), eqx.nn.Lambda(jnp.ravel), eqx.nn.Dropout(),
+         eqx.nn.Linear(64, 3, key=second)]
+    )  # fmt: skip
+    expected = jax.vmap(eqx.nn.inference_mode(network))(jnp.moveaxis(IMAGES, -1, 1))
+    return rj.model(network, channels_first=True, per_image=True), expected
+
+
+def haiku():
+    hk = pytest.importorskip("haiku")
+
+    def forward(x, is_training=False):
+        x = hk.BatchNorm(True, True, 0.9)(hk.Conv2D(4, 3)(x), is_training)
+        return hk.Linear(3)(jax.nn.relu(x).mean((1, 2)))
+
+    network = hk.transform_with_state(forward)
+    variables = network.init(jax.random.PRNGKey(0), IMAGES, True)
+    return rj.model(network, variables), network.apply(*variables, None, IMAGES)[0]
+
+
+def haiku_without_state():
+    hk = pytest.importorskip("haiku")
+    network = hk.transform(lambda x: hk.Linear(3)(hk.Flatten()(x)))
+    params = network.init(jax.random.PRNGKey(0), IMAGES)
+    return rj.model(network, params), network.apply(params, None, IMAGES)
+
+
+def keras():
+    keras = pytest.importorskip("keras")
+    layers = keras.layers
+    network = keras.Sequential(
+        [layers.Input((6, 6, 2)), layers.Conv2D(4, 3), layers.BatchNormalization(), layers.ReLU(), layers.Dropout(0.5),
+         layers.GlobalAveragePooling2D(), layers.Dense(3)]
+    )  # fmt: skip
+    return rj.model(network), network(IMAGES, training=False)
+
+
+def function():
+    weights = jax.random.normal(KEY, (72, 3))
+    return rj.model(lambda w, x: x.reshape(len(x), -1) @ w, weights), IMAGES.reshape(4, -1) @ weights
+
+
+NETWORKS = {
+    "linen": linen, "linen with BatchNorm": linen_with_batch_norm, "nnx": partial(of_nnx, NNX),
+    "nnx with BatchNorm": partial(of_nnx, NNXBN), "equinox": equinox, "haiku": haiku,
+    "haiku without state": haiku_without_state, "keras": keras, "a function": function,
+}  # fmt: skip
+ATTACKS = {
+    "pgd": (partial(rj.attacks.pgd, steps=2), PIXELS),
+    "apgd": (partial(rj.attacks.apgd, steps=3), PIXELS),
+    "auto_attack": (partial(rj.attacks.auto_attack, steps=3, queries=5), PIXELS),
+    "stadv": (partial(rj.attacks.stadv, steps=3), FLOW),
+    "pgd on flows": (partial(rj.attacks.pgd, steps=2), FLOW),
+}
+
+
+@pytest.fixture
+def compilations():
+    found = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: found.append(event) if event.endswith("backend_compile_duration") else None
+    )
+    return found
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_logits_are_the_networks_own(name):
+    logits_fn, expected = NETWORKS[name]()
+    np.testing.assert_allclose(logits_fn(IMAGES), expected, atol=1e-5)  # float32 sums of some 70 products
+    assert expected.shape == (4, 3) and "numbers" in repr(logits_fn) and len(repr(logits_fn)) < 80
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "attack", [name if name == "pgd" else pytest.param(name, marks=pytest.mark.slow) for name in ATTACKS]
+)
+def test_attacks_compile_once_for_all_weights(name, attack, compilations):
+    logits_fn, _ = NETWORKS[name]()
+    function, threat = ATTACKS[attack]
+    result = function(logits_fn, IMAGES, LABELS, threat, key=KEY)
+    predicted = logits_fn(result.images).argmax(-1)
+    np.testing.assert_array_equal(result.success, predicted != LABELS)
+    again, _ = NETWORKS[name]()
+    given = [again, jax.tree.map(lambda w: w if jnp.issubdtype(w.dtype, jax.dtypes.prng_key) else w * 1, logits_fn)]
+    before = len(compilations)
+    for model in given if name not in ("a function", "keras") and "haiku" not in name else given[1:]:
+        function(model, IMAGES, LABELS, threat, key=KEY)  # those are told apart by the function object
+        assert len(compilations) == before
+
+
+def torch_network():
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    layers = torch.nn
+    network = layers.Sequential(
+        layers.Conv2d(2, 4, 3), layers.BatchNorm2d(4), layers.ReLU(), layers.Flatten(), layers.Linear(64, 3)
+    )
+    network.eval()
+    with torch.no_grad():
+        expected = network(torch.tensor(np.moveaxis(np.asarray(IMAGES), -1, 1).copy())).numpy()
+    return network, expected
+
+
+def test_pytorch_is_attacked_without_gradients():
+    network, expected = torch_network()
+    logits_fn = rj.model(network)
+    np.testing.assert_allclose(logits_fn(IMAGES), expected, atol=1e-5)
+    result = rj.attacks.square(logits_fn, IMAGES, LABELS, PIXELS, key=KEY, queries=5)
+    np.testing.assert_array_equal(result.success, logits_fn(result.images).argmax(-1) != LABELS)
+    for attack, threat in (ATTACKS[name] for name in ("pgd", "pgd on flows")):
+        with pytest.raises(ValueError, match="a black box has no gradient: use an attack without .square"):
+            attack(logits_fn, IMAGES, LABELS, threat, key=KEY)
+
+
+def test_penalties_differentiate_in_the_weights():
+    logits_fn, _ = linen()
+
+    def penalty(model):
+        def loss(x):
+            return rj.losses.cross_entropy(model(x), LABELS)
+
+        return rj.gradient_norm(loss, IMAGES, "flow", power=2).mean()
+
+    slopes = jax.grad(penalty)(logits_fn)
+    assert max(float(abs(leaf).max()) for leaf in jax.tree.leaves(slopes)) > 0
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ((Linen(),), r"a Linen module holds no weights: give them as well, rj.model\(network, variables\)"),
+        ((NNX(nnx.Rngs(0)), {}), "an NNX module holds its weights: leave out variables=a dict"),
+        ((3,), "3 is no network: give one of Linen, NNX"),
+        (("resnet",), "'resnet' is no network"),
+    ],
+)
+def test_mistakes(given, message):
+    with pytest.raises(ValueError, match=f"model: {message}"):
+        rj.model(*given)
