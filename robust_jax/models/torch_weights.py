@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from robust_jax.models.bound import BoundModel, bind
 from robust_jax.options import Count
 from robust_jax.options.signatures import checks_arguments
 
@@ -43,10 +44,14 @@ class _Pair(NamedTuple):
 
 
 @checks_arguments
-def from_torch(model: nn.Module, state_dict: Mapping[str, Any], image_shape: ImageShape) -> dict[str, Any]:
+def from_torch(
+    model: nn.Module, state_dict: Mapping[str, Any], image_shape: ImageShape, check: tuple[Any, Any] | None = None
+) -> dict[str, Any]:
     """The variables of `model` from the `state_dict()` of the same network in PyTorch.
 
-        variables = rj.models.from_torch(model, net.state_dict(), (32, 32, 3))
+        images = torch.rand(8, 3, 32, 32)
+        check = (images.permute(0, 2, 3, 1), net.eval()(images))
+        variables = rj.models.from_torch(model, net.state_dict(), (32, 32, 3), check)
         logits_fn = rj.bind(model, variables)
 
     Convolutions go from OIHW to HWIO, dense kernels are transposed, and where a dense layer takes a flattened map, its
@@ -57,14 +62,38 @@ def from_torch(model: nn.Module, state_dict: Mapping[str, Any], image_shape: Ima
         model: of convolutions, dense layers and BatchNorm, as all of `MODELS` are.
         state_dict: of tensors or numpy arrays; layers in the order of registration.
         image_shape: `(height, width, channels)` of one image.
+        check: `(images, logits)`, some images `[B, H, W, C]` and the logits that the network in PyTorch gives for them in
+            eval mode. Networks of the same weights may differ in padding, activations or normalisation, which the
+            weights alone do not show.
 
     Raises:
-        ValueError: if the numbers of layers, a shape or the presence of a bias differ, naming both.
+        ValueError: if the numbers of layers, a shape or the presence of a bias differ, naming both; if the logits differ by
+            more than a thousandth of the largest.
     """
     pairs = _pairs(model, state_dict, image_shape)
-    return unflatten_dict(
+    variables = unflatten_dict(
         {p.path: jnp.asarray(_to_flax(_array(state_dict[p.key]), p.channels), jnp.float32) for p in pairs}
     )
+    if check is not None:
+        _compare(bind(model, variables), *map(_array, check))
+    return variables
+
+
+def _compare(logits_fn: BoundModel, images: np.ndarray, expected: np.ndarray) -> None:
+    """Raises ValueError unless the logits of the images are the expected ones, but for rounding."""
+    if images.ndim != 4:
+        raise ValueError(f"from_torch: check needs images [B, H, W, C] and logits [B, K], got {images.shape}.")
+    found = np.asarray(logits_fn(jnp.asarray(images, jnp.float32)))
+    if found.shape != expected.shape:
+        raise ValueError(f"from_torch: the logits of check have the shape {expected.shape}, here it is {found.shape}.")
+    # In float32, two orders of summation differ by some 1e-6 of the largest logit per layer: 1e-3 is far beyond.
+    worst, largest = np.abs(found - expected).max(), np.abs(expected).max()
+    if not worst <= 1e-3 * largest:
+        raise ValueError(
+            f"from_torch: the weights fit, but the logits of check differ by up to {worst:.3g}, and the largest is "
+            f"{largest:.3g}: the networks differ in what has no weights. Look at mean and std, at paddings and strides "
+            f"(a shortcut without weights), activations, the epsilon of BatchNorm, and that PyTorch's is in eval mode."
+        )
 
 
 @checks_arguments

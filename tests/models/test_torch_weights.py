@@ -106,6 +106,21 @@ def test_logits_are_those_of_the_network_in_pytorchs_layout(network):
     np.testing.assert_allclose(logits, expected, atol=1e-4)  # float32 sums of some thousand terms of order 1
 
 
+def test_a_network_that_differs_in_what_has_no_weights_is_refused():
+    model, image_shape, state, forward = wide_resnet()
+    images = RNG.uniform(size=(3, *image_shape)).astype("f")
+    logits = forward(images.transpose(0, 3, 1, 2))
+    models.from_torch(model, state, image_shape, (images, logits))
+    normalised = models.WideResNet(num_classes=10, depth=10, width=1, mean=(0.5,), std=(0.25,))
+    for wrong, given in ((normalised, logits), (model, logits + 0.3), (model, logits * np.nan)):
+        with pytest.raises(ValueError, match="the logits of check differ by up to .*Look at mean and std, at paddings"):
+            models.from_torch(wrong, state, image_shape, (images, given))
+    with pytest.raises(ValueError, match=r"check have the shape \(2, 10\), here it is \(3, 10\)"):
+        models.from_torch(model, state, image_shape, (images, logits[:2]))
+    with pytest.raises(ValueError, match=r"check needs images \[B, H, W, C\]"):
+        models.from_torch(model, state, image_shape, (images[0], logits))
+
+
 @pytest.mark.parametrize("network", [small_cnn, wide_resnet])
 def test_there_and_back_what_has_no_counterpart_is_kept(network):
     model, image_shape, state, _ = network()
