@@ -62,13 +62,13 @@ def from_torch(
         model: of convolutions, dense layers and BatchNorm, as all of `MODELS` are.
         state_dict: of tensors or numpy arrays; layers in the order of registration.
         image_shape: `(height, width, channels)` of one image.
-        check: `(images, logits)`, some images `[B, H, W, C]` and the logits that the network in PyTorch gives for them in
-            eval mode. Networks of the same weights may differ in padding, activations or normalisation, which the
+        check: `(images, logits)`, some images `[B, H, W, C]` and the logits that the network in PyTorch gives for them
+            in eval mode. Networks of the same weights may differ in padding, activations or normalisation, which the
             weights alone do not show.
 
     Raises:
-        ValueError: if the numbers of layers, a shape or the presence of a bias differ, naming both; if the logits differ by
-            more than a thousandth of the largest.
+        ValueError: if the numbers of layers, a shape or the presence of a bias differ, naming both; if the logits
+            differ by more than a thousandth of the largest.
     """
     pairs = _pairs(model, state_dict, image_shape)
     variables = unflatten_dict(
