@@ -25,11 +25,14 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
         parallel.initialize(options.distributed, options.join_timeout)
 
     logging.set_verbosity(logging.WARNING)
-    config = cli.overridden(cli.load_config(options.config), overrides)
     workdir = options.workdir or cli.default_workdir(options.config)
-    if "," in workdir:
-        raise ValueError(f"--workdir={workdir}: eval.py takes a comma for the start of another workdir; leave it out.")
+    # In it from the start: the other hosts are told of a mistake in this one's command, too.
     with parallel.watched(options.peer_timeout, lambda: runs.progress(workdir), stopping.Stopped):
+        config = cli.overridden(cli.load_config(options.config), overrides)
+        if "," in workdir:
+            raise ValueError(
+                f"--workdir={workdir}: eval.py takes a comma for the start of another workdir; leave it out."
+            )
         loop.train(config, workdir, cli.trusted(options.trust))
     if parallel.is_main():
         own = extensions.modules_of(config.to_dict())

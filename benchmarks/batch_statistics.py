@@ -25,7 +25,7 @@ flags.DEFINE_integer("limit", 500, "Validation images.")
 
 
 def main(options: flags.FlagValues, overrides: list[str]) -> None:
-    config, model, variables, dataset, step = runs.restore(options.workdir, "latest")
+    config, model, variables, dataset, step = runs.load(options.workdir, "latest")
     params = variables["params"]
     points = {options.point: config.points[options.point].to_dict()}
     objective = make_objective(points, {"ce": dict(kind="cross_entropy", at=options.point)})

@@ -28,7 +28,7 @@ from robust_jax.config.methods import METHODS
 from robust_jax.evaluation import evaluate
 from robust_jax.spaces.threat_models import ThreatModel
 from robust_jax.training import loop
-from robust_jax.workdir.runs import Restored, restore
+from robust_jax.workdir.runs import Trained, load
 from runs import config_of
 
 flags.DEFINE_list("configs", ["digits_standard", "digits_fgr"], "Names in configs/, each with its own overrides.")
@@ -81,7 +81,7 @@ def measure(column: str, given: dict[str, Any], overrides: list[str]) -> list[di
         chosen |= {"limit": given["limit"]} if given["limit"] else {}
         report = evaluate(workdir, config.attacks, **chosen)[str(workdir)]
         if given["universal"]:
-            trained = restore(workdir)
+            trained = load(workdir)
             for space, radius in zip(("additive", "flow"), given["universal_radii"], strict=True):
                 found = universal_rates(trained, ThreatModel(space, "linf", float(radius)), given["universal"])
                 report["attacks"] |= {f"{name} {space} {radius}": {"accuracy": rate} for name, rate in found.items()}
@@ -106,7 +106,7 @@ def _predicted(logits_fn, threat, images, delta):
     return logits_fn(attacks.apply_universal(threat, images, delta)).argmax(-1)
 
 
-def universal_rates(trained: Restored, threat: ThreatModel, count: int) -> dict[str, float]:
+def universal_rates(trained: Trained, threat: ThreatModel, count: int) -> dict[str, float]:
     """How one δ, made from the first ``count`` training images, changes predictions on at most 1,000 test images.
 
     Targeted: the fraction of images of other classes that are then classified as the target, averaged over all

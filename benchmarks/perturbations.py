@@ -24,7 +24,7 @@ flags.DEFINE_integer("count", 10, "Test images.")
 
 
 def main(options: flags.FlagValues, overrides: list[str]) -> None:
-    _, model, variables, dataset, _ = runs.restore(options.workdir)
+    _, model, variables, dataset, _ = runs.load(options.workdir)
     logits_fn = rj.bind(model, variables)
     images, labels = data.first_examples(dataset.test, options.count)
 

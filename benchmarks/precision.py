@@ -41,7 +41,7 @@ def found(model: Any, variables: Any, images: jax.Array, labels: jax.Array) -> t
 
 def main(options: flags.FlagValues, _: list[str]) -> None:
     """Prints the errors."""
-    _, model, variables, dataset, _ = runs.restore(Path(options.workdir))
+    _, model, variables, dataset, _ = runs.load(Path(options.workdir))
     images, labels = data.first_examples(dataset.train, options.images)
     full, half = (
         jax.jit(found, static_argnums=0)(model.clone(dtype=jnp.dtype(dtype)), variables, images, labels)

@@ -25,12 +25,12 @@ def config_of(name: str, before: Sequence[str] = (), after: Sequence[str] = ()) 
     return cli.overridden(cli.load_config(path), [f"--config.{key}" for key in keys])
 
 
-def correctly_classified(workdir: Path, count: int) -> tuple[runs.Restored, models.BoundModel, np.ndarray, np.ndarray]:
+def correctly_classified(workdir: Path, count: int) -> tuple[runs.Trained, models.BoundModel, np.ndarray, np.ndarray]:
     """The run, its model, and the first ``count`` test images that it classifies correctly, with their labels.
 
     They are sought among the first ``4 * count`` and may be fewer.
     """
-    run = runs.restore(workdir)
+    run = runs.load(workdir)
     bound = models.bind(run.model, run.variables)
     images, labels = (
         np.asarray(v) for v in data.first_examples(run.dataset.test, min(4 * count, len(run.dataset.test)))

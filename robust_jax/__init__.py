@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from robust_jax.penalties.local_flatness import local_flatness
     from robust_jax.spaces import Perturbation, ThreatModel, dual, normalized_to_pixels, warp
     from robust_jax.training import train
+    from robust_jax.workdir import load
 
 __version__ = "0.1.0"
 
@@ -32,14 +33,14 @@ _FACE = {
     "evaluation": ("evaluate", "robustness"),
     "penalties": ("first_order_gain", "gradient_norm", "local_flatness", "steepest", "value_and_gradient_norm"),
     "spaces": ("Perturbation", "ThreatModel", "dual", "normalized_to_pixels", "warp"),
-    "training": ("train",),
+    "training": ("train",), "workdir": ("load",),
 }  # fmt: skip
 _PLACES = {name: package for package, names in _FACE.items() for name in names}
 
 __all__ = [  # noqa: PLE0604
     "Perturbation", "ThreatModel", "attacks", "bind", "dual", "evaluate", "first_order_gain", "gradient_norm",
-    "local_flatness", "losses", "model", "models", "normalized_to_pixels", "norms", "perturbations", "robustness",
-    "steepest", "train", "value_and_gradient_norm", "warp",
+    "load", "local_flatness", "losses", "model", "models", "normalized_to_pixels", "norms", "perturbations",
+    "robustness", "steepest", "train", "value_and_gradient_norm", "warp",
 ]  # fmt: skip
 
 

@@ -60,7 +60,7 @@ def test_messages_name_the_way_out():
         (dict(images=IMAGES - 1), "mean and std"),
         (dict(logits_fn=lambda x: model(x)[:, :1]), r"sigmoid.*jnp.stack\(\[0 \* z, z\], -1\)"),
         (dict(logits_fn=FUNCTIONS["numpy"]), "black_box"),
-        (dict(logits_fn=Plain()), "bind"),
+        (dict(logits_fn=Plain()), r"robust_jax.model\(module, variables\)"),
         (dict(logits_fn=PLAIN), r"takes no train: give lambda images: module.apply\(variables, images\)"),
     ):
         check(call(attacks.pgd, "pgd", **wrong), message)

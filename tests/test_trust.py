@@ -70,7 +70,7 @@ PLACES = [
 @pytest.mark.parametrize("path, value", PLACES)
 def test_evaluating_a_workdir_runs_no_code_of_its_choice(ran, tmp_path, path, value):
     folder = workdir(tmp_path / "run", path, value)
-    for call in (runs.read_config, runs.restore, rj.evaluate):
+    for call in (runs.read_config, runs.load, rj.evaluate):
         with pytest.raises(ValueError) as error:
             call(folder)
         message = str(error.value)
@@ -130,10 +130,10 @@ def test_a_checkpoint_runs_no_code(ran, tmp_path, caplog):
     for name in ("checkpoint", "default/array_metadatas", "default/d/00.pkl"):  # names that Flax and Orbax know
         (best / name).write_bytes(pickle.dumps(Planted()))
     with pytest.raises(ValueError, match="best/0 is of another config .model.name: 'evil_parts:part' there"):
-        runs.restore(folder)
+        runs.load(folder)
     (folder / "config.json").unlink()  # then the copy in the checkpoint stands for it
     with pytest.raises(ValueError, match="names parts.*model.name='evil_parts:part'"):
-        runs.restore(folder)
+        runs.load(folder)
     assert not ran() and not Path("unpickled").exists()
 
 

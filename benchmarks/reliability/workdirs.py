@@ -35,7 +35,7 @@ def steps_done(workdir: Path) -> int:
 
 def same_end(one: Path, other: Path) -> bool:
     """Whether the last checkpoints of two runs are the same to the last bit, and their metrics but for their times."""
-    first, second = (runs.restore(workdir, "latest") for workdir in (one, other))
+    first, second = (runs.load(workdir, "latest") for workdir in (one, other))
     leaves = [jax.tree.leaves(restored.variables) for restored in (first, second)]
     same = first.step == second.step and all(
         np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in zip(*leaves, strict=True)

@@ -104,7 +104,7 @@ def evaluate(
     reports: dict[str, dict[str, Any]] = {}
     configs = []
     for folder in folders:
-        restored = runs.restore(folder, checkpoint, data_dir, trust)
+        restored = runs.load(folder, checkpoint, data_dir, trust)
         settings = Settings.of(restored.config, given)
         chosen = chosen_attacks(restored.config.attacks if attacks is None else attacks, data_dir, trust)
         with explained(folder, "Attacks that finished are kept in evaluation_unfinished if that could be written"):

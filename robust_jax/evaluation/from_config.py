@@ -34,7 +34,7 @@ def attack_from(name: str, spec: Mapping[str, Any], data_dir: str | None = None,
     built = build_attack(path, spec)
     source = None
     if built.source:
-        restored = runs.restore(Path(built.source), "best", data_dir, trust)
+        restored = runs.load(Path(built.source), "best", data_dir, trust)
         bound = models.bind(restored.model, restored.variables)
         source = Source(str(built.source), parallel.everywhere(bound))
     attack: Attack = with_path(path, Attack, built.function, built.threat, built.settings, built.curve, source)

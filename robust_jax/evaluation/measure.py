@@ -32,7 +32,7 @@ from robust_jax.evaluation.summary import summarise
 from robust_jax.extensions import choose
 from robust_jax.files import refuse_other
 from robust_jax.workdir.folder import try_to_write
-from robust_jax.workdir.runs import Restored
+from robust_jax.workdir.runs import Trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +110,7 @@ def chosen_attacks(
 
 def measure(
     workdir: Path,
-    restored: Restored,
+    restored: Trained,
     attacks: Mapping[str, Attack],
     settings: Settings,
     progress: bool = True,
@@ -174,7 +174,7 @@ def measure(
     return summary
 
 
-def _fingerprints(restored: Restored, attacks: Mapping[str, Attack], settings: Settings, n: int) -> dict[str, str]:
+def _fingerprints(restored: Trained, attacks: Mapping[str, Attack], settings: Settings, n: int) -> dict[str, str]:
     """See `outcome_cache.fingerprints`; none for a model or dataset of the user's own, whose code is not seen."""
     config = restored.config
     if ":" in f"{config.model.name}{config.data.name}":

@@ -71,7 +71,10 @@ def watched(timeout: float, describe: Callable[[], str], agreed: type[BaseExcept
         return
     listener = socket.create_server(("", 0)) if index == 0 else None
     text = f"{_own_address()} {listener.getsockname()[1] if listener else 0}".ljust(64)
-    told = multihost_utils.broadcast_one_to_all(np.frombuffer(text.encode(), np.uint8))
+    try:
+        told = multihost_utils.broadcast_one_to_all(np.frombuffer(text.encode(), np.uint8))
+    except jax.errors.JaxRuntimeError as error:
+        peers.end_process(f"Not all of the {count} processes answered: {str(error).splitlines()[0]}. Start all again.")
     address, port = bytes(np.asarray(told, np.uint8)).decode().split()
     try:
         sockets = peers.connect(index, count, listener, address, int(port), timeout)

@@ -124,7 +124,7 @@ class Watch:
 
     def _stop(self, why: str) -> None:
         self._let_others_end()
-        self._end(f"{why}. {self._describe()} Start all processes again to resume.")
+        self._end(f"{why.rstrip('.')}. {self._describe()} Start all processes again to resume.")
 
     def _let_others_end(self) -> None:
         """Process 0 ends last: JAX ends the others by a signal, with a C++ stack trace, once it is gone."""

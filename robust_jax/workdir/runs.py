@@ -21,11 +21,13 @@ from robust_jax import data, files, parallel
 from robust_jax.config.build import create_model, load_dataset
 from robust_jax.config.defaults import CHOICES, RANGES, base
 from robust_jax.extensions import check_name, check_trust, choose
+from robust_jax.models.bound import BoundModel, bind
+from robust_jax.options.signatures import checks_arguments
 from robust_jax.spaces.perturbations import Perturbation
 from robust_jax.workdir import checkpoints, saved_config
 
 
-class Restored(NamedTuple):
+class Trained(NamedTuple):
     """A trained run: its config, model, variables (averaged weights if the run has them), dataset, and their step."""
 
     config: ConfigDict
@@ -33,6 +35,14 @@ class Restored(NamedTuple):
     variables: dict[str, Any]
     dataset: data.Dataset
     step: int
+
+    @property
+    def logits_fn(self) -> BoundModel:
+        """The trained model as a function of images, for attacks and penalties."""
+        return bind(self.model, self.variables)
+
+    def __repr__(self) -> str:
+        return f"Trained({self.config.model.name} on {self.config.data.name}, step {self.step})"
 
 
 # Keys that may differ when a run is resumed: none of them changes the weights.
@@ -192,10 +202,14 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def restore(
-    workdir: str | Path, checkpoint: str | None = None, data_dir: str | None = None, trust: Sequence[str] = ()
-) -> Restored:
-    """Restores a trained run from its workdir.
+@checks_arguments
+def load(
+    workdir: str | os.PathLike[str],
+    checkpoint: str | None = None,
+    data_dir: str | None = None,
+    trust: Sequence[str] = (),
+) -> Trained:
+    """Loads a trained run from its workdir.
 
     Args:
       workdir: a folder that `robust_jax.train` wrote.
@@ -203,8 +217,18 @@ def restore(
       data_dir: where datasets are prepared, if it is not where the config says.
       trust: the modules from which the config may name parts, see `read_config`.
 
+    Returns:
+      Its ``logits_fn``, ``config``, ``model``, ``variables``, ``dataset`` and ``step``.
+
     Raises:
       ValueError: no such workdir or checkpoint; a part of a module that is not trusted.
+
+    Example::
+
+        run = rj.load("runs/digits_fgr")
+        batch = run.dataset.test.take(np.arange(32))
+        images, labels = rj.data.to_float(batch["image"]), batch["label"]
+        result = rj.attacks.pgd(run.logits_fn, images, labels, threat, key=jax.random.key(0))
     """
     workdir = Path(os.path.expanduser(workdir))
     config = read_config(workdir, trust)
@@ -227,7 +251,7 @@ def restore(
         check_same(found.path, found.notes["config"], plain(config), way_out)
     variables = evaluation_variables(found.state)
     _check_variables(found.path, variables, model, dataset.image_shape)
-    return Restored(config, model, variables, dataset, found.step)
+    return Trained(config, model, variables, dataset, found.step)
 
 
 def _check_variables(path: Path, variables: Mapping[str, Any], model: nn.Module, image_shape: tuple[int, ...]) -> None:

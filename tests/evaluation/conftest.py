@@ -45,13 +45,13 @@ def workdirs(trained, tmp_path, monkeypatch):
     config.attacks.shift = dict(kind="pgd", perturbation="additive", norm="linf", radius=0.05, curve=(0, 1, 2), steps=5)
     config.attacks.warp = dict(kind="pgd", perturbation="flow", norm="linf", radius=0.155, steps=5, restarts=2)
 
-    def restore(workdir, checkpoint, data_dir, trust=()):
+    def load(workdir, checkpoint, data_dir, trust=()):
         variables, dataset = trained[workdir.name]
         own = config.copy_and_resolve_references()
         own.optimizer.weight_decay = float(workdir.name == "smooth")
-        return runs.Restored(own, Linear(), variables, dataset, 9 if checkpoint == "latest" else 7)
+        return runs.Trained(own, Linear(), variables, dataset, 9 if checkpoint == "latest" else 7)
 
-    monkeypatch.setattr(runs, "restore", restore)
+    monkeypatch.setattr(runs, "load", load)
     folders = [tmp_path / name for name in trained]
     for folder in folders:
         folder.mkdir()

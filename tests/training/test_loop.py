@@ -127,7 +127,7 @@ def test_what_a_run_leaves(reference):
     accuracies = [line["validation/clean"] for line in validations]
     assert states["best"][0] == [v["step"] for v in validations if v["validation/clean"] == max(accuracies)][-1]
     assert state.best == np.float32(max(accuracies))
-    found = runs.restore(workdir, "best")
+    found = runs.load(workdir, "best")
     batch = found.dataset.validation.take(np.arange(40))
     predicted = models.bind(found.model, found.variables)(data.to_float(batch["image"])).argmax(-1)
     assert float((predicted == batch["label"]).mean()) == pytest.approx(max(accuracies))
@@ -324,7 +324,7 @@ def test_a_checkpoint_of_another_config_is_noticed(reference, tmp_path):
     workdir = copied(reference, tmp_path)
     train(config(seed=1, epochs=3.5), tmp_path / "other")
     shutil.move(tmp_path / "other" / "checkpoints" / "latest" / "14", workdir / "checkpoints" / "latest")
-    for call in (lambda: train(config(), workdir), lambda: runs.restore(workdir, "latest")):
+    for call in (lambda: train(config(), workdir), lambda: runs.load(workdir, "latest")):
         with pytest.raises(ValueError, match="latest/14 is of another config.*seed: 1 there, 0 now"):
             call()
 
@@ -365,7 +365,7 @@ def test_selection_under_attack_measures_that_attack(tmp_path):
     assert [line["step"] for line in validations] == [4, 8]
     assert all(line["validation/shift"] < line["validation/clean"] for line in validations)
     best = max(validations, key=lambda line: (line["validation/shift"], line["step"]))
-    found = runs.restore(tmp_path)
+    found = runs.load(tmp_path)
     assert found.step == best["step"]
     report = rj.evaluate(tmp_path, split="validation", limit=40, progress=False)[str(tmp_path)]
     assert report["attacks"]["shift"]["accuracy"] == pytest.approx(best["validation/shift"])
@@ -410,7 +410,7 @@ def test_averaged_weights_follow_the_recurrence_and_are_the_ones_validated(refer
     # Averaging beside training changes nothing in it, but for the roundings of another program.
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)  # noqa: E731
     jax.tree.map(close, final.params, reference[1].params)
-    same(runs.restore(tmp_path, "latest").variables["params"], final.ema["params"])
+    same(runs.load(tmp_path, "latest").variables["params"], final.ema["params"])
 
 
 def test_a_step_is_the_optimisers_step_along_the_gradient_of_the_mean_loss():
@@ -597,7 +597,7 @@ def test_a_model_and_a_dataset_of_ones_own_are_trained_and_restored(tmp_path, mo
     monkeypatch.syspath_prepend(tmp_path)
     c = config(data__name="own_parts:halves", model__name="own_parts:Linear", data__limit=0, epochs=4.0)
     train(c, tmp_path / "run")
-    found = runs.restore(tmp_path / "run", trust=("own_parts",))
+    found = runs.load(tmp_path / "run", trust=("own_parts",))
     assert (found.dataset.name, found.dataset.num_classes) == ("own_parts:halves", 2)
     images, labels = data.first_examples(found.dataset.test, 20)
     predicted = models.bind(found.model, found.variables)(images).argmax(-1)

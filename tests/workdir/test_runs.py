@@ -139,19 +139,20 @@ def test_the_attack_that_selects_checkpoints_may_not_change(tmp_path):
 def test_restore(tmp_path):
     runs.claim(config(), tmp_path)
     with pytest.raises(ValueError, match="holds no best checkpoint"):
-        runs.restore(tmp_path)
+        runs.load(tmp_path)
     expected = {kind: save(tmp_path, kind, step) for kind, step in (("best", 3), ("latest", 9))}
     for kind, step in (("best", 3), ("latest", 9)):
-        found = runs.restore(tmp_path, kind)
+        found = runs.load(tmp_path, kind)
         assert (found.step, found.dataset.name, found.config.attacks.flow.radius) == (step, "digits", 0.25)
         assert jax.tree.structure(found.variables) == jax.tree.structure(expected[kind])
         jax.tree.map(np.testing.assert_array_equal, found.variables, expected[kind])
         logits = jax.eval_shape(lambda v, m=found.model: m.apply(v, jnp.zeros((2, 8, 8, 1))), found.variables)
-        assert logits.shape == (2, 10)
+        assert logits.shape == (2, 10) and found.logits_fn(jnp.zeros((2, 8, 8, 1))).shape == (2, 10)
+        assert repr(found) == f"Trained(digits_cnn on digits, step {step})"
     with pytest.raises(ValueError, match="'newest'.*latest.*best"):
-        runs.restore(tmp_path, "newest")
+        runs.load(tmp_path, "newest")
     with pytest.raises(ValueError, match="is no workdir of train.py"):
-        runs.restore(tmp_path / "nowhere")
+        runs.load(tmp_path / "nowhere")
 
 
 def test_a_config_that_is_a_folder_or_was_changed_is_named(tmp_path):
@@ -171,7 +172,7 @@ def test_without_a_best_checkpoint_the_message_says_how_to_take_the_latest(tmp_p
     runs.claim(config(), tmp_path)
     save(tmp_path, "latest", 9)
     with pytest.raises(ValueError, match="no best checkpoint.*--config.evaluation.checkpoint=latest"):
-        runs.restore(tmp_path)
+        runs.load(tmp_path)
 
 
 def test_variables_of_another_model_are_refused(tmp_path):
@@ -180,7 +181,7 @@ def test_variables_of_another_model_are_refused(tmp_path):
     runs.claim(config(model__name="mlp"), tmp_path / "other")
     shutil.move(tmp_path / "one" / "checkpoints", tmp_path / "other" / "checkpoints")
     with pytest.raises(ValueError, match="best/3 is not of the model that config.json describes: params/.* has shape"):
-        runs.restore(tmp_path / "other")
+        runs.load(tmp_path / "other")
 
 
 def test_with_the_best_damaged_the_latest_is_evaluated_with_a_warning(tmp_path, caplog):
@@ -189,13 +190,13 @@ def test_with_the_best_damaged_the_latest_is_evaluated_with_a_warning(tmp_path, 
     expected = save(tmp_path, "latest", 9)
     best = tmp_path / "checkpoints" / "best" / "3"
     (best / "_CHECKPOINT_METADATA").write_bytes(b"")
-    found = runs.restore(tmp_path)
+    found = runs.load(tmp_path)
     assert found.step == 9
     jax.tree.map(np.testing.assert_array_equal, found.variables, expected)
     assert f"{best} is damaged" in caplog.text and "latest/9 instead" in caplog.text and best.is_dir()
     (tmp_path / "checkpoints" / "latest" / "9" / "default" / "manifest.ocdbt").unlink()
     with pytest.raises(ValueError, match="no checkpoint in .* is intact: .*best/3 is damaged.*latest/9 is damaged"):
-        runs.restore(tmp_path)
+        runs.load(tmp_path)
 
 
 def test_a_missing_config_is_that_of_the_checkpoints(tmp_path):
@@ -270,7 +271,7 @@ DAMAGED = [
 def test_a_config_that_cannot_be_read_is_one_message_that_names_the_file(tmp_path, content, message):
     save(tmp_path, "latest", 3)
     (tmp_path / "config.json").write_text(content)
-    for call in (runs.read_config, runs.restore, lambda folder: runs.claim(config(), folder)):
+    for call in (runs.read_config, runs.load, lambda folder: runs.claim(config(), folder)):
         with pytest.raises(ValueError, match=f"(?s){message}.*Restore it from a copy") as error:
             call(tmp_path)
         assert str(error.value).startswith(str(tmp_path / "config.json"))
