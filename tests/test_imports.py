@@ -95,9 +95,7 @@ def test_attacking_a_function_loads_nothing_for_models_data_checkpoints_or_drawi
     assert done.stdout == needed.stdout  # what jax and optax load is not ours
 
 
-@pytest.mark.parametrize(
-    "name", ["train", "evaluate", "load", "model", "robustness", "models", "warp"]
-)
+@pytest.mark.parametrize("name", ["train", "evaluate", "load", "model", "robustness", "models", "warp"])
 def test_the_face_has_every_public_name(name):
     import robust_jax
 

@@ -43,7 +43,7 @@ def measured(state: Any, repeats: int) -> dict[bool, list[tuple[float, float]]]:
     with tempfile.TemporaryDirectory() as folder, checkpoints.opened(folder) as saved:
         for step in range(2 * repeats + 2):
             checked = bool(step % 2)
-            integrity.checksums = made if checked else lambda _: {}  # type: ignore[assignment]
+            integrity.checksums = made if checked else lambda *_: {}  # type: ignore[assignment]
             began = time.perf_counter()
             saved.save("latest", step, state)
             returned = time.perf_counter()

@@ -13,7 +13,7 @@ import pytest
 import tensorstore as ts
 
 from robust_jax.training.step import init_state
-from robust_jax.workdir import checkpoints
+from robust_jax.workdir import checkpoints, integrity
 
 
 def state(seed=0):
@@ -330,6 +330,23 @@ def test_a_checkpoint_of_an_earlier_version_is_restored_with_a_note(good, tmp_pa
         found = saved.resume(state())
     same(found.state, numbered(40))
     assert found.notes is None and "earlier version, without checksums" in caplog.text
+
+
+def test_a_checkpoint_with_the_checksums_of_an_earlier_version_is_verified(good, tmp_path):
+    shutil.copytree(good, tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / "checkpoints" / "latest" / "40"
+    path = folder / "_CHECKPOINT_METADATA"
+    content = json.loads(path.read_text())
+    notes = content["custom_metadata"]["robust_jax"]
+    del notes["hash"], notes["checksum"]
+    notes["leaves"] = integrity.checksums(numbered(40), "crc32")
+    notes["checksum"] = integrity._of_json(notes)
+    path.write_text(json.dumps(content))
+    with checkpoints.opened(tmp_path) as saved:
+        assert saved.newest(("latest",)).step == 40
+    flip(largest(folder))
+    with checkpoints.opened(tmp_path) as saved:
+        assert saved.newest(("latest",)).step == 35
 
 
 def test_a_step_that_training_replaces_while_it_is_read_is_no_damage(good, tmp_path, monkeypatch, caplog):
