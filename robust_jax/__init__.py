@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from robust_jax import attacks, losses, models, norms, perturbations
     from robust_jax.evaluation.evaluate import evaluate
     from robust_jax.evaluation.robustness import robustness
+    from robust_jax.evaluation.show import show
+    from robust_jax.evaluation.summary import summarise
     from robust_jax.models import bind, model
     from robust_jax.penalties.gradient_norms import first_order_gain, gradient_norm, steepest, value_and_gradient_norm
     from robust_jax.penalties.local_flatness import local_flatness
@@ -30,7 +32,7 @@ __version__ = "0.1.0"
 # Package -> what of it is public here; itself, where that is all.
 _FACE = {
     "attacks": (), "losses": (), "models": ("bind", "model"), "norms": (), "perturbations": (),
-    "evaluation": ("evaluate", "robustness"),
+    "evaluation": ("evaluate", "robustness", "show", "summarise"),
     "penalties": ("first_order_gain", "gradient_norm", "local_flatness", "steepest", "value_and_gradient_norm"),
     "spaces": ("Perturbation", "ThreatModel", "dual", "normalized_to_pixels", "warp"),
     "training": ("train",), "workdir": ("load",),
@@ -40,7 +42,7 @@ _PLACES = {name: package for package, names in _FACE.items() for name in names}
 __all__ = [  # noqa: PLE0604
     "Perturbation", "ThreatModel", "attacks", "bind", "dual", "evaluate", "first_order_gain", "gradient_norm",
     "load", "local_flatness", "losses", "model", "models", "normalized_to_pixels", "norms", "perturbations",
-    "robustness", "steepest", "train", "value_and_gradient_norm", "warp",
+    "robustness", "show", "steepest", "summarise", "train", "value_and_gradient_norm", "warp",
 ]  # fmt: skip
 
 

@@ -100,7 +100,8 @@ def test_a_universal_delta_of_one_channel_is_not_spread_over_three():
 def test_batches_and_attacks_of_an_evaluation():
     batch = {"image": IMAGES, "label": LABELS}
     for batches, given, key, names in (
-        ([(IMAGES, LABELS)], {}, KEY, r"batches.*dict\(image=images, label=labels\)"),
+        ([IMAGES], {}, KEY, r"batches must be pairs \(images, labels\) or dicts"),
+        ((IMAGES, LABELS[:1]), {}, KEY, "batches: its arrays have .1, 2. entries"),
         ([{"images": IMAGES, "labels": LABELS}], {}, KEY, "batches.*'images'"),
         ([batch], {"pgd": attacks.pgd}, KEY, r"attacks.pgd.*Attack\(function"),
         ([batch], {}, 0, "key"),

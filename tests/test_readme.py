@@ -20,7 +20,7 @@ def run_python(name, namespace):
 @pytest.mark.slow
 def test_the_readme_runs(tmp_path):
     namespace = {"workdir": tmp_path / "run"}
-    assert run_python("README.md", namespace) == 3
+    assert run_python("README.md", namespace) == 4
     result, penalty, state = (namespace[name] for name in ("result", "penalty", "state"))
     assert result.delta.shape == (32, 2)
     assert jnp.all(jnp.abs(result.delta) <= jnp.array([0.3, 0.2]) * 1.0001)

@@ -27,7 +27,7 @@ from benchmarks.reliability.mistakes import (
 )  # fmt: skip
 from robust_jax import attacks, losses, models, norms, objectives, perturbations, threat_models
 from robust_jax.config.optimizers import bound_unit_norms, make_optimizer, make_schedule
-from robust_jax.evaluation import Attack, Source, curves, masking, pictures, robustness, statistics, summarise
+from robust_jax.evaluation import Attack, Source, curves, masking, pictures, robustness, show, statistics, summarise
 from robust_jax.evaluation.from_config import attack_from
 from robust_jax.evaluation.outcomes import PerExample
 
@@ -244,7 +244,8 @@ def _evaluation() -> Table:
     batch = {"image": IMAGES, "label": LABELS}
     attack = Attack(attacks.fgsm, BALL)
     batches = [
-        None, 3, "x", [], [3], [None], [(IMAGES, LABELS)], [{"images": IMAGES, "labels": LABELS}], batch,
+        None, 3, "x", [], [3], [None], [(LABELS, IMAGES)], [{"images": IMAGES, "labels": LABELS}], {"images": IMAGES},
+        (IMAGES, LABELS[:1]), (LABELS, IMAGES), {"image": IMAGES}, [[IMAGES]], (IMAGES, None),
         [batch | {"label": LABELS * 1.0}], [batch | {"label": LABELS[:1]}], [batch | {"label": LABELS + 7}],
         [batch | {"image": IMAGES * 255}], [batch | {"image": IMAGES[0]}], [batch | {"id": [1]}],
         [batch | {"id": "x"}], [batch | {"mask": [True]}], [batch | {"mask": "x"}], [batch | {"mask": np.zeros(2)}],
@@ -256,10 +257,13 @@ def _evaluation() -> Table:
     grid = dict(clean=IMAGES, adversarial=IMAGES, delta=DELTA, labels=LABELS, clean_predictions=LABELS,
                 adversarial_predictions=LABELS, path=BytesIO())  # fmt: skip
     return {
+        "show": (show, dict(measured=MEASURED), {
+            "measured": [None, 3, {}], "save": [3, b"x", "", "\0"], "name": [3, None], "class_names": [3, "cat", [3]]}),
         "robustness": (_measured, dict(logits_fn=model, batches=[batch], attacks={}, key=KEY), {
             "logits_fn": [None, 3, Plain(), lambda x: x], "batches": batches, "key": KEY_LIKE,
             "attacks": [None, 3, "pgd", [attack], {"a": attacks.pgd}, {"clean": attack}, {"a/b": attack}, {3: attack},
                         {"a": None}], "worst_case_only": ["yes", 2, None], "place": [3, "x"],
+            "batch_size": [0, -1, 1.5, "x"],
             "keep": [3, "x"], "progress": [3, "x"], "finished": [3, "x"]}),
         "summarise": (summarise, {}, {"measured": [None, 3, {}, "x"]}),
         "masking.probe": (masking.probe, probed, {

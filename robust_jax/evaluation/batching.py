@@ -21,6 +21,48 @@ Rows = dict[str, np.ndarray]
 """Arrays with one row per example."""
 
 
+def as_batches(batches: Any, size: int) -> Iterable[Batch]:
+    """Batches as dicts of image and label.
+
+    Args:
+      batches: dicts; pairs ``(images, labels)``; or one pair or one dict of arrays of all examples, which is cut.
+      size: of the batches that are cut.
+
+    Raises:
+      ValueError: something else.
+    """
+    whole = isinstance(batches, tuple) and len(batches) == 2 and all(hasattr(part, "shape") for part in batches)
+    if not (whole or isinstance(batches, Mapping)):
+        if not isinstance(batches, Iterable) or isinstance(batches, str):
+            raise ValueError(f"batches must be arrays (images, labels) or batches of them, got {described(batches)}.")
+        return _Dicts(list(batches) if isinstance(batches, Iterator) else batches)
+    batch = _as_dict(batches)
+    lengths = {len(value) for value in batch.values()}
+    if len(lengths) != 1:
+        raise ValueError(f"batches: its arrays have {sorted(lengths)} entries; one per example is needed.")
+    (n,) = lengths
+    return [{k: v[i : i + size] for k, v in batch.items()} for i in range(0, n, size)]
+
+
+class _Dicts:
+    """Batches as dicts, as often as they are wanted."""
+
+    def __init__(self, batches: Iterable[Any]):
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(_as_dict, self._batches)
+
+
+def _as_dict(batch: Any) -> Batch:
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        return {"image": batch[0], "label": batch[1]}
+    if not isinstance(batch, Mapping) or not {"image", "label"} <= set(batch):
+        got = sorted(map(str, batch)) if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+        raise ValueError(f"batches must be pairs (images, labels) or dicts with the arrays image and label, got {got}.")
+    return batch
+
+
 def with_ids_and_masks(batches: Iterable[Batch]) -> Iterator[Batch]:
     """The batches with images as floats in [0, 1], and with id and mask added if they have none.
 

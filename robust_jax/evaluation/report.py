@@ -116,7 +116,7 @@ def _shared(reports: Reports) -> dict[str, list[Mapping[str, Any]]]:
     }
 
 
-def show(reports: Reports) -> None:
+def show(reports: Reports, written: bool = True) -> None:
     """Prints a table with a row per attack and a column per workdir, and below it what casts doubt on the numbers."""
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(_table(reports))
@@ -127,14 +127,16 @@ def show(reports: Reports) -> None:
             console.print(f"{label}: {held}", markup=False)
         for warning in report["warnings"]:
             console.print(printable(f"Warning, {label}: {warning}"), style="yellow", markup=False)
-        console.print(printable(f"Written to {folder}"), markup=False, soft_wrap=True)
+        if written:
+            console.print(printable(f"Written to {folder}"), markup=False, soft_wrap=True)
 
 
 def _table(reports: Reports) -> Table:
     """Accuracies with their intervals: a row per attack, a column per workdir."""
     sizes = sorted({report["clean"]["n"] for report in reports.values()})
-    split = next(iter(reports.values()))["split"]
-    table = Table(title=f"Accuracy on the {split} split, n = {' and '.join(map(str, sizes))}, 95% intervals")
+    split = next(iter(reports.values())).get("split")
+    where = f" on the {split} split" if split else ""
+    table = Table(title=f"Accuracy{where}, n = {' and '.join(map(str, sizes))}, 95% intervals")
     for column in ("attack", "threat", "effort"):
         table.add_column(column)
     rows: dict[tuple[str, ...], dict[str, str]] = {}

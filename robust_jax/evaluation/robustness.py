@@ -4,7 +4,7 @@ No config, model or file is needed:
 
     threat = ThreatModel("flow", "linf", 0.155)
     attacks = {"flow": Attack(pgd, threat, {"steps": 20, "restarts": 3})}
-    measured = robustness(logits_fn, batches, attacks, key=jax.random.key(0))
+    measured = robustness(logits_fn, (images, labels), attacks, key=jax.random.key(0))
     summarise(measured)["attacks"]["flow"]["accuracy"]
 
 An example counts as robust to an attack if it is classified correctly both clean and at the adversarial image. What an
@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -31,8 +31,9 @@ from robust_jax import losses
 from robust_jax.attacks.wrappers import as_pytree
 from robust_jax.checks import check_attack_name, check_batch
 from robust_jax.evaluation.attack import Attack
-from robust_jax.evaluation.batching import Batch, Rows, in_parts, selected, with_ids_and_masks
+from robust_jax.evaluation.batching import Batch, Rows, as_batches, in_parts, selected, with_ids_and_masks
 from robust_jax.evaluation.outcomes import Outcome, PerExample, contradiction
+from robust_jax.options import Count
 from robust_jax.options.signatures import checks_arguments
 from robust_jax.spaces import threat_models
 from robust_jax.spaces.per_example import check_key
@@ -46,10 +47,11 @@ Progress = Callable[[str, int, int], None]
 @checks_arguments
 def robustness(
     logits_fn: Callable[[Float[Array, "b h w c"]], Float[Array, "b k"]],
-    batches: Iterable[Batch],
+    batches: Any,
     attacks: Mapping[str, Any],
     *,
     key: Key[Array, ""],
+    batch_size: Count = 250,
     worst_case_only: bool = False,
     place: Callable[[Batch], Batch] = dict,
     finished: Mapping[str, Outcome] | None = None,
@@ -64,11 +66,13 @@ def robustness(
 
     Args:
       logits_fn: images `[B, H, W, C]` in [0, 1] to logits `[B, K]`.
-      batches: dicts of image `[B, H, W, C]` (uint8, or float in [0, 1]), label `[B]`, and optionally id `[B]` (default:
-        the position) and mask `[B]`, False for padding. Equal batch sizes save compilations. They are iterated over
-        once for the clean images and once per attack; an iterator, which allows one pass only, is kept in memory.
-      attacks: NAME -> attack.
+      batches: the examples: arrays ``(images, labels)``, or batches, each such a pair or a dict of image `[B, H, W, C]`
+        (uint8, or float in [0, 1]), label `[B]`, and optionally id `[B]` (default: the position) and mask `[B]`, False
+        for padding. Equal batch sizes save compilations. Batches are iterated over once for the clean images and once
+        per attack; an iterator, which allows one pass only, is kept in memory.
+      attacks: NAME -> `Attack`, or its entry in a config, ``dict(kind=..., perturbation=..., radius=..., **options)``.
       key: one typed key.
+      batch_size: of the batches into which arrays are cut.
       worst_case_only: each attack sees only the correctly classified examples that no attack before it has broken,
         repacked into full batches, and no curves are measured. The worst case is the same and found sooner; the
         accuracy under each attack alone is unknown.
@@ -85,13 +89,10 @@ def robustness(
     Raises:
       ValueError: no example; images, labels or logits of a wrong shape or range; an attack named clean or worst_case.
     """
-    for name, attack in attacks.items():
-        check_attack_name(name)
-        if not isinstance(attack, Attack):
-            raise ValueError(f"attacks.{name} is {attack!r}: give Attack(function, threat, settings).")
+    attacks = {name: _attack(name, attack) for name, attack in attacks.items()}
     model = as_pytree(logits_fn)
     report = progress or (lambda *_: None)
-    batches = list(batches) if isinstance(batches, Iterator) else batches
+    batches = as_batches(batches, batch_size)
     check_key(key, None)
     measured, largest = _clean_images(model, batches, place, report)
     left = measured.correct
@@ -112,6 +113,20 @@ def robustness(
         measured.attacks[name] = dataclasses.replace(outcome, after=before)
         left = left & ~outcome.broken
     return measured
+
+
+def _attack(name: str, attack: Any) -> Attack:
+    check_attack_name(name)
+    if isinstance(attack, Mapping):
+        from robust_jax.evaluation.from_config import attack_from  # loads models and workdirs, for sources
+
+        return attack_from(name, attack)
+    if not isinstance(attack, Attack):
+        raise ValueError(
+            f"attacks.{name} is {attack!r}: give Attack(function, threat, settings), or dict(kind=..., "
+            f"perturbation=..., radius=..., **options)."
+        )
+    return attack
 
 
 def _fits(name: str, outcome: Outcome, measured: PerExample, seen: Bool[np.ndarray, " n"]) -> bool:
@@ -151,7 +166,7 @@ def _clean_images(
     """The predictions and losses of the clean images, without attacks, and the size of the largest batch."""
     clean, few, missing, largest = [], [], FEW, 0
     size: int | None = None
-    for batch in with_ids_and_masks(_dicts(batches)):
+    for batch in with_ids_and_masks(batches):
         if missing:
             few.append(np.asarray(batch["image"])[batch["mask"]][:missing])
             missing -= len(few[-1])
@@ -163,18 +178,6 @@ def _clean_images(
     if not any(len(rows["label"]) for rows in clean):
         raise ValueError("robustness got no example: the batches are empty, or masked altogether.")
     return PerExample(**_joined(clean), attacks={}, logits_fn=model, images=np.concatenate(few)), largest
-
-
-def _dicts(batches: Iterable[Any]) -> Iterator[Batch]:
-    """The batches; raises ValueError for one that is not a dict with image and label."""
-    for batch in batches:
-        if not isinstance(batch, Mapping) or not {"image", "label"} <= set(batch):
-            got = sorted(map(str, batch)) if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
-            raise ValueError(
-                f"batches must be dicts with the arrays image and label, got {got}: give "
-                f"dict(image=images, label=labels) for a pair of them."
-            )
-        yield batch
 
 
 def _clean_rows(model: Any, place: Callable[[Batch], Batch], batch: Batch) -> Rows:

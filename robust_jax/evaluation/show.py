@@ -1,0 +1,54 @@
+"""`show`: what `robustness` measured as a table, warnings and files, like those of an evaluated workdir."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from robust_jax.evaluation.outcomes import PerExample
+from robust_jax.evaluation.summary import summarise
+from robust_jax.files import folder_name
+from robust_jax.options.signatures import checks_arguments
+
+
+@checks_arguments
+def show(
+    measured: PerExample,
+    save: str | os.PathLike[str] | None = None,
+    *,
+    name: str = "model",
+    class_names: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Prints accuracies with their intervals and what casts doubt on them; with a folder, writes them there.
+
+    Args:
+      measured: the result of `robustness`.
+      save: a folder, made if it does not exist, for ``evaluation.json``, ``per_example.npz``,
+        ``adversarial_NAME.png`` and ``robustness_NAME.png``, as `evaluate` writes them to a workdir.
+      name: of the model, above its column.
+      class_names: for the pictures.
+
+    Returns:
+      The content of ``evaluation.json``, see `summarise`.
+
+    Raises:
+      ValueError: no name of a folder, or one that cannot be written.
+
+    Example::
+
+        attacks = {"aa": dict(kind="auto_attack", perturbation="additive", radius="8/255")}
+        rj.show(rj.robustness(logits_fn, (images, labels), attacks, key=jax.random.key(0)), save="my_network")
+    """
+    from robust_jax.evaluation import report  # here: drawing takes a second to load
+
+    summary = summarise(measured) | {"class_names": list(class_names)}
+    if save is None:
+        report.show({name: summary}, written=False)
+        return summary
+    folder = Path(folder_name("save", save))
+    folder.mkdir(parents=True, exist_ok=True)
+    report.write(folder, summary, measured, 10)
+    report.compare({str(folder): summary}, None)
+    return summary

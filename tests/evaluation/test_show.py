@@ -1,0 +1,57 @@
+"""`show`: the table, warnings and files of what `robustness` measured, without a config or a workdir."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import robust_jax as rj
+from robust_jax.evaluation import Attack
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+RNG = np.random.default_rng(0)
+IMAGES = RNG.uniform(size=(30, 4, 4, 1)).astype(np.float32)
+WEIGHTS = RNG.normal(size=(16, 3)).astype(np.float32)
+MODEL = rj.model(lambda w, x: x.reshape(len(x), -1) @ w, WEIGHTS)
+LABELS = np.asarray(MODEL(IMAGES).argmax(-1))
+SPEC = dict(kind="pgd", perturbation="additive", radius="1/20", steps=2, curve=(0, 1))
+
+
+def measured(batches, attack=SPEC, **options):
+    return rj.robustness(MODEL, batches, {"step": attack}, key=jax.random.key(0), **options)
+
+
+def test_arrays_pairs_and_dicts_are_the_same_examples_and_a_config_the_same_attack():
+    whole = measured((IMAGES, LABELS), batch_size=7)
+    pairs = measured([(IMAGES[:20], LABELS[:20]), [IMAGES[20:], LABELS[20:]]])
+    dicts = measured(iter([{"image": IMAGES, "label": LABELS}]))
+    one = measured({"image": IMAGES, "label": LABELS})
+    threat = rj.ThreatModel("additive", "linf", 1 / 20)
+    given = measured((IMAGES, LABELS), Attack(rj.attacks.pgd, threat, {"steps": 2}, curve=(0, 1)))
+    assert 0 < whole.attacks["step"].broken.mean() < 1
+    for other in (pairs, dicts, one, given):
+        np.testing.assert_array_equal(other.label, LABELS)
+        np.testing.assert_array_equal(other.attacks["step"].broken, whole.attacks["step"].broken)
+    with pytest.raises(ValueError, match="attacks.step has no option|attacks.step.*no option .*'stepz'"):
+        measured((IMAGES, LABELS), SPEC | {"stepz": 3})
+
+
+def test_show_prints_the_table_and_writes_files_only_if_it_is_told_where(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    found = measured((IMAGES, LABELS))
+    summary = rj.show(found, name="mine")
+    text = capsys.readouterr().out
+    accuracy = f"{100 * summary['attacks']['step']['accuracy']:.1f}%"
+    assert "Accuracy, n = 30" in text and "mine" in text and accuracy in text and "Written" not in text
+    assert list(tmp_path.iterdir()) == []
+    again = rj.show(found, save="mine", class_names=("cat", "dog", "eel"))
+    assert "Written to mine" in capsys.readouterr().out
+    assert {p.name for p in (tmp_path / "mine").iterdir()} == {
+        "adversarial_step.png", "evaluation.json", "per_example.npz", "robustness_step.png"
+    }  # fmt: skip
+    stored = json.loads((tmp_path / "mine" / "evaluation.json").read_text())
+    assert stored == json.loads(json.dumps(again)) and stored["class_names"] == ["cat", "dog", "eel"]
+    assert stored["attacks"]["step"]["accuracy"] == summary["attacks"]["step"]["accuracy"]
