@@ -308,7 +308,7 @@ def test_no_flipped_bit_is_restored(tmp_path):
     source = tmp_path / "good" / "checkpoints" / "latest" / "40"
     names = [p.relative_to(source) for p in sorted(source.rglob("*")) if p.is_file() and p.stat().st_size]
     names += [largest(source).relative_to(source)] * len(names)
-    for i in range(60):
+    for i in range(30):
         name = names[draw.integers(len(names))]
         folder = tmp_path / str(i) / "checkpoints" / "latest" / "40"
         shutil.copytree(source, folder)
@@ -319,7 +319,7 @@ def test_no_flipped_bit_is_restored(tmp_path):
                     silent.append(name)
             except checkpoints.CheckpointError:
                 refused += 1
-    assert silent == [] and refused > 30
+    assert silent == [] and refused > 15
 
 
 def test_a_checkpoint_of_an_earlier_version_is_restored_with_a_note(good, tmp_path, caplog):
