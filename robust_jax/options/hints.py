@@ -124,16 +124,19 @@ def words_for(hint: Any) -> str:
     if is_array_hint(hint):
         dims = ", ".join(hint.dim_str.upper().split())
         return f"{_kind(hint)[2]} [{dims}]" if dims else f"{_kind(hint)[2]} of no axis"
-    kind = origin or hint
-    if kind in (np.ndarray, jax.Array):
-        return "an array"
     if origin is Annotated:
         return " ".join([words_for(get_args(hint)[0]), *(str(n) for n in get_args(hint)[1:] if isinstance(n, Range))])
-    if kind in _LOOSE:
-        of = ""
-        if kind is tuple:
-            of = f" ({', '.join(words_for(entry) for entry in get_args(hint) if entry is not Ellipsis)})"
-        elif kind in (Mapping, Sequence) and get_args(hint) and get_args(hint)[-1] not in (Any, Ellipsis):
-            of = f", each {words_for(get_args(hint)[-1])}"
-        return _LOOSE[kind][1] + of
-    return f"a {getattr(kind, '__name__', kind)}"
+    return _words_for_class(origin or hint, get_args(hint))
+
+
+def _words_for_class(kind: Any, entries: tuple[Any, ...]) -> str:
+    if kind in (np.ndarray, jax.Array):
+        return "an array"
+    if kind not in _LOOSE:
+        return f"a {getattr(kind, '__name__', kind)}"
+    of = ""
+    if kind is tuple:
+        of = f" ({', '.join(words_for(entry) for entry in entries if entry is not Ellipsis)})"
+    elif kind in (Mapping, Sequence) and entries and entries[-1] not in (Any, Ellipsis):
+        of = f", each {words_for(entries[-1])}"
+    return _LOOSE[kind][1] + of

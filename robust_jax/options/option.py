@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import jax
@@ -75,8 +75,7 @@ class Option:
 
     def _check_type(self, what: str, value: Any) -> None:
         """Of ``Literal["a", "b"] | float`` a choice and a number pass; of types that are not simple, anything."""
-        choices = [choice for kind in self.kinds if get_origin(kind) is Literal for choice in get_args(kind)]
-        types_ = [kind for kind in self.kinds if get_origin(kind) is not Literal and kind is not type(None)]
+        choices, types_ = _split(self.kinds)
         if not all(kind in SIMPLE for kind in types_):
             if self.range and isinstance(value, str):
                 self.range.check(what, value)
@@ -87,6 +86,14 @@ class Option:
         elif not (is_choice(choices, value) or any(SIMPLE[kind][0](value) for kind in types_)):
             expected = " or ".join([*map(repr, choices), *(kind.__name__ for kind in types_)])
             raise ValueError(f"{what}={value!r} is of type {type(value).__name__}, not {expected}.")
+
+
+def _split(kinds: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """The choices that `Literal` lists, and the types beside them and None."""
+    literal = [get_origin(kind) is Literal for kind in kinds]
+    choices = [choice for kind, lists in zip(kinds, literal, strict=True) if lists for choice in get_args(kind)]
+    others = [kind for kind, lists in zip(kinds, literal, strict=True) if not lists]
+    return choices, [kind for kind in others if kind is not type(None)]
 
 
 def option_of(name: str, hint: Any, default: Any) -> Option:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,19 +104,29 @@ def _drop_lines_after(path: Path, step: int, validated: bool) -> None:
     content = path.read_bytes()
     lines = content.decode(errors="replace").splitlines()
     steps = [_step_of(line) for line in lines]
-    if any(s is None for s in steps[:-1]):  # the last line may be cut: the run was killed while it wrote
+    _tell_what_is_lost(path, content, steps, step)
+    stay = (s is not None and _stays(line, s, step, validated) for line, s in zip(lines, steps, strict=True))
+    keep = [line for line, stays in zip(lines, stay, strict=True) if stays]
+    files.write_atomically(path, "".join(line + "\n" for line in keep).encode())
+
+
+def _stays(line: str, its_step: float, step: int, validated: bool) -> bool:
+    """Whether a line tells what a run that goes on from that step has done."""
+    return its_step < step or its_step == step and (validated or "validation/clean" not in line)
+
+
+def _tell_what_is_lost(path: Path, content: bytes, steps: Sequence[float | None], step: int) -> None:
+    """Warns of lines that cannot be read, which are kept beside, and of steps that checkpoints or lines lack."""
+    if None in steps[:-1]:  # the last line may be cut: the run was killed while it wrote
         kept = path.with_name(f"{path.name}.damaged")
         files.write_atomically(kept, content)
-        count = sum(s is None for s in steps)
-        logging.warning("%s: %d of %d lines cannot be read; they are kept in %s.", path, count, len(lines), kept)
+        count = steps.count(None)
+        logging.warning("%s: %d of %d lines cannot be read; they are kept in %s.", path, count, len(steps), kept)
     known = [s for s in steps if s is not None]
     if step == 0 and known:
         logging.warning("%s reaches step %d, but there is no checkpoint: starting at step 0.", path, max(known))
     elif step and not known:
         logging.warning("%s holds no line: what was logged up to step %d is lost, training goes on.", path, step)
-    keep = [line for line, s in zip(lines, steps, strict=True) if s is not None and s <= step]
-    keep = [line for line in keep if validated or _step_of(line) != step or "validation/clean" not in line]
-    files.write_atomically(path, "".join(line + "\n" for line in keep).encode())
 
 
 def _step_of(line: str) -> float | None:
