@@ -11,12 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from robust_jax.extensions import check_name
 from robust_jax.files import file_name
 from robust_jax.options import raised_by_library
 from robust_jax.spaces import registry, threat_models
 from robust_jax.spaces.perturbations import Perturbation
+from robust_jax.spaces.threat_models import ThreatModel
 
 ROUNDING = 1e-3
 """How far outside [0, 1] intensities may be for rounding to be the likely reason."""
@@ -243,6 +245,17 @@ def check_curve(what: str, curve: Any) -> None:
             raise ValueError(f"{what}={shown}: give multiples >= 0 of the radius, such as (0, 0.5, 1, 2).")
 
 
+def warn_of_radius(threat: ThreatModel) -> None:
+    """Warns, once, of an additive linf radius above 1: its ball contains every image, so a /255 was forgotten."""
+    one = not threat.perturbation.parts
+    parts = (threat.perturbation,) if one else threat.perturbation.parts
+    norms, radii = ((threat.norm,), (threat.radius,)) if one else (threat.norm, threat.radius)
+    for part, norm, radius in zip(parts, norms, radii, strict=True):
+        if part.name == "additive" and norm == "linf" and _concrete(radius) and np.max(radius) > 1:
+            text = "radius=%g of an additive linf ball holds every image: intensities lie in [0, 1]. Is it %g/255?"
+            logging.log_first_n(logging.WARNING, text, 1, np.max(radius), np.max(radius))
+
+
 def check_threat(threat: Any, images: Any) -> None:
     """Raises ValueError for what is no threat model, or does not fit the images.
 
@@ -254,6 +267,7 @@ def check_threat(threat: Any, images: Any) -> None:
             f"threat={threat!r} is not a threat model: give robust_jax.ThreatModel(perturbation, norm, radius)."
         )
     check_layout(space, images)
+    warn_of_radius(threat)
     jax.eval_shape(lambda x: threat_models.in_radii(threat, space.zeros(x)), images)  # whether the radius fits δ
     if not _concrete(images) or not len(images):
         return

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import logging
 
 from robust_jax.checks import check_attack_names, check_batch, check_images, check_threat
 from robust_jax.spaces.perturbations import Perturbation
@@ -97,3 +98,21 @@ def test_attacks_whose_pictures_would_be_one_file_are_refused():
     for name in ("clean", "worst_case"):
         with pytest.raises(ValueError, match=f"attacks.{name}: results use this name already"):
             check_attack_names([name])
+
+
+@pytest.mark.parametrize(
+    "threat, told",
+    [
+        (ThreatModel("additive", "linf", 8.0), True),
+        (ThreatModel(("flow", "additive"), "linf", (0.2, 8.0)), True),
+        (ThreatModel("additive", "linf", 1.0), False),
+        (ThreatModel("additive", "l2", 8.0), False),
+        (ThreatModel("flow", "linf", 8.0), False),
+    ],
+)
+def test_a_radius_without_its_255_is_told_once(threat, told, caplog, monkeypatch):
+    monkeypatch.setattr(logging, "_log_counter_per_token", {})
+    for _ in range(2):
+        check_threat(threat, np.zeros((2, 4, 4, 1), np.float32))
+    messages = [text for text in caplog.messages if "radius=8 of an additive linf ball" in text]
+    assert len(messages) == told and all("Is it 8/255?" in text for text in messages)

@@ -13,7 +13,7 @@ from flax import linen as nn
 from robust_jax import data, models, parallel
 from robust_jax.attacks import ATTACKS
 from robust_jax.attacks.define import about
-from robust_jax.checks import check_attack_name, check_curve
+from robust_jax.checks import check_attack_name, check_curve, warn_of_radius
 from robust_jax.config import dry_run
 from robust_jax.config.values import number
 from robust_jax.options import Range, arguments, check_options, function_of, options_of, with_path
@@ -99,6 +99,7 @@ def build_attack(path: str, spec: Mapping[str, Any]) -> AttackSpec:
     entry = {"curve": (), "source": ""} | with_path(path, arguments, every_attack, spec)
     if (known := about(function)) and known.check:
         known.check(path, entry["threat"])
+    warn_of_radius(entry["threat"])
     own = {name: value for name, value in spec.items() if name in options_of(function)}
     return AttackSpec(function, entry["threat"], arguments(function, own), tuple(entry["curve"]), entry["source"])
 
