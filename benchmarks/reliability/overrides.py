@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import ast
 import collections
-import copy
 import json
 import math
 import random
@@ -138,8 +137,7 @@ def as_written(before: Any, key: str, text: str, after: Any) -> bool:
 
 def verdict(load: Callable[[], ConfigDict], given: Mapping[str, str], workdir: Path) -> tuple[str, str]:
     """How a command with these overrides ends, and what to say about it."""
-    config = complete(load())
-    before = flatten_dict(copy.deepcopy(config.to_dict()), keep_empty_nodes=False, sep=".")
+    before = flatten_dict(load().to_dict(), sep=".")
     try:
         changed = cli.overridden(load(), [f"--config.{key}={text}" for key, text in given.items()])
     except ValueError as error:

@@ -41,11 +41,10 @@ def run(
     function: Callable[..., Any], model: Any, images: Any, labels: Any, threat: Any, options: dict[str, Any]
 ) -> Any:
     """``function(model, images, labels, threat, **options)``, compiled unless it is part of another computation."""
-    leaves, tree = jax.tree.flatten((model, options))
-    data = ([leaf if _is_array(leaf) else None for leaf in leaves], images, labels, threat)
-    if getattr(jax.config, "jax_disable_jit", False) or _inside(data, leaves):
+    arrays, tree, static = split((model, options))
+    data = (arrays, images, labels, threat)
+    if getattr(jax.config, "jax_disable_jit", False) or _inside(data):
         return function(model, images, labels, threat, **options)
-    static = tuple(None if _is_array(leaf) else (type(leaf), leaf) for leaf in leaves)
     try:
         if _by_structure(model, threat, options):
             return _program(function, tree, static)(*data)
@@ -61,10 +60,23 @@ def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, np.ndarray | jax.Array)
 
 
-def _inside(data: Any, leaves: list[Any]) -> bool:
+def split(tree: Any) -> tuple[list[Any], Any, tuple[Any, ...]]:
+    """The arrays of a pytree, its structure, and its other leaves with their types; None stands for the other kind."""
+    leaves, structure = jax.tree.flatten(tree)
+    arrays = [leaf if _is_array(leaf) else None for leaf in leaves]
+    return arrays, structure, tuple(None if _is_array(leaf) else (type(leaf), leaf) for leaf in leaves)
+
+
+def join(arrays: list[Any], structure: Any, static: tuple[Any, ...]) -> Any:
+    """The pytree that `split` took apart."""
+    leaves = [array if fixed is None else fixed[1] for array, fixed in zip(arrays, static, strict=True)]
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _inside(data: Any) -> bool:
     """Whether JAX traces: an argument, or whatever is computed here."""
     probe = jax.lax.full((), 0)
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in (*jax.tree.leaves(data), *leaves, probe))
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in (*jax.tree.leaves(data), probe))
 
 
 def _by_structure(model: Any, threat: Any, options: dict[str, Any]) -> bool:
@@ -98,8 +110,7 @@ def _unflattened(function: Callable[..., Any], tree: Any, static: tuple[Any, ...
     """The function of arrays, the rest being fixed."""
 
     def attack(arrays: list[Any], images: Any, labels: Any, threat: Any) -> Any:
-        leaves = [array if fixed is None else fixed[1] for array, fixed in zip(arrays, static, strict=True)]
-        model, options = jax.tree.unflatten(tree, leaves)
+        model, options = join(arrays, tree, static)
         return function(model, images, labels, threat, **options)
 
     return attack
@@ -113,8 +124,7 @@ def _program(function: Callable[..., Any], tree: Any, static: tuple[Any, ...]) -
 @functools.lru_cache(maxsize=KEPT)
 def _model_alone(tree: Any, static: tuple[Any, ...]) -> Any:
     def call(arrays: list[Any], images: Any) -> Any:
-        leaves = [array if fixed is None else fixed[1] for array, fixed in zip(arrays, static, strict=True)]
-        return jax.tree.unflatten(tree, leaves)(images)
+        return join(arrays, tree, static)(images)
 
     return jax.jit(call)
 
@@ -126,10 +136,8 @@ def shape_only(model: Any, function: Callable[[Any], Any]) -> Callable[[Any], An
     """
     if not is_structured(model):
         return function
-    leaves, tree = jax.tree.flatten(model)
-    static = tuple(None if _is_array(leaf) else (type(leaf), leaf) for leaf in leaves)
-    arrays = [leaf if _is_array(leaf) else None for leaf in leaves]
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+    arrays, tree, static = split(model)
+    if any(isinstance(array, jax.core.Tracer) for array in arrays):
         return function
     return functools.partial(_model_alone(tree, static), arrays)
 

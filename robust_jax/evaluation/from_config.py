@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from robust_jax import models, parallel
+from robust_jax import parallel
 from robust_jax.config.build import build_attack
 from robust_jax.evaluation.attack import Attack, Source
 from robust_jax.options import with_path
@@ -34,8 +34,7 @@ def attack_from(name: str, spec: Mapping[str, Any], data_dir: str | None = None,
     built = build_attack(path, spec)
     source = None
     if built.source:
-        restored = runs.load(Path(built.source), "best", data_dir, trust)
-        bound = models.bind(restored.model, restored.variables)
-        source = Source(str(built.source), parallel.everywhere(bound))
+        trained = runs.load(Path(built.source), "best", data_dir, trust)
+        source = Source(str(built.source), parallel.everywhere(trained.logits_fn))
     attack: Attack = with_path(path, Attack, built.function, built.threat, built.settings, built.curve, source)
     return attack

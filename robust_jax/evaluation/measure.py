@@ -139,7 +139,7 @@ def measure(
     batches = partial(Batches, source, resize=restored.config.data.get("eval_resize", 0))
     passes = 1 + sum(1 if settings.worst_case_only else len(attack.multiples()) for attack in attacks.values())
     shown = progress and sys.stderr.isatty()
-    logits_fn = parallel.everywhere(models.bind(restored.model, restored.variables))
+    logits_fn = parallel.everywhere(restored.logits_fn)
     with (
         jax.default_matmul_precision(settings.precision),
         tqdm(total=n * passes, desc=workdir.name, unit="image", disable=not shown) as bar,

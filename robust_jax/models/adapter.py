@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from robust_jax.attacks import compiled
 from robust_jax.attacks.wrappers import black_box
 from robust_jax.options.hints import described
 
@@ -157,7 +158,7 @@ def _nnx(network: Any, variables: Any) -> tuple[Apply, Any]:
 
     _has_its_own("an NNX module", variables)
     copy = nnx.clone(network)
-    copy.eval()  # the user's own stays as it is
+    copy.eval()  # the user's own is left unchanged
     structure, state = nnx.split(copy)
     return _NNX(structure), state
 
@@ -167,22 +168,18 @@ class _Pytree:
     """A module that is a pytree, of which only the arrays are weights."""
 
     structure: Any
-    fixed: tuple[Any, ...]
+    static: tuple[Any, ...]
 
     def __call__(self, arrays: list[Any], images: Array) -> Any:
-        leaves = [array if array is not None else other for array, other in zip(arrays, self.fixed, strict=True)]
-        return jax.tree.unflatten(self.structure, leaves)(images)
+        return compiled.join(arrays, self.structure, self.static)(images)
 
 
 def _equinox(network: Any, variables: Any) -> tuple[Apply, Any]:
     import equinox
 
     _has_its_own("an Equinox module", variables)
-    leaves, structure = jax.tree.flatten(equinox.nn.inference_mode(network))
-    is_array = [isinstance(leaf, np.ndarray | jax.Array) for leaf in leaves]
-    arrays = [leaf if ours else None for leaf, ours in zip(leaves, is_array, strict=True)]
-    fixed = tuple(None if ours else leaf for leaf, ours in zip(leaves, is_array, strict=True))
-    return _Pytree(structure, fixed), arrays
+    arrays, structure, static = compiled.split(equinox.nn.inference_mode(network))
+    return _Pytree(structure, static), arrays
 
 
 @dataclass(frozen=True)

@@ -105,8 +105,8 @@ def _drop_lines_after(path: Path, step: int, validated: bool) -> None:
     lines = content.decode(errors="replace").splitlines()
     steps = [_step_of(line) for line in lines]
     _tell_what_is_lost(path, content, steps, step)
-    stay = (s is not None and _stays(line, s, step, validated) for line, s in zip(lines, steps, strict=True))
-    keep = [line for line, stays in zip(lines, stay, strict=True) if stays]
+    dated = zip(lines, steps, strict=True)
+    keep = [line for line, s in dated if s is not None and _stays(line, s, step, validated)]
     files.write_atomically(path, "".join(line + "\n" for line in keep).encode())
 
 

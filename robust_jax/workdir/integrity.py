@@ -117,8 +117,16 @@ def verify(state: Any, content: Mapping[str, Any], step: int) -> None:
 
 def other_structure(content: Mapping[str, Any], template: Any) -> str:
     """The first leaf that a checkpoint and a template do not both have, in the same shape; empty if there is none."""
-    there = {name: tuple(shape) for name, (_, shape, _) in content["leaves"].items()}
-    here = {_name(path): np.shape(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(template)[0]}
+    return other_shape({name: tuple(shape) for name, (_, shape, _) in content["leaves"].items()}, shapes_of(template))
+
+
+def shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of every leaf, by its path."""
+    return {_name(path): np.shape(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def other_shape(there: Mapping[str, tuple[int, ...]], here: Mapping[str, tuple[int, ...]]) -> str:
+    """The first leaf that does not have the same shape in both; empty if there is none."""
     for name in sorted({*there} | {*here}):
         if there.get(name) != here.get(name):
             return f"{name} has shape {there.get(name, 'none')} there and {here.get(name, 'none')} here"

@@ -24,7 +24,7 @@ from robust_jax.extensions import check_name, check_trust, choose
 from robust_jax.models.bound import BoundModel, bind
 from robust_jax.options.signatures import checks_arguments
 from robust_jax.spaces.perturbations import Perturbation
-from robust_jax.workdir import checkpoints, saved_config
+from robust_jax.workdir import checkpoints, integrity, saved_config
 
 
 class Trained(NamedTuple):
@@ -257,14 +257,11 @@ def load(
 def _check_variables(path: Path, variables: Mapping[str, Any], model: nn.Module, image_shape: tuple[int, ...]) -> None:
     """Raises ValueError if a checkpoint's variables are not those of the model: it was moved here, or planted."""
     expected = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
-    here, there = (flatten_dict(tree, sep="/") for tree in (expected, variables))
-    for name in sorted({*here} | {*there}):
-        shapes = [tuple(tree[name].shape) if name in tree else "none" for tree in (there, here)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"{path} is not of the model that config.json describes: {name} has shape {shapes[0]} there, and "
-                f"{shapes[1]} in the model. Put back the run's own checkpoints or its own config.json."
-            )
+    if why := integrity.other_shape(integrity.shapes_of(variables), integrity.shapes_of(expected)):
+        raise ValueError(
+            f"{path} is not of the model that config.json describes: {why}. Put back the run's own checkpoints or its "
+            f"own config.json."
+        )
 
 
 def evaluation_variables(state: Mapping[str, Any]) -> dict[str, Any]:
