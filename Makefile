@@ -16,8 +16,8 @@ SOURCES = $(or $(shell git ls-files '*.py' 2>/dev/null),.)
 .PHONY: demo lint test test-quick test-all constraints audit clean
 
 demo: $(VENV)/installed
-	$(BIN)/python train.py --config=configs/digits_standard.py --workdir=runs/digits_standard
-	$(BIN)/python train.py --config=configs/digits_fgr.py --workdir=runs/digits_fgr
+	$(BIN)/python train.py --config=digits_standard --workdir=runs/digits_standard
+	$(BIN)/python train.py --config=digits_fgr --workdir=runs/digits_fgr
 	$(BIN)/python eval.py --workdir=runs/digits_standard,runs/digits_fgr
 
 lint: $(VENV)/installed-test

@@ -1,49 +1,8 @@
-"""Measures trained workdirs: clean accuracy, accuracy under every attack, the worst case; tables, JSON, pictures.
+"""``python eval.py ...`` is ``robust-jax evaluate ...``."""
 
-python eval.py --workdir=runs/digits_standard,runs/digits_fgr [--config=FILE] [--config.KEY=VALUE ...]
+import sys
 
-Without --config each workdir is measured by the attacks and settings of its own config. Overrides of attacks apply to
-the attacks of --config, or of the first workdir, which then serve all workdirs; data.data_dir, evaluation and attacks
-can be overridden. A workdir that names parts of your own, "my_parts:entropy", is evaluated with --trust=my_parts:
-importing a module runs its code, and a workdir may come from anyone.
-"""
-
-from absl import flags, logging
-
-from robust_jax import cli
-from robust_jax.evaluation import evaluate
-from robust_jax.workdir import runs
-
-flags.DEFINE_string("workdir", "runs/digits_fgr", "What train.py wrote; several, with commas, share pictures.")
-flags.DEFINE_string("config", "", "A config whose attacks and evaluation settings are used for all workdirs.")
-flags.DEFINE_list("trust", [], "The modules, with commas, from which the configs of workdirs may name parts.")
-
-OVERRIDABLE = ("attacks.", "evaluation.", "data.data_dir")
-
-
-def main(options: flags.FlagValues, overrides: list[str]) -> None:
-    """Loads a config, applies overrides, evaluates."""
-    logging.set_verbosity(logging.WARNING)
-    workdirs = [w for w in options.workdir.split(",") if w]
-    if not workdirs:
-        raise ValueError("--workdir is empty: give one or more folders that train.py wrote.")
-    paths = [cli.OVERRIDE.fullmatch(o)[1] for o in overrides]  # type: ignore[index]
-    if trained := [path for path in paths if not path.startswith(OVERRIDABLE)]:
-        raise ValueError(f"{trained} belong to training: eval.py overrides {list(OVERRIDABLE)} only.")
-    trust = cli.trusted(options.trust)
-    config = cli.load_config(options.config) if options.config else runs.read_config(workdirs[0], trust)
-    if overrides:
-        config = cli.overridden(config, overrides)
-    overridden = {p.split(".")[1]: config.evaluation[p.split(".")[1]] for p in paths if p.startswith("evaluation.")}
-    own_attacks = not options.config and not any(path.startswith("attacks.") for path in paths)
-    evaluate(
-        workdirs,
-        None if own_attacks else config.attacks,
-        **(config.evaluation if options.config else overridden),
-        data_dir=config.data.data_dir if "data.data_dir" in paths else None,
-        trust=trust,
-    )
-
+from robust_jax.commands import run
 
 if __name__ == "__main__":
-    cli.run(main)
+    run("evaluate", sys.argv[1:], "eval.py")

@@ -31,7 +31,7 @@ from robust_jax.training import loop
 from robust_jax.workdir.runs import Trained, load
 from runs import config_of
 
-flags.DEFINE_list("configs", ["digits_standard", "digits_fgr"], "Names in configs/, each with its own overrides.")
+flags.DEFINE_list("configs", ["digits_standard", "digits_fgr"], "Names of configs, each with its own overrides.")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Of training and attacks.")
 flags.DEFINE_string("workdir", "runs/compare", "Every run gets a folder in it.")
 flags.DEFINE_string("split", "test", "test, or validation to choose hyper-parameters on.")

@@ -39,7 +39,7 @@ from runs import config_of
 from tables import TABLES, Table
 from timing import traced_flops
 
-flags.DEFINE_enum("table", None, list(TABLES), "Its name; TABLE is short for --table=TABLE.", required=True)
+flags.DEFINE_enum("table", None, list(TABLES), "Its name; TABLE is short for --table=TABLE.")
 flags.DEFINE_enum("size", "short", ["short", "full"], "short: two CPU cores; full: a GPU.")
 flags.DEFINE_list("rows", None, "Some of the table's rows; all unless given.")
 flags.DEFINE_string("workdir", "runs/reproduce", "Every run gets a folder in it.")
@@ -52,6 +52,7 @@ flags.DEFINE_float("gflops", 10000.0, "The rate that --estimate assumes.", lower
 
 def main(options: flags.FlagValues, overrides: list[str]) -> None:
     """Trains, measures, writes."""
+    choose("table", options.table, TABLES)
     table, trial = TABLES[options.table][options.size], options.fraction < 1
     for row in options.rows or ():
         choose("row", row, table.rows)
@@ -165,4 +166,4 @@ def work(config: ConfigDict) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    cli.run(main, [sys.argv[0], *(a if a.startswith("-") else f"--table={a}" for a in sys.argv[1:])])
+    cli.run(main, positional=("table",))

@@ -14,13 +14,11 @@ from robust_jax import cli, data, models
 from robust_jax.extensions import choose
 from robust_jax.workdir import runs
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-
 
 def config_of(name: str, before: Sequence[str] = (), after: Sequence[str] = ()) -> ConfigDict:
-    """The config `NAME[:ARGUMENT][:KEY=VALUE...]` of the folder configs/, with overrides before and after its own."""
+    """The config `NAME[:ARGUMENT][:KEY=VALUE...]` of the package, with overrides before and after its own."""
     name, *parts = name.split(":")
-    path = ":".join([str(CONFIGS / f"{name}.py"), *(part for part in parts if "=" not in part)])
+    path = ":".join([name, *(part for part in parts if "=" not in part)])
     keys = [*before, *(part for part in parts if "=" in part), *after]
     return cli.overridden(cli.load_config(path), [f"--config.{key}" for key in keys])
 

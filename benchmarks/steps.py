@@ -2,7 +2,7 @@
 
 python benchmarks/steps.py [--models=vgg11] [--batch=128] [--methods=plain,fgr] [--dtype=float32] [--repeats=5]
 
-A row is a method of configs/cifar10_methods.py; fgr comes with its three ways to differentiate, lfr and adt with 3
+A row is a method of the config cifar10_methods; fgr comes with its three ways to differentiate, lfr and adt with 3
 steps of their inner search. Columns: milliseconds (the median), images a second, the ratio to our plain step, the
 arithmetic's ratio (forward-equivalents over 3), achieved GFLOP/s (forward-equivalents times the FLOPs of a forward
 pass) and their share of the rate of a large matrix product measured in the same run, peak temporary memory, seconds of
@@ -84,7 +84,7 @@ def step_of(
 ) -> tuple[Callable, Any, Callable]:
     """The jitted loop that `robust_jax.train` runs, its first state, and the step itself."""
     method, way, _ = ROWS[row]
-    c = cli.load_config(f"{ROOT / 'configs' / configs}.py:{method}")
+    c = cli.load_config(f"{configs}:{method}")
     for point in c.points.values():
         if point.get("steps"):
             point.steps = INNER

@@ -27,7 +27,7 @@ zero_padded = Perturbation(flow.zeros, _zero_padded, "zero-padded flow", unit="p
 
 
 class Row(NamedTuple):
-    """One way of training: what is printed, and its config `NAME[:ARGUMENT][:KEY=VALUE...]` in configs/."""
+    """One way of training: what is printed, and its config `NAME[:ARGUMENT][:KEY=VALUE...]`."""
 
     label: str
     config: str
@@ -83,7 +83,7 @@ def _cifar(model: str, name: str) -> dict[str, Table]:
         "standard": Row("standard", f"{config}:standard"),
         "random_start": Row("random start alone (λ = 0)", f"{config}:random_flow"),
         "igr": Row("input-gradient regularisation", f"{config}:igr"),
-        # The reference's λ / 128² (31 / 2)², see configs/cifar10_vgg11_fgr.py.
+        # The reference's λ / 128² (31 / 2)², see cifar10_vgg11_fgr.
         "fgr_100": Row("FGR, λ = 100", f"{config}:fgr:terms.fgr.weight=1.47"),
         "fgr_300": Row("FGR, λ = 300", f"{config}:fgr:terms.fgr.weight=4.40"),
         "adt_3": Row("adversarial deformation training, 3 steps", f"{config}:adt:points.attacked.steps=3"),

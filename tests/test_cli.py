@@ -180,11 +180,10 @@ def test_config_files_import_each_other(tmp_path):
 
 
 @pytest.fixture
-def program(monkeypatch, tmp_path):
+def program(tmp_path):
     """Runs `cli.run` as a program with one flag of its own: (status, stderr, what main got)."""
     fresh = flags.FlagValues()
     flags.DEFINE_string("workdir", "", "A folder.", flag_values=fresh, module_name="prog.py")
-    monkeypatch.setattr(flags, "FLAGS", fresh)
     path, seen = write(tmp_path), []
 
     def main(options, overrides):
@@ -193,7 +192,7 @@ def program(monkeypatch, tmp_path):
 
     def run(*arguments):
         try:
-            cli.run(main, ["prog.py", *arguments])
+            cli.run(main, ["prog.py", *arguments], options=fresh)
         except SystemExit as end:
             return end.code, seen
         return 0, seen

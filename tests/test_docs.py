@@ -23,7 +23,7 @@ PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorte
 @pytest.mark.parametrize("page", PAGES)
 def test_the_files_that_a_page_names_exist(page):
     text = (ROOT / page).read_text()
-    named = re.findall(r"\b(?:robust_jax|benchmarks|configs|tests|docs)/[\w/]+\.(?:py|md|png|svg)\b", text)
+    named = re.findall(r"\b(?:src|benchmarks|tests|docs)/[\w/]+\.(?:py|md|png|svg)\b", text)
     linked = [(ROOT / page).parent / link for link in re.findall(r"\]\(([\w./]+)(?:#[\w-]+)?\)", text)]
     assert named or linked
     assert [path for path in [*(ROOT / name for name in named), *linked] if not path.exists()] == []

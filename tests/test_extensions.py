@@ -120,7 +120,11 @@ def folder(tmp_path_factory):
 
 
 def run(folder, program, *arguments):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "PYTHONPATH": str(ROOT / "src"),
+    }
     command = [sys.executable, str(ROOT / program), *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 

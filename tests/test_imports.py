@@ -10,17 +10,18 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parents[1] / "robust_jax"
+PACKAGE = Path(__file__).resolve().parents[1] / "src" / "robust_jax"
 FLOORS = [
     {"extensions", "files", "options", "parallel"},
     {"checks", "losses", "norms", "perturbations", "spaces", "threat_models"},
     {"attacks", "penalties"},
     {"objectives"},
     {"config", "data", "models"},
-    {"workdir"},
+    {"configs", "workdir"},
     {"evaluation"},
     {"training"},
-    {"__main__", "cli"},
+    {"cli"},
+    {"__main__", "commands"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -163,7 +163,7 @@ def test_the_programs_run_no_code_of_the_current_folder(tmp_path):
     for module in ("evil_parts", "tensorflow", "torch"):
         (tmp_path / f"{module}.py").write_text(EVIL)
     workdir(tmp_path / "run", "model.name")
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT / "src")}
 
     def evaluate(*flags):
         command = [sys.executable, str(ROOT / "eval.py"), "--workdir=run", *flags]

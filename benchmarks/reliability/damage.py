@@ -72,12 +72,8 @@ def interrupted_evaluation(workdir: Path) -> None:
 
 def in_turn(calls: Sequence[tuple[str, list[str]]], before: Callable[[], None]) -> None:
     """Runs programs in one process, so that JAX starts once; prints the exit status of each."""
-    from absl import flags
-
     before()
     for name, arguments in calls:
-        for flag in {f.name for f in flags.FLAGS.get_flags_for_module(name)}:
-            delattr(flags.FLAGS, flag)
         status: Any = 0
         try:
             programs.script(name, arguments)

@@ -164,8 +164,7 @@ def verdict(load: Callable[[], ConfigDict], given: Mapping[str, str], workdir: P
 def tried(overrides: int, seed: int) -> tuple[dict[str, collections.Counter[str]], list[dict[str, Any]], int]:
     """The outcomes for each config, those that should not be, and the number of overrides that were tried."""
     draw = random.Random(seed)
-    folder = Path(__file__).resolve().parents[2] / "configs"
-    configs = {name: complete(cli.load_config(str(folder / f"{name}.py"))) for name in CONFIGS}
+    configs = {name: complete(cli.load_config(name)) for name in CONFIGS}
     counts = {name: collections.Counter[str]() for name in CONFIGS}
     done, listed = 0, []
     with tempfile.TemporaryDirectory() as workdir:

@@ -31,7 +31,7 @@ flags.DEFINE_string("out", "", "A JSON file for the figures.")
 COLUMNS = ("what", "seconds to the end of all", "exit codes", "others that said why", "the same bits after a restart")
 LIMIT = 120  # seconds after which processes that are left are killed
 SETTINGS = (
-    "--config=configs/digits_standard.py", "--config.model.name=mlp", "--config.epochs=24", "--config.batch_size=64",
+    "--config=digits_standard", "--config.model.name=mlp", "--config.epochs=24", "--config.batch_size=64",
     "--config.log_every_steps=10", "--config.checkpoint_every_steps=100", "--config.eval_every_epochs=12",
 )  # fmt: skip
 STEP = 250  # the signal is sent after it

@@ -120,7 +120,7 @@ def prepare(folder: Path) -> None:
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
-    sys.path.insert(0, str(ROOT))
+    sys.path.insert(0, str(ROOT / "src"))
     import matplotlib.pyplot  # noqa: F401
     import sklearn.datasets  # noqa: F401
     import tensorboardX  # noqa: F401

@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--out", default="", help="a JSON file")
     options = parser.parse_args()
-    sys.path.insert(0, str(programs.ROOT))
+    sys.path.insert(0, str(programs.ROOT / "src"))
     import jax
 
     state = state_of(options.model)

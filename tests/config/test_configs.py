@@ -1,4 +1,4 @@
-"""Every file in configs/ loads, is complete, and builds its model and objective; no data is read."""
+"""Every config of the package loads, is complete, and builds its model and objective; no data is read."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import cifar10_methods
-from robust_jax import cli, models
+from robust_jax import cli, configs, models
 from robust_jax.config import build, complete, optimizers
 from robust_jax.config.methods import METHODS
+from robust_jax.configs import cifar10_methods
 from robust_jax.objectives.objective import make_objective
 from robust_jax.objectives.points import Model
 
-FOLDER = Path(__file__).resolve().parents[2] / "configs"
-FILES = sorted(p.name for p in FOLDER.glob("*.py") if p.name not in ("__init__.py", "methods.py"))
+FOLDER = Path(configs.__file__).parent
+FILES = cli.config_names()
 NAMES = [
     *FILES,
-    *(f"digits_methods.py:{method}" for method in METHODS),
-    "mnist_methods.py:lfr",
-    "cifar10_methods.py:lfr",
+    *(f"digits_methods:{method}" for method in METHODS),
+    "mnist_methods:lfr",
+    "cifar10_methods:lfr",
 ]
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3)}
 
@@ -33,11 +33,11 @@ def test_there_are_configs():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_config(name):
-    config = cli.load_config(str(FOLDER / name))
+    config = cli.load_config(name)
     assert complete(config).to_dict() == config.to_dict()
     assert cli.overridden(config, ["--config.seed=3"]).seed == 3
     assert config.data.name == name.split("_")[0]
-    assert config.attacks and (FOLDER / name.split(":")[0]).read_text().startswith('"""')
+    assert config.attacks and (FOLDER / f"{name.split(':')[0]}.py").read_text().startswith('"""')
 
     classes = 100 if config.data.name == "cifar100" else 10
     images = jax.ShapeDtypeStruct((4, *SHAPES[config.data.name]), jnp.float32)
@@ -80,4 +80,4 @@ def test_the_papers_settings_are_keys_of_their_methods(method):
 
 def test_an_unknown_method_lists_all():
     with pytest.raises(ValueError, match="'tradse' is unknown.*'trades'"):
-        cli.load_config(str(FOLDER / "digits_methods.py") + ":tradse")
+        cli.load_config("digits_methods:tradse")

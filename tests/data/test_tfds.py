@@ -294,7 +294,7 @@ def test_not_prepared_says_at_once_what_to_run(name, tmp_path):
         data.load(name, tmp_path)
     assert time.monotonic() - start < 5
     files = [file.name for form in originals.ORIGINALS[name].forms for file in form.files]
-    for part in (f"python -m robust_jax prepare {name} --data_dir={tmp_path}", "--from FILES", *files):
+    for part in (f"robust-jax prepare {name} --data_dir={tmp_path}", "--from FILES", *files):
         assert part in str(error.value)
 
 

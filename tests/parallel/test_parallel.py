@@ -225,9 +225,9 @@ def names_used(path):
 
 
 def test_only_parallel_asks_for_devices_and_processes():
-    files = [path for folder in ("robust_jax", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    files = [path for folder in ("src", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     files += ROOT.glob("*.py")
-    own = ROOT / "robust_jax" / "parallel"
+    own = ROOT / "src" / "robust_jax" / "parallel"
     inside = {name for path in own.glob("*.py") for name, _ in names_used(path)}
     assert {"pmap", "addressable_shards", "default_backend", "process_index", "local_device_count"} <= inside
     found = [

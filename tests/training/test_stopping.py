@@ -36,7 +36,7 @@ with stopping.listening() as requests:
     ],
 )
 def test_the_second_signal_ends_the_process(names, status, said):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
     command = [sys.executable, "-c", WAITS, *names.split()]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
     assert (done.returncode, done.stdout.split()) == (status, said), done.stderr

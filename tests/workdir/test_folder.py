@@ -58,7 +58,7 @@ with folder.claimed(Path(sys.argv[1]), 0):
 
 
 def test_a_lock_is_refused_and_ends_with_its_process(tmp_path):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment
     )

@@ -1,0 +1,51 @@
+"""Measures trained workdirs: clean accuracy, accuracy under every attack, the worst case; tables, JSON, pictures.
+
+robust-jax evaluate runs/digits_standard runs/digits_fgr [--config=FILE] [--config.KEY=VALUE ...]
+
+Without --config each workdir is measured by the attacks and settings of its own config. Overrides of attacks apply to
+the attacks of --config, or of the first workdir, which then serve all workdirs; data.data_dir, evaluation and attacks
+can be overridden. A workdir that names parts of your own, "my_parts:entropy", is evaluated with --trust=my_parts:
+importing a module runs its code, and a workdir may come from anyone.
+"""
+
+from __future__ import annotations
+
+from absl import flags, logging
+
+from robust_jax import cli
+from robust_jax.evaluation import evaluate
+from robust_jax.workdir import runs
+
+POSITIONAL = ("workdir",)
+OVERRIDABLE = ("attacks.", "evaluation.", "data.data_dir")
+
+
+def define(options: flags.FlagValues) -> None:
+    """Defines the flags."""
+    flags.DEFINE_list("workdir", ["runs/digits_fgr"], "What train wrote; several share pictures.", flag_values=options)
+    flags.DEFINE_string("config", "", "A config whose attacks and settings serve all workdirs.", flag_values=options)
+    flags.DEFINE_list("trust", [], "The modules, with commas, that configs may name parts of.", flag_values=options)
+
+
+def main(options: flags.FlagValues, overrides: list[str]) -> None:
+    """Loads a config, applies overrides, evaluates."""
+    logging.set_verbosity(logging.WARNING)
+    workdirs = [w for w in options.workdir if w]
+    if not workdirs:
+        raise ValueError("--workdir is empty: give one or more folders that train.py wrote.")
+    paths = [cli.OVERRIDE.fullmatch(o)[1] for o in overrides]  # type: ignore[index]
+    if trained := [path for path in paths if not path.startswith(OVERRIDABLE)]:
+        raise ValueError(f"{trained} belong to training: eval.py overrides {list(OVERRIDABLE)} only.")
+    trust = cli.trusted(options.trust)
+    config = cli.load_config(options.config) if options.config else runs.read_config(workdirs[0], trust)
+    if overrides:
+        config = cli.overridden(config, overrides)
+    overridden = {p.split(".")[1]: config.evaluation[p.split(".")[1]] for p in paths if p.startswith("evaluation.")}
+    own_attacks = not options.config and not any(path.startswith("attacks.") for path in paths)
+    evaluate(
+        workdirs,
+        None if own_attacks else config.attacks,
+        **(config.evaluation if options.config else overridden),
+        data_dir=config.data.data_dir if "data.data_dir" in paths else None,
+        trust=trust,
+    )
