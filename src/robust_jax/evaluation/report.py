@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from robust_jax.evaluation import curves, pictures
+from robust_jax.evaluation import drawn as drawn_examples
 from robust_jax.evaluation.outcomes import PerExample
 from robust_jax.files import file_name, printable, write_atomically
 
@@ -37,6 +38,7 @@ def write(folder: Path, report: Mapping[str, Any], measured: PerExample, drawn: 
     table = io.BytesIO()
     np.savez_compressed(table, **measured.arrays())  # type: ignore[arg-type]
     write_atomically(folder / FILES[0], table.getvalue())
+    drawn_examples.write(folder, measured, drawn)
     for name, outcome in measured.attacks.items():
         if drawn and outcome.sample and outcome.sample["clean"].shape[-1] in (1, 3):
             examples = jax.tree.map(lambda leaf: leaf[:drawn], outcome.sample)
