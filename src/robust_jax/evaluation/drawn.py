@@ -102,7 +102,7 @@ def write(folder: Path, measured: PerExample, count: int) -> None:
 
 
 def _compact(examples: Examples, count: int) -> dict[str, np.ndarray]:
-    if not examples or examples["clean"].shape[-1] not in (1, 3):
+    if not count or not examples or examples["clean"].shape[-1] not in (1, 3):
         return {}
     count = min(count, max(1, MOST_BYTES // (4 * examples["clean"][0].size)))
     flow = flow_of(examples["delta"], examples["clean"].shape)

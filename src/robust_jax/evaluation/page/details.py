@@ -152,7 +152,7 @@ def universal(memory: Any, spec: Mapping[str, Any], names: Sequence[Any]) -> dic
         return found | {"missing": f"δ of {space}, of shape {list(delta.shape)}, has no picture."}
     magnify, stride = pictures.arrow_scale(delta) if space == "flow" else (1.0, 1)
     scale = float(np.abs(delta).max()) or 1.0
-    found["scale"] = f"arrows × {magnify:.3g}" if space == "flow" else f"±{scale:.2g}"
+    found["scale"] = f"wedges × {magnify:.3g}" if space == "flow" else f"±{scale:.2g}"
     for i, one in enumerate(delta[:MANY]):
         name = ("all images" if not targeted else
                 f"towards {words.class_name(names, target if isinstance(target, int) and target >= 0 else i)}")  # fmt: skip
