@@ -39,7 +39,7 @@ def test_two_workdirs_leave_everything_the_design_lists(workdirs, capsys):
         shift, warp = report["attacks"]["shift"], report["attacks"]["warp"]
         assert (shift["cost"], warp["cost"]) == (dict(forwards=7, gradients=5), dict(forwards=13, gradients=10))
         assert (warp["settings"]["steps"], warp["settings"]["restarts"]) == (5, 2)
-        assert warp["threat"] == {"perturbation": "flow", "norm": "linf", "radius": 0.155, "unit": "px"}
+        assert warp["threat"] == {"perturbation": "flow", "norm": "linf", "radius": 0.155, "unit": "px per axis"}
         assert shift["curve"]["accuracy"][:2] == [report["clean"]["accuracy"], shift["accuracy"]]
 
         # The JSON can be counted again from the arrays.

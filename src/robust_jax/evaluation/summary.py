@@ -55,7 +55,7 @@ def _attack(outcome: Outcome, labels: Int[np.ndarray, " n"]) -> dict[str, Any]:
             "perturbation": threat.perturbation.name,
             "norm": plain(threat.norm),
             "radius": plain(threat.radius),
-            "unit": threat.perturbation.unit,
+            "unit": threat_models.unit(threat),
         },
         "settings": plain(outcome.attack.all_settings()),
         "seconds": round(outcome.seconds, 3),
