@@ -78,7 +78,8 @@ class Browser:
 
     def pdf(self) -> bytes:
         """The page as it is printed."""
-        return base64.b64decode(self.do("Page.printToPDF", printBackground=True, paperWidth=8.27, paperHeight=11.7)["data"])
+        printed = self.do("Page.printToPDF", printBackground=True, paperWidth=8.27, paperHeight=11.7)
+        return base64.b64decode(printed["data"])
 
 
 @contextmanager

@@ -154,11 +154,12 @@ def universal(memory: Any, spec: Mapping[str, Any], names: Sequence[Any]) -> dic
     scale = float(np.abs(delta).max()) or 1.0
     found["scale"] = f"wedges × {magnify:.3g}" if space == "flow" else f"±{scale:.2g}"
     for i, one in enumerate(delta[:MANY]):
-        name = ("all images" if not targeted else
-                f"towards {words.class_name(names, target if isinstance(target, int) and target >= 0 else i)}")  # fmt: skip
         if space == "flow":
-            card = {"pale": images.image(np.full((*one.shape[:2], 1), 0.93)), "arrows": images.arrows(one, magnify, stride)}
+            plain = images.image(np.full((*one.shape[:2], 1), 0.93))
+            card = {"pale": plain, "arrows": images.arrows(one, magnify, stride)}
         else:
             card = {"difference": images.difference(one, scale)}
+        towards = target if isinstance(target, int) and target >= 0 else i
+        name = f"towards {words.class_name(names, towards)}" if targeted else "all images"
         found["cards"].append(card | {"name": name})
     return found
