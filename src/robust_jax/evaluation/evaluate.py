@@ -43,6 +43,8 @@ def evaluate(
     signs: Sequence[str] | None = None,
     progress: bool = True,
     trust: Sequence[str] = (),
+    dataset: Any = None,
+    model: Any = None,
 ) -> dict[str, dict[str, Any]]:
     """Clean and attacked accuracy of trained work directories, on screen and in their folders.
 
@@ -71,6 +73,8 @@ def evaluate(
       trust: modules whose parts the workdirs may name, such as ``("my_parts",)`` for ``kind="my_parts:entropy"``:
         importing a module runs its code, and a workdir may come from anyone. It also holds for the workdirs of the
         models that transfer attacks attack. Parts that this call names need no trust.
+      dataset: the object that `robust_jax.train` was given, if it was; for those of the workdirs that need it.
+      model: likewise.
 
     Returns:
       Workdir -> the content of its `evaluation.json`.
@@ -81,6 +85,7 @@ def evaluate(
     """
     # Loads drawing, data and checkpoints, which `import robust_jax.evaluation` should not.
     from robust_jax import parallel
+    from robust_jax.config.objects import Objects
     from robust_jax.evaluation import outcome_cache, report
     from robust_jax.evaluation.measure import Settings, chosen_attacks, measure
     from robust_jax.workdir import runs
@@ -99,14 +104,15 @@ def evaluate(
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     Settings(**given)  # what the call says is checked before anything is loaded
-    for folder in folders:
-        runs.read_config(folder, trust)  # a mistake in the last one is not found after hours
+    objects = Objects.of(dataset, model)
+    # A mistake in the last one is not found after hours.
+    needed = runs.objects_needed({folder: runs.read_config(folder, trust) for folder in folders}, objects)
     reports: dict[str, dict[str, Any]] = {}
     configs = []
     for folder in folders:
-        restored = runs.load(folder, checkpoint, data_dir, trust)
+        restored = runs.restored(folder, checkpoint, data_dir, trust, needed[folder])
         settings = Settings.of(restored.config, given)
-        chosen = chosen_attacks(restored.config.attacks if attacks is None else attacks, data_dir, trust)
+        chosen = chosen_attacks(restored.config.attacks if attacks is None else attacks, data_dir, trust, objects)
         with explained(folder, "Attacks that finished are kept in evaluation_unfinished if that could be written"):
             reports[str(folder)] = measure(folder, restored, chosen, settings, progress)
         configs.append(restored.config)
