@@ -121,7 +121,7 @@ def one_shape(named: Iterable[tuple[Any, tuple[int, ...]]], way_out: str = "give
         shown = [f"{'x'.join(map(str, size))} ({count}, as {name})" for size, (count, name) in common[:4]]
         more = f", and {len(found) - 4} more" if len(found) > 4 else ""
         raise ValueError(
-            f"the images have {len(found)} sizes, height x width: {', '.join(shown)}{more}. To bring all to one, {way_out}; "
-            f"resize says how: crop, stretch or pad."
+            f"the images have {len(found)} sizes, height x width: {', '.join(shown)}{more}. To bring all to one, "
+            f"{way_out}; resize says how: crop, stretch or pad."
         )
     return next(iter(found))
