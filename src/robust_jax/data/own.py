@@ -40,7 +40,7 @@ def from_arrays(
     Raises:
       ValueError: other arrays, a single class, a label out of range.
     """
-    if isinstance(images, list | tuple) and images or getattr(images, "dtype", None) == object:
+    if (isinstance(images, list | tuple) and images) or getattr(images, "dtype", None) == np.dtype(object):
         way_out = "give pairs to data.from_iterable(zip(images, labels), size=...)"
         pixels.one_shape(((f"{name}[{i}]", np.shape(image)) for i, image in enumerate(images)), way_out)
         images = [np.asarray(image) for image in images]
