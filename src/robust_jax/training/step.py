@@ -155,8 +155,13 @@ def _updated(
         params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
-        ema=optax.incremental_update(averaged, state.ema, 1 - decay),
+        ema=jax.tree.map(partial(_averaged, 1 - decay), averaged, state.ema),
     )
+
+
+def _averaged(rate: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    """``old + rate (new - old)``, as optax computes it; whole numbers, such as counts, are not averaged."""
+    return optax.incremental_update(new, old, rate) if jnp.issubdtype(new.dtype, jnp.inexact) else new
 
 
 def _unless_failed(new: TrainState, old: TrainState, finite: jax.Array, finite_terms: jax.Array) -> TrainState:
