@@ -54,6 +54,8 @@ def evaluate(
     out: str | None = None,
     progress: bool = True,
     trust: Sequence[str] = (),
+    dataset: Any = None,
+    model: Any = None,
 ) -> dict[str, dict[str, Any]]:
     """Clean and attacked accuracy of trained work directories, on screen and in their folders.
 
@@ -84,6 +86,8 @@ def evaluate(
       trust: modules whose parts the workdirs may name, such as ``("my_parts",)`` for ``kind="my_parts:entropy"``:
         importing a module runs its code, and a workdir may come from anyone. It also holds for the workdirs of the
         models that transfer attacks attack. Parts that this call names need no trust.
+      dataset: the object that `robust_jax.train` was given, if it was; for those of the workdirs that need it.
+      model: likewise.
 
     Returns:
       Workdir -> the content of its `evaluation.json`, whose ``name`` is the evaluation's, and whose ``identity`` is
@@ -95,6 +99,7 @@ def evaluate(
     """
     # Loads drawing, data and checkpoints, which `import robust_jax.evaluation` should not.
     from robust_jax import parallel
+    from robust_jax.config.objects import Objects
     from robust_jax.evaluation import outcome_cache, report, stored
     from robust_jax.evaluation.measure import chosen_attacks, measure
     from robust_jax.evaluation.settings import Settings
@@ -114,16 +119,17 @@ def evaluate(
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     Settings(**given)  # what the call says is checked before anything is loaded
-    for folder in folders:
-        runs.read_config(folder, trust)  # a mistake in the last one is not found after hours
     if out is not None:
         stored.check_name(out)
+    objects = Objects.of(dataset, model)
+    # A mistake in the last one is not found after hours.
+    needed = runs.objects_needed({folder: runs.read_config(folder, trust) for folder in folders}, objects)
     reports: dict[str, dict[str, Any]] = {}
     configs, prints = [], []
     for folder in folders:
-        restored = runs.load(folder, checkpoint, data_dir, trust)
+        restored = runs.restored(folder, checkpoint, data_dir, trust, needed[folder])
         settings = Settings.of(restored.config, given)
-        chosen = chosen_attacks(restored.config.attacks if attacks is None else attacks, data_dir, trust)
+        chosen = chosen_attacks(restored.config.attacks if attacks is None else attacks, data_dir, trust, objects)
         place = _place(folder, restored, chosen, settings, out, checkpoint, attacks is None)
         with explained(folder, "Attacks that finished are kept in evaluation_unfinished if that could be written"):
             measured = measure(place, restored, chosen, settings, progress)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from robust_jax import models, parallel
 from robust_jax.attacks.define import Problem, cost_of
 from robust_jax.checks import check_attack_names
+from robust_jax.config.objects import NONE, Objects
 from robust_jax.data.batches import Batches
 from robust_jax.data.sources import Source
 from robust_jax.evaluation import masking, outcome_cache, report
@@ -35,7 +36,10 @@ from robust_jax.workdir.runs import Trained
 
 
 def chosen_attacks(
-    attacks: Mapping[str, Attack | Mapping[str, Any]], data_dir: str | None = None, trust: Sequence[str] = ()
+    attacks: Mapping[str, Attack | Mapping[str, Any]],
+    data_dir: str | None = None,
+    trust: Sequence[str] = (),
+    objects: Objects = NONE,
 ) -> dict[str, Attack]:
     """The attacks, those in the form of a config built, see `attack_from`.
 
@@ -47,7 +51,7 @@ def chosen_attacks(
         if not isinstance(given, Attack) and not hasattr(given, "items"):
             raise ValueError(f"attacks.{name} is {given!r}: give Attack(function, threat, settings) or dict(kind=...).")
     return {
-        name: given if isinstance(given, Attack) else attack_from(name, given, data_dir, trust)
+        name: given if isinstance(given, Attack) else attack_from(name, given, data_dir, trust, objects)
         for name, given in attacks.items()
     }
 
