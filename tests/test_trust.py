@@ -205,7 +205,8 @@ def test_trusting_one_module_trusts_no_other():
 
 def test_an_optimiser_of_optax_needs_no_trust_but_what_its_modules_import_does():
     extensions.check_trust("x", {"optimizer": {"name": "optax.contrib:muon"}}, ())
-    for path, name in (("name", "optax.contrib:jax.os.system"), ("options", "optax.contrib:muon"), ("name", "optax:os")):
+    names = ("name", "optax.contrib:jax.os.system"), ("options", "optax.contrib:muon"), ("name", "optax:os")
+    for path, name in names:
         with pytest.raises(ValueError, match=f"optimizer.{path}='{name}'"):
             extensions.check_trust("x", {"optimizer": {path: name}}, ())
 
