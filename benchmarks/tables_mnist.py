@@ -50,9 +50,11 @@ SMOOTH_PAIRS = (
     *((a, "relu") for a in ("silu", "gelu")),
 )
 
+THREE_STEPS = ":points.roughest.steps=3:points.roughest.step_size=0.1"
+
 smooth = {
     "short": Table(
-        SMOOTH, smooth_rows("mnist_short_methods", REGULARISERS, ":points.roughest.steps=3:points.roughest.step_size=0.1"),
+        SMOOTH, smooth_rows("mnist_short_methods", REGULARISERS, THREE_STEPS),
         ("epochs=1",), _both(20, 2, 0.5, 0.2), WORST, 500, (0,), SMOOTH_PAIRS,
     ),
     "full": Table(

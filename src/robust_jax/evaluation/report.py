@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from robust_jax.evaluation import curves, pictures
+from robust_jax.evaluation import curves, landscape_files, pictures
 from robust_jax.evaluation.outcomes import PerExample
 from robust_jax.files import file_name, printable, write_atomically
 
@@ -25,7 +25,7 @@ Reports = Mapping[str, Mapping[str, Any]]
 """Workdir -> the content of its evaluation.json."""
 
 
-def write(folder: Path, report: Mapping[str, Any], measured: PerExample, drawn: int) -> None:
+def write(folder: Path, report: Mapping[str, Any], measured: PerExample, drawn: int, surfaces: int = 0) -> None:
     """Writes the files of one workdir; the JSON comes last, so that if it exists all others do.
 
     Args:
@@ -33,6 +33,7 @@ def write(folder: Path, report: Mapping[str, Any], measured: PerExample, drawn: 
       report: the content of evaluation.json.
       measured: the results per example.
       drawn: the number of examples drawn per attack; 0: none.
+      surfaces: the number of examples per attack around which the loss is drawn; 0: none.
     """
     table = io.BytesIO()
     np.savez_compressed(table, **measured.arrays())  # type: ignore[arg-type]
@@ -45,6 +46,8 @@ def write(folder: Path, report: Mapping[str, Any], measured: PerExample, drawn: 
             names = [_drawn(name) for name in report.get("class_names") or ()]
             pictures.adversarial_grid(**examples, path=picture, title=_drawn(title), class_names=names)
             write_atomically(folder / _file("adversarial", name), picture.getvalue())
+    for kind, name, png in landscape_files.drawn(measured, surfaces, jax.random.key(report.get("seed", 0))):
+        write_atomically(folder / (_file(kind, name) if name else f"{kind}.png"), png)
     text = json.dumps(report, indent=1, allow_nan=False) + "\n"
     write_atomically(folder / FILES[1], text.encode())
 
