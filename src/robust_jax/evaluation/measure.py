@@ -134,7 +134,7 @@ def measure(
     }
 
     def write(folder: Path, name: str) -> None:
-        report.write(folder, summary | {"name": name}, measured, settings.pictures, workdir.name)
+        report.write(folder, summary | {"name": name}, measured, settings.pictures, workdir.name, settings.surfaces)
 
     name = place.keep(write) if parallel.is_main() else place.names[0]
     return Measured(summary | {"name": name}, prints)
