@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from robust_jax import models, parallel
 from robust_jax.attacks.define import Problem, cost_of

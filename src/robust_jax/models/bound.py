@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
+from robust_jax.options import shown
 from robust_jax.options.signatures import checks_arguments
 
 
@@ -27,13 +28,16 @@ class BoundModel:
         logits: Any = self.model.apply(self.variables, images, train=False)
         return logits
 
+    def __repr__(self) -> str:
+        return f"BoundModel({type(self.model).__name__}, {shown.numbers(self.variables)})"
+
 
 @checks_arguments
 def bind(model: nn.Module, variables: Mapping[str, Any]) -> BoundModel:
     """Joins a model to its variables: `bind(model, variables)(images)` gives logits in eval mode.
 
     The result is a pytree, so that it can be an argument of a jitted function, which then compiles
-    once for all weights of equal models:
+    once for all weights of equal models::
 
         attack = jax.jit(functools.partial(pgd, steps=40))
         for variables in checkpoints:
