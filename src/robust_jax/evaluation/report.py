@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from robust_jax.evaluation import curves, landscape_files, pictures
+from robust_jax.evaluation import drawn as drawn_examples
 from robust_jax.evaluation.outcomes import PerExample
 from robust_jax.evaluation.stored import EXAMPLES, REPORT, folder_of
 from robust_jax.files import file_name, printable, write_atomically
@@ -43,6 +44,7 @@ def write(
     np.savez_compressed(table, **measured.arrays())  # type: ignore[arg-type]
     write_atomically(folder / EXAMPLES, table.getvalue())
     drawn_now = draw_curves({label: report}, folder)
+    drawn_examples.write(folder, measured, drawn)
     for name, outcome in measured.attacks.items():
         if drawn and outcome.sample and outcome.sample["clean"].shape[-1] in (1, 3):
             examples = jax.tree.map(lambda leaf: leaf[:drawn], outcome.sample)
