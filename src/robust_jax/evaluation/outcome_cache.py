@@ -14,8 +14,8 @@ import io
 import json
 import os
 import shutil
-import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from absl import logging
 
 from robust_jax.attacks import ATTACKS
 from robust_jax.evaluation.attack import Attack
+from robust_jax.evaluation.identity import checksum
 from robust_jax.evaluation.outcomes import Outcome
 from robust_jax.files import plain, read_arrays, refuse_link, write_atomically
 from robust_jax.losses import LOSSES
@@ -50,15 +51,14 @@ def fingerprints(attacks: Mapping[str, Attack], variables: Any, rest: Any, in_tu
       rest: everything else that outcomes depend on.
       in_turn: whether an outcome depends on the attacks before it.
     """
-    code = max(file.stat().st_mtime_ns for file in PACKAGE.rglob("*.py"))
-    common: list[Any] = [_checksum(variables), code, plain(rest), in_turn]
+    common: list[Any] = [checksum(variables), _newest_code(), plain(rest), in_turn]
     prints: dict[str, str] = {}
     for name, attack in attacks.items():
         if _is_built_in(attack):
             threat = attack.threat.perturbation.name, attack.threat.norm, attack.threat.radius
             own = plain((name, threat, attack.all_settings(), attack.curve))
             if attack.source:
-                own += [_checksum(attack.source.logits_fn), code_changed(attack.source.logits_fn.model)]  # type: ignore[attr-defined]
+                own += [checksum(attack.source.logits_fn), code_changed(attack.source.logits_fn.model)]  # type: ignore[attr-defined]
             prints[name] = hashlib.sha256(json.dumps([common, own]).encode()).hexdigest()[:32]
         if in_turn and name not in prints:
             break
@@ -75,11 +75,9 @@ def code_changed(model: Any) -> int:
         return 0
 
 
-def _checksum(weights: Any) -> int:
-    checksum = 0
-    for leaf in jax.tree.leaves(weights):
-        checksum = zlib.crc32(np.asarray(leaf).tobytes(), checksum)
-    return checksum
+def _newest_code() -> int:
+    """When the package was changed last, in nanoseconds."""
+    return max(file.stat().st_mtime_ns for file in PACKAGE.rglob("*.py"))
 
 
 def _is_built_in(attack: Attack) -> bool:
@@ -190,6 +188,23 @@ def _delta(attack: Attack, images: np.ndarray, arrays: Mapping[str, np.ndarray])
     return jax.tree.unflatten(jax.tree.structure(zeros), leaves)
 
 
-def clear(workdir: Path) -> None:
-    """Removes all stored outcomes."""
-    shutil.rmtree(workdir / FOLDER, ignore_errors=True)
+def clear(workdir: Path, prints: Mapping[str, str]) -> None:
+    """Removes the outcomes of an evaluation that is finished, and those that are older than the package's code.
+
+    Those of other evaluations, which may have been interrupted too, stay.
+
+    Args:
+      workdir: that was evaluated.
+      prints: the fingerprints of the attacks.
+    """
+    folder = workdir / FOLDER
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    own, newest = set(prints.values()), _newest_code()
+    for path in folder.iterdir():
+        with suppress(OSError):
+            if path.name.lstrip(".").split(".")[0] not in own and path.lstat().st_mtime_ns >= newest:
+                continue
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    with suppress(OSError):
+        folder.rmdir()

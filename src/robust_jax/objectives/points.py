@@ -20,6 +20,7 @@ from robust_jax.attacks.define import Loss
 from robust_jax.attacks.pgd import pgd
 from robust_jax.attacks.result import clip_box
 from robust_jax.attacks.universal import apply_universal, spread, universal_targeted
+from robust_jax.checks import warn_of_sigma
 from robust_jax.objectives.define import marked, point
 from robust_jax.options import Convert, Count, NotNegative, Positive, Range
 from robust_jax.options.hints import described
@@ -144,6 +145,7 @@ def clean(model: Model, images: Images, labels: Labels, keys: Keys) -> Point:
 @point
 def random(model: Model, images: Images, labels: Labels, keys: Keys, *, perturbation: Space, sigma: Sigma) -> Point:
     """``T(x, n)``, ``n ~ N(0, sigma²)`` per coordinate, in units of δ: the random start of FGR (Xia & Li 2021)."""
+    warn_of_sigma(perturbation, sigma, images)
     delta = perturbations.gaussian_delta(perturbation, keys, images, sigma)
     return Point(perturbation.apply(images, delta), delta)
 
