@@ -142,6 +142,14 @@ def test_signs_of_the_users_own_are_among_the_warnings(workdirs, tmp_path, monke
             evaluate(workdirs[1], attacks, signs=signs)
 
 
+def test_loss_surfaces_and_gradients_are_drawn_if_asked_for(workdirs):
+    evaluate(workdirs[0], limit=30)
+    assert not list(workdirs[0].glob("loss_surface*")) and not (workdirs[0] / "gradients.png").exists()
+    evaluate(workdirs[0], limit=30, surfaces=2)
+    for name in ("loss_surface_shift", "loss_surface_warp", "gradients"):
+        assert (workdirs[0] / f"{name}.png").stat().st_size > 10_000
+
+
 def test_the_worst_case_alone(workdirs, capsys):
     (every,) = evaluate(workdirs[1], limit=60, pictures=0).values()
     (short,) = evaluate(workdirs[1], limit=60, worst_case_only=True, pictures=0).values()

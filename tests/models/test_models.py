@@ -24,7 +24,7 @@ IMAGES = (
         for name in (
             "maxout_cifar",
             *("resnet20", "resnet32", "resnet56"),
-            *("wrn_16_4", "wrn_28_10", "wrn_34_10"),
+            *("wrn_16_4", "wrn_16_8", "wrn_28_10", "wrn_34_10"),
             "preact_resnet18",
         )
     }
@@ -70,6 +70,7 @@ def variables_of(model, images):
         ("resnet32", 464_154),
         ("resnet56", 853_018),
         ("wrn_16_4", 2_748_890),
+        ("wrn_16_8", 10_961_370),
         ("wrn_28_10", 36_479_194),
         ("wrn_34_10", 46_160_474),
         ("preact_resnet18", 11_171_146),

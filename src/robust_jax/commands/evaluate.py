@@ -11,10 +11,14 @@ importing a module runs its code, and a workdir may come from anyone.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from absl import flags, logging
 
-from robust_jax import cli
+from robust_jax import cli, parallel
 from robust_jax.evaluation import evaluate
+from robust_jax.evaluation.page import report
+from robust_jax.files import printable
 from robust_jax.workdir import runs
 
 POSITIONAL = ("workdir",)
@@ -26,6 +30,7 @@ def define(options: flags.FlagValues) -> None:
     flags.DEFINE_list("workdir", ["runs/digits_fgr"], "What train wrote; several share pictures.", flag_values=options)
     flags.DEFINE_string("config", "", "A config whose attacks and settings serve all workdirs.", flag_values=options)
     flags.DEFINE_string("out", None, "The name of the evaluation, by default what it is of.", flag_values=options)
+    flags.DEFINE_bool("report", False, "Also writes report.html, as robust-jax report does.", flag_values=options)
     flags.DEFINE_list("trust", [], "The modules, with commas, that configs may name parts of.", flag_values=options)
 
 
@@ -52,3 +57,5 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
         out=options.out,
         trust=trust,
     )
+    if options.report and parallel.is_main():
+        print(printable(f"Written to {report(workdirs).save(Path(workdirs[0]) / 'report.html')}"))

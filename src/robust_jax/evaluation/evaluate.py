@@ -6,6 +6,7 @@ leaves
     DIR/evaluations/NAME/evaluation.json         every number with its interval, settings, versions and warnings
     DIR/evaluations/NAME/per_example.npz         what each attack did to each example
     DIR/evaluations/NAME/adversarial_ATTACK.png  examples of each attack
+    DIR/evaluations/NAME/loss_surface_ATTACK.png the loss around them, if `surfaces` asks for it; and gradients.png
     DIR/evaluations/NAME/robustness_ATTACK.png   robust accuracy against the radius
     FIRST/robustness_ATTACK.png                  robust accuracy against the radius, all workdirs in one chart
     FIRST/trade_off.png                          robust against clean accuracy, if the configs differ in one key
@@ -50,6 +51,7 @@ def evaluate(
     worst_case_only: bool | None = None,
     checks: int | None = None,
     pictures: int | None = None,
+    surfaces: int | None = None,
     signs: Sequence[str] | None = None,
     out: str | None = None,
     progress: bool = True,
@@ -78,6 +80,8 @@ def evaluate(
       checks: the number of images on which further signs of masked gradients are looked for, see
         `robust_jax.evaluation.masking.probe`; 0: none.
       pictures: the number of examples of each attack that are drawn, at most 10; 0: none.
+      surfaces: the number of examples of each attack, at most 10, around which the loss is drawn, in the direction of
+        the attack and a random one, and whose gradients are drawn; 0: none. Costs 625 forward passes per example.
       signs: your own signs of masked gradients, by their names ``"module:name"``, see
         `robust_jax.evaluation.signs.define`.
       out: the name of the evaluation, which becomes a folder in ``WORKDIR/evaluations``; by default it is made from
@@ -115,7 +119,7 @@ def evaluate(
         raise ValueError("evaluate got no workdir: give at least one folder that train.py wrote")
     given: dict[str, Any] = {
         "split": split, "limit": limit, "batch_size": batch_size, "seed": seed, "worst_case_only": worst_case_only,
-        "checks": checks, "pictures": pictures, "signs": signs,
+        "checks": checks, "pictures": pictures, "surfaces": surfaces, "signs": signs,
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     Settings(**given)  # what the call says is checked before anything is loaded

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from robust_jax import models, parallel
 from robust_jax.attacks.define import Problem, cost_of
@@ -134,7 +134,7 @@ def measure(
     }
 
     def write(folder: Path, name: str) -> None:
-        report.write(folder, summary | {"name": name}, measured, settings.pictures, workdir.name)
+        report.write(folder, summary | {"name": name}, measured, settings.pictures, workdir.name, settings.surfaces)
 
     name = place.keep(write) if parallel.is_main() else place.names[0]
     return Measured(summary | {"name": name}, prints)

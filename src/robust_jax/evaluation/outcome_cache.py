@@ -123,9 +123,10 @@ def saver(workdir: Path, prints: Mapping[str, str]) -> Callable[[str, Outcome], 
         arrays = {k: np.asarray(getattr(outcome, k)) for k in KINDS}
         arrays |= {"seconds": np.asarray(outcome.seconds), "multiples": np.asarray(list(outcome.curve), float)}
         arrays |= {f"curve/{i}": broken for i, broken in enumerate(outcome.curve.values())}
-        arrays |= {f"sample/{k}": np.asarray(v) for k, v in outcome.sample.items() if k != "delta"}
-        leaves = jax.tree.leaves(outcome.sample.get("delta", ()))
-        arrays |= {f"delta/{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
+        for kind, examples in (("sample", outcome.sample), ("hardest", outcome.hardest)):
+            arrays |= {f"{kind}/{k}": np.asarray(v) for k, v in examples.items() if k != "delta"}
+            leaves = jax.tree.leaves(examples.get("delta", ()))
+            arrays |= {f"{kind}_delta/{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
         content = io.BytesIO()
         np.savez(content, checksum=_digest(arrays, prints[name]), **arrays)  # type: ignore[arg-type]
         try:
@@ -162,9 +163,7 @@ def _read(path: Path, attack: Attack) -> Outcome:
     if checksum is None or not np.array_equal(checksum, _digest(arrays, path.stem)):
         raise ValueError(f"{path}: its content is not what was written.")
     try:
-        sample = {k.removeprefix("sample/"): v for k, v in arrays.items() if k.startswith("sample/")}
-        if sample:
-            sample["delta"] = _delta(attack, sample["clean"], arrays)
+        sample, hardest = (_examples(kind, attack, arrays) for kind in ("sample", "hardest"))
         curve = {float(m): arrays[f"curve/{i}"] for i, m in enumerate(arrays["multiples"])}
         kept: dict[str, Any] = {k: arrays[k] for k in KINDS}
         seconds = float(arrays["seconds"])
@@ -172,20 +171,23 @@ def _read(path: Path, attack: Attack) -> Outcome:
         raise ValueError(f"{path}: it is not what an outcome of this attack is ({error}).") from error
     if [array.dtype.kind for array in (*curve.values(), *kept.values())] != ["b"] * len(curve) + [*KINDS.values()]:
         raise ValueError(f"{path}: its arrays are not of the types that outcomes have.")
-    return Outcome(attack, **kept, curve=curve, seconds=seconds, sample=sample)
+    return Outcome(attack, **kept, curve=curve, seconds=seconds, sample=sample, hardest=hardest)
 
 
-def _delta(attack: Attack, images: np.ndarray, arrays: Mapping[str, np.ndarray]) -> Any:
-    """The δ of the sample, in the structure that the attack's perturbation gives it.
+def _examples(kind: str, attack: Attack, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The examples of a kind, with δ in the structure that the attack's perturbation gives it.
 
     Raises:
       KeyError, TypeError: an array is missing, or of another shape.
     """
-    zeros = jax.eval_shape(attack.threat.perturbation.zeros, images)
-    leaves = [arrays[f"delta/{i}"] for i in range(len(jax.tree.leaves(zeros)))]
+    examples: dict[str, Any] = {k.removeprefix(f"{kind}/"): v for k, v in arrays.items() if k.startswith(f"{kind}/")}
+    if not examples:
+        return {}
+    zeros = jax.eval_shape(attack.threat.perturbation.zeros, examples["clean"])
+    leaves = [arrays[f"{kind}_delta/{i}"] for i in range(len(jax.tree.leaves(zeros)))]
     if [leaf.shape for leaf in leaves] != [leaf.shape for leaf in jax.tree.leaves(zeros)]:
         raise TypeError(f"δ of shapes {[leaf.shape for leaf in leaves]}")
-    return jax.tree.unflatten(jax.tree.structure(zeros), leaves)
+    return examples | {"delta": jax.tree.unflatten(jax.tree.structure(zeros), leaves)}
 
 
 def clear(workdir: Path, prints: Mapping[str, str]) -> None:

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from robust_jax.evaluation import curves, pictures
+from robust_jax.evaluation import curves, landscape_files, pictures
+from robust_jax.evaluation import drawn as drawn_examples
 from robust_jax.evaluation.outcomes import PerExample
 from robust_jax.evaluation.stored import EXAMPLES, REPORT, folder_of
 from robust_jax.files import file_name, printable, write_atomically
@@ -24,7 +25,9 @@ Reports = Mapping[str, Mapping[str, Any]]
 """Workdir -> the content of its evaluation.json."""
 
 
-def write(folder: Path, report: Mapping[str, Any], measured: PerExample, drawn: int, label: str) -> None:
+def write(
+    folder: Path, report: Mapping[str, Any], measured: PerExample, drawn: int, label: str, surfaces: int = 0
+) -> None:
     """Writes the files of one evaluation; the JSON comes last, so that if it exists all others do.
 
     Pictures that an earlier evaluation left there are removed if this one does not draw them.
@@ -35,11 +38,13 @@ def write(folder: Path, report: Mapping[str, Any], measured: PerExample, drawn: 
       measured: the results per example.
       drawn: the number of examples drawn per attack; 0: none.
       label: of the model, in its curves.
+      surfaces: the number of examples per attack around which the loss is drawn; 0: none.
     """
     table = io.BytesIO()
     np.savez_compressed(table, **measured.arrays())  # type: ignore[arg-type]
     write_atomically(folder / EXAMPLES, table.getvalue())
     drawn_now = draw_curves({label: report}, folder)
+    drawn_examples.write(folder, measured, drawn)
     for name, outcome in measured.attacks.items():
         if drawn and outcome.sample and outcome.sample["clean"].shape[-1] in (1, 3):
             examples = jax.tree.map(lambda leaf: leaf[:drawn], outcome.sample)
@@ -49,6 +54,9 @@ def write(folder: Path, report: Mapping[str, Any], measured: PerExample, drawn: 
             pictures.adversarial_grid(**examples, path=picture, title=_drawn(title), class_names=names)
             drawn_now.append(_file("adversarial", name))
             write_atomically(folder / drawn_now[-1], picture.getvalue())
+    for kind, name, png in landscape_files.drawn(measured, surfaces, jax.random.key(report.get("seed", 0))):
+        drawn_now.append(_file(kind, name) if name else f"{kind}.png")
+        write_atomically(folder / drawn_now[-1], png)
     remove_others(folder, drawn_now)
     text = json.dumps(report, indent=1, allow_nan=False) + "\n"
     write_atomically(folder / REPORT, text.encode())
@@ -56,7 +64,7 @@ def write(folder: Path, report: Mapping[str, Any], measured: PerExample, drawn: 
 
 def remove_others(folder: Path, kept: Collection[str]) -> None:
     """Removes pictures, and temporary files of a process that was killed, that evaluations write, except those kept."""
-    for pattern in ("adversarial_*.png", "robustness_*.png", ".*.tmp"):
+    for pattern in ("adversarial_*.png", "robustness_*.png", "loss_surface_*.png", "gradients.png", ".*.tmp"):
         for path in folder.glob(pattern):
             if path.name not in kept and (path.is_symlink() or path.is_file()):
                 path.unlink()

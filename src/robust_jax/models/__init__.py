@@ -78,7 +78,8 @@ def create(
         ValueError: an unknown name or field, listing all valid ones; a model of your own that cannot be imported, does
             not take `num_classes`, or is no flax module.
 
-    Example:
+    Example::
+
         # my_models.py, then --config.model.name=my_models:Linear
         class Linear(nnx.Module):
             def __init__(self, num_classes, image_shape, rngs):

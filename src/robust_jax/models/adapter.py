@@ -27,6 +27,7 @@ from jaxtyping import Array, Float
 from robust_jax.attacks import compiled
 from robust_jax.attacks.wrappers import black_box
 from robust_jax.models.network import mode_settings
+from robust_jax.options import shown
 from robust_jax.options.hints import described
 
 Apply = Callable[[Any, Array], Any]
@@ -54,8 +55,8 @@ class Model:
         return logits
 
     def __repr__(self) -> str:
-        count = sum(np.size(leaf) for leaf in jax.tree.leaves(self.weights))
-        return f"Model({getattr(self.apply, '__name__', type(self.apply).__name__)}, {count:,} numbers)"
+        name = getattr(self.apply, "__name__", type(self.apply).__name__)
+        return f"Model({name}, {shown.numbers(self.weights)})"
 
 
 def model(network: Any, variables: Any = None, *, channels_first: bool | None = None, per_image: bool = False) -> Model:

@@ -8,10 +8,10 @@ from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
 from jaxtyping import Array, Float
 
 from robust_jax.models.network import Network, code_of
+from robust_jax.options import shown
 from robust_jax.options.signatures import checks_arguments
 
 
@@ -29,8 +29,8 @@ class BoundModel:
         return logits
 
     def __repr__(self) -> str:
-        count = sum(np.size(leaf) for leaf in jax.tree.leaves(self.variables))
-        return f"BoundModel({getattr(code_of(self.model), '__name__', 'model')}, {count:,} numbers)"
+        name = getattr(code_of(self.model), "__name__", "model")
+        return f"BoundModel({name}, {shown.numbers(self.variables)})"
 
 
 @checks_arguments
@@ -38,7 +38,7 @@ def bind(model: Network, variables: Mapping[str, Any]) -> BoundModel:
     """Joins a model to its variables: `bind(model, variables)(images)` gives logits in eval mode.
 
     The result is a pytree, so that it can be an argument of a jitted function, which then compiles
-    once for all weights of equal models:
+    once for all weights of equal models::
 
         attack = jax.jit(functools.partial(pgd, steps=40))
         for variables in checkpoints:

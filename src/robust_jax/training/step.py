@@ -16,6 +16,7 @@ from robust_jax.config import optimizers
 from robust_jax.data import augment
 from robust_jax.objectives.objective import Objective
 from robust_jax.objectives.points import Model
+from robust_jax.options import shown
 
 Batch = Mapping[str, Any]
 
@@ -45,6 +46,9 @@ class TrainState(flax.struct.PyTreeNode):
     best: jax.Array
     failed_step: jax.Array
     failed_term: jax.Array
+
+    def __repr__(self) -> str:
+        return f"TrainState(step {shown.short(self.step)}, {shown.numbers(self.params)})"
 
 
 Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]

@@ -23,6 +23,8 @@ from robust_jax.config.objects import NONE, Objects
 from robust_jax.extensions import check_name, check_trust, choose, is_object
 from robust_jax.models.bound import BoundModel, bind
 from robust_jax.models.network import Network
+from robust_jax.objectives.terms import every_term
+from robust_jax.options import options_of
 from robust_jax.options.signatures import checks_arguments
 from robust_jax.spaces.perturbations import Perturbation
 from robust_jax.workdir import checkpoints, integrity, saved_config
@@ -169,13 +171,17 @@ def _read(workdir: Path) -> dict[str, Any]:
 
 def _filled(saved: dict[str, Any], path: str, defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """A saved group of keys, completed by the defaults of those that it lacks."""
-    filled = dict(base().to_dict() if defaults is None else defaults)
+    whole = defaults is None
+    filled = dict(base().to_dict() if whole else defaults or {})
     for key, value in saved.items():
         if isinstance(filled.get(key), dict):
             if not isinstance(value, dict):
                 raise ValueError(f"{path}{key}={str(value)[:100]!r} must be a group of keys.")
             value = _filled(value, f"{path}{key}.", filled[key])
         filled[key] = value
+    if whole:  # what every term has, whatever its kind
+        own = {name: option.default for name, option in options_of(every_term).items()}
+        filled["terms"] = {k: own | dict(v) if isinstance(v, dict) else v for k, v in filled["terms"].items()}
     return filled
 
 
