@@ -191,10 +191,11 @@ def test_mistakes(tmp_path, given, keys, message):
 
 def test_the_statistics_of_another_dataset_are_told(tmp_path, caplog):
     c = config(epochs=0.2)
-    c.data.name, c.model.mean, c.model.name = "digits", base("digits").model.mean, "mlp"
+    c.data.name, c.model.name = "digits", "mlp"
+    c.model.update(mean=base("digits").model.mean, std=base("digits").model.std)
     with caplog.at_level(logging.WARNING):
         rj.train(c, tmp_path / "run", dataset=PAIRS)
-    assert "model.mean and model.std are those of digits" in caplog.text
+    assert "model.mean and model.std are those of digits, and the images of object:own#" in caplog.text
 
 
 def test_an_object_cannot_be_named_in_a_config(tmp_path):
