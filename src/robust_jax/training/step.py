@@ -164,7 +164,7 @@ def _updated(
 
 
 def _averaged(rate: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
-    """``old + rate (new - old)``, as optax computes it; whole numbers, such as counts, are not averaged."""
+    """``rate * new + (1 - rate) * old``; whole numbers, such as counts, are not averaged."""
     return optax.incremental_update(new, old, rate) if jnp.issubdtype(new.dtype, jnp.inexact) else new
 
 
