@@ -139,7 +139,7 @@ def prepare(config: ConfigDict, trust: Sequence[str] = ()) -> tuple[Run, TrainSt
     Raises:
       ValueError: a mistake in the config.
     """
-    parallel.check_batch_size(config.batch_size)
+    parallel.check_batch_size(config.batch_size, parts=config.accumulate)
     masking.find(config.evaluation.signs)
     if source := config.attacks.get(config.select_by, {}).get("source"):
         runs.read_config(source, trust)  # restored at every validation
@@ -155,8 +155,9 @@ def prepare(config: ConfigDict, trust: Sequence[str] = ()) -> tuple[Run, TrainSt
     _warn_of_unused_points(config)
     _warn_of_missing_sources(config)
     step = make_train_step(
-        model, objective, optimizer, augmentation=dict(config.data.augment), steps_per_epoch=steps_per_epoch, **of_step
-    )
+        model, objective, optimizer, augmentation=dict(config.data.augment), accumulate=config.accumulate,
+        steps_per_epoch=steps_per_epoch, **of_step,
+    )  # fmt: skip
     run = Run(
         config=config,
         dataset=dataset,
