@@ -4,7 +4,7 @@ python benchmarks/compare.py --configs=digits_standard,digits_fgr --seeds=0,1,2 
 
 A column `NAME[:ARGUMENT][:KEY=VALUE...]` is a config, with its argument and its own overrides:
 digits_fgr:terms.fgr.weight=0, digits_methods:trades. `digits_methods:all` stands for all of its methods.
-Finished runs are not trained again; every workdir keeps its evaluation.json.
+Finished runs are not trained again; every workdir keeps its evaluations.
 """
 
 from __future__ import annotations

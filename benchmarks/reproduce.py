@@ -31,7 +31,7 @@ from ml_collections import ConfigDict
 from result_tables import RESULTS, rendered
 from robust_jax import cli, models, parallel
 from robust_jax.attacks.define import Problem, cost_of
-from robust_jax.evaluation import evaluate
+from robust_jax.evaluation import evaluate, stored
 from robust_jax.evaluation.from_config import attack_from
 from robust_jax.extensions import choose
 from robust_jax.files import write_atomically
@@ -145,7 +145,7 @@ def settings(config: ConfigDict) -> dict[str, Any]:
 def measure(table: Table, config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """The numbers of one run: its training, its accuracies, and which images each attack broke."""
     report = evaluate(workdir, config.attacks, **config.evaluation.to_dict(), trust=("tables",))[str(workdir)]
-    per_example = np.load(workdir / "per_example.npz")
+    per_example = np.load(stored.folder_of(workdir, report["name"]) / stored.EXAMPLES)
     broken = {name: np.flatnonzero(per_example[f"{name}/broken"]).tolist() for name in report["attacks"]}
     universal = {}
     for name, ball in table.universal.items():

@@ -326,7 +326,7 @@ def test_a_model_of_ones_own_is_a_class_or_a_function_in_a_file_outside_of_the_p
         ("own_models:Linear", {"batch_norm_axis": "devices"}, "'own_models:Linear' has no field 'batch_norm_axis'"),
         ("own_models:Fixed", {}, "'own_models:Fixed' has no field 'num_classes'; it has width"),
         ("own_models:no_module", {}, "must return a flax.linen.Module"),
-        ("own_models:number", {}, "'own_models:number' is 3: it must be a flax.linen.Module class, or a function"),
+        ("own_models:number", {}, "'own_models:number' is 3: it must be a class of flax's modules, or a function"),
     ],
 )
 def test_mistaken_models_of_ones_own(own, name, fields, message):

@@ -125,7 +125,7 @@ def histograms(
     for index, (name, one) in enumerate(drawn.items()):
         colour, rest = COLOURS[index % len(COLOURS)], len(every[name]) - len(one)
         label = f"{name} ({rest} of {len(every[name])} not drawn)" if rest else name
-        axes.hist(one, bins=bins, histtype="step", lw=1.6, color=colour, label=label)
+        axes.hist(one, bins=bins.tolist(), histtype="step", lw=1.6, color=colour, label=label)
         if len(one):
             axes.axvline(float(np.median(one)), color=colour, ls=":", lw=1.2)
     axes.set(xlabel=xlabel, ylabel="images", xscale="log" if log else "linear")

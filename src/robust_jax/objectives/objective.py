@@ -30,7 +30,7 @@ from jaxtyping import Array, Float
 from robust_jax import losses
 from robust_jax.extensions import choose
 from robust_jax.objectives.define import classifies, memory_of
-from robust_jax.objectives.points import POINTS, Examples, Keys, Labels, Mode, Model, Point
+from robust_jax.objectives.points import POINTS, Examples, Keys, Labels, Mode, Model, Point, as_model
 from robust_jax.objectives.terms import TERMS, PerExample, PointOutput, every_term
 from robust_jax.options import SCHEDULE, arguments, arguments_of, check_options, function_of, options_of, with_path
 from robust_jax.options.signatures import checks_arguments
@@ -162,6 +162,7 @@ def _find(
     memory: Mapping[str, Any] | None = None, steps_done: Any = 0, epoch: Any = 0.0,
 ) -> dict[str, Point]:  # fmt: skip
     """`Objective.find` of the points that terms name."""
+    model = as_model(model)
 
     def one(name: str, entry: _PointEntry) -> Point:
         options = _arguments(entry, epoch)
@@ -180,6 +181,7 @@ def _loss(
     model: Model, found: Mapping[str, Point], labels: Labels, epoch: Any = 0.0,
 ) -> tuple[Float[Array, ""], Outcome]:  # fmt: skip
     """`Objective.loss`; accuracy and state are those of train mode at the point ``reported``."""
+    model = as_model(model)
     outputs: dict[tuple[str, Mode], PointOutput] = {}
     states: dict[tuple[str, Mode], Any] = {}
     for point, mode in looks:
