@@ -83,6 +83,7 @@ def bounds(logits_fn: Any, images: Any, labels: Any, threat: rj.ThreatModel) -> 
         "median change": float(np.median(change)),
         "median flow bound": float(np.median(limits.flow)),
         "median image bound": float(np.median(limits.image)),
+        "median forward bound": float(np.median(limits.forward)),
         "rank correlation of change and flow bound": float(spearmanr(change, limits.flow)[0]),
         "rank correlation of change and image bound": float(spearmanr(change, limits.image)[0]),
         "median L2 norm of the flow gradient": float(np.median(rj.norms.norm(gradients.flow, "l2"))),
