@@ -23,7 +23,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
 # Plain keys that take numbers.
 RANGES: dict[str, Range] = {
     **dict.fromkeys(
-        ("epochs", "batch_size", "eval_every_epochs", "log_every_steps", "keep_checkpoints"), Range(above=0)
+        ("epochs", "batch_size", "eval_every_epochs", "log_every_steps", "keep_checkpoints", "accumulate"),
+        Range(above=0),
     ),
     "seed": Range(least=0, most=2**32 - 1),  # what NumPy takes
     **dict.fromkeys(("select_limit", "checkpoint_every_steps", "checkpoint_every_minutes"), Range(least=0)),
@@ -31,6 +32,7 @@ RANGES: dict[str, Range] = {
     **dict.fromkeys(("data.limit", "data.eval_resize", "data.size"), Range(least=0)),
     "data.test": Range(above=0, below=1),
     **dict.fromkeys([f"data.augment.{key}" for key in ("resize", "padding")], Range(least=0)),
+    **dict.fromkeys(("data.augment.mixup", "data.augment.cutmix"), Range(least=0)),
     "model.mean": Range(tuples=True),
     "model.std": Range(above=0, tuples=True),
     "optimizer.ema": Range(least=0, below=1),
@@ -42,7 +44,7 @@ RANGES: dict[str, Range] = {
     "schedule.factor": Range(above=0),
     "optimizer.momentum": Range(least=0, below=1),
     "evaluation.batch_size": Range(above=0),
-    **dict.fromkeys([f"evaluation.{key}" for key in ("limit", "checks", "pictures")], Range(least=0)),
+    **dict.fromkeys([f"evaluation.{key}" for key in ("limit", "checks", "pictures", "surfaces")], Range(least=0)),
 }
 
 
@@ -66,7 +68,8 @@ def base(dataset: str = "digits", model: str = "digits_cnn") -> ConfigDict:
         {
             "seed": 0,
             "epochs": 10.0,
-            "batch_size": 128,  # over all devices of all hosts
+            "batch_size": 128,  # of an update, over all devices of all hosts
+            "accumulate": 1,  # micro-batches per update and device: less memory, the same update
             # Of matrix products: float32, or the faster tensorfloat32, bfloat16, default (the device's own choice).
             "precision": "float32",
             "data": {
@@ -79,14 +82,15 @@ def base(dataset: str = "digits", model: str = "digits_cnn") -> ConfigDict:
                 "size": 0,
                 "resize": "crop",
                 "test": 0.2,
-                "augment": {"resize": 0, "padding": 0, "flip": False},
+                # mixup, cutmix: α of the Beta distribution of the share of an image and its label; 0: none.
+                "augment": {"resize": 0, "padding": 0, "flip": False, "mixup": 0.0, "cutmix": 0.0},
                 "eval_resize": 0,  # resize and centre-crop of validation and test images
             },
             # mean, std: normalisation inside the model. dtype: of its computations, float32 or bfloat16.
             "model": {"name": model, "mean": mean, "std": std, "dtype": "float32", "options": {}},
             "sync_batch_norm": False,  # batch statistics over all devices instead of each device's own
             "optimizer": {
-                "name": "sgd",
+                "name": "sgd",  # any of optax that takes a learning rate, or "module:name"
                 "momentum": 0.9,
                 "nesterov": False,
                 "weight_decay": 0.0,
@@ -95,6 +99,8 @@ def base(dataset: str = "digits", model: str = "digits_cnn") -> ConfigDict:
                 "max_norm": 0.0,  # the largest norm of a unit's incoming weights; 0: no bound
                 # The gradient is taken after a step uphill by this fraction of each layer's norm (AWP); 0: no step.
                 "adversarial_weights": 0.0,
+                # Further arguments of the optimiser, such as dict(b2=0.95) of adamw.
+                "options": {},
                 "ema": 0.0,  # decay of an average of weights and BatchNorm statistics, used to evaluate; 0: none
             },
             "schedule": {
@@ -125,6 +131,7 @@ def base(dataset: str = "digits", model: str = "digits_cnn") -> ConfigDict:
                 "checks": 64,  # the number of images examined for signs of masked gradients; 0: none
                 "signs": (),  # further signs of masked gradients, each "module:name"
                 "pictures": 10,  # the number of examples drawn per attack, at most 10
+                "surfaces": 0,  # the number of examples per attack around which the loss is drawn, at most 10
             },
         },
         convert_dict=True,

@@ -78,6 +78,11 @@ class Attack:
             )
         self._check_settings()
 
+    def __repr__(self) -> str:
+        settings = "".join(f", {name}={value!r}" for name, value in self.settings.items())
+        source = f", source={self.source.name!r}" if self.source else ""
+        return f"Attack({getattr(self.function, '__name__', 'attack')}, {self.threat!r}{settings}{source})"
+
     def _check_settings(self) -> None:
         """Raises ValueError for what a function defined as an attack does not take."""
         known = about(self.function)

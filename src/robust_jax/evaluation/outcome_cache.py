@@ -30,6 +30,7 @@ from robust_jax.evaluation.outcomes import Outcome
 from robust_jax.files import plain, read_arrays, refuse_link, write_atomically
 from robust_jax.losses import LOSSES
 from robust_jax.models import BoundModel
+from robust_jax.models.network import code_of
 from robust_jax.spaces.registry import built_in
 
 # The arrays of an outcome, one entry per example, with the kinds of their types: bool, int, float.
@@ -67,9 +68,9 @@ def fingerprints(attacks: Mapping[str, Attack], variables: Any, rest: Any, in_tu
 
 
 def code_changed(model: Any) -> int:
-    """When the file that defines the class of a model was changed last, in nanoseconds; 0 if it has no file."""
+    """When the file that defines a model was changed last, in nanoseconds; 0 if it has no file."""
     try:
-        return Path(inspect.getfile(type(model))).stat().st_mtime_ns
+        return Path(inspect.getfile(code_of(model))).stat().st_mtime_ns
     except (OSError, TypeError):
         return 0
 

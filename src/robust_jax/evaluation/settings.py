@@ -25,6 +25,7 @@ class Settings:
       worst_case_only: whether each attack sees only what those before it have not broken.
       checks: the number of images on which signs of masked gradients are looked for; 0: only by `masking.glance`.
       pictures: the number of examples drawn per attack; 0: none.
+      surfaces: the number of examples per attack around which the loss is drawn; 0: none.
       signs: the user's own signs of masked gradients, ``"module:name"``.
       seed: of the attacks.
       precision: of matrix products.
@@ -39,6 +40,7 @@ class Settings:
     worst_case_only: bool = False
     checks: int = 64
     pictures: int = 10
+    surfaces: int = 0
     signs: tuple[str, ...] = ()
     seed: int = 0
     precision: str = "float32"
@@ -47,7 +49,7 @@ class Settings:
         choose("split", self.split, SPLITS)
         for name, least, meaning in (
             ("seed", 0, "it numbers the random draws"), ("limit", 0, "0 for all examples"),
-            ("checks", 0, "0 for none"), ("pictures", 0, "0 for none"),
+            ("checks", 0, "0 for none"), ("pictures", 0, "0 for none"), ("surfaces", 0, "0 for none"),
             ("batch_size", 1, "the number of examples at a time"),
         ):  # fmt: skip
             value = getattr(self, name)

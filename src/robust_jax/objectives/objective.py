@@ -18,9 +18,10 @@ own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +29,18 @@ from jaxtyping import Array, Float
 
 from robust_jax import losses
 from robust_jax.extensions import choose
-from robust_jax.objectives.define import classifies, memory_of
-from robust_jax.objectives.points import POINTS, Examples, Keys, Labels, Model, Point
+from robust_jax.objectives.define import check_labels, classifies, memory_of
+from robust_jax.objectives.points import (
+    POINTS,
+    Examples,
+    Keys,
+    Labels,
+    Mode,
+    Model,
+    Point,
+    as_model,
+    classes_of,
+)  # fmt: skip
 from robust_jax.objectives.terms import TERMS, PerExample, PointOutput, every_term
 from robust_jax.options import SCHEDULE, arguments, arguments_of, check_options, function_of, options_of, with_path
 from robust_jax.options.signatures import checks_arguments
@@ -42,7 +53,8 @@ class Outcome(NamedTuple):
 
     Attributes:
       terms: the mean of each term, without its weight.
-      accuracy: at the point of the first classifying term by name, or without one at the first point.
+      accuracy: at the point of the first classifying term by name, or without one at the first point. Of soft labels
+        the largest counts.
       state: the model's new state at the same point, such as running statistics.
     """
 
@@ -55,16 +67,21 @@ class Objective(NamedTuple):
     """A training objective: called as ``(model, images, labels, keys) -> (total, Outcome)``.
 
     Attributes:
-      find: ``(model, images, labels, keys [B], memory=None, steps_done=0, epoch=0.0) -> {NAME: Point}``, constants of
-        the step. There is one key per example, so that the points do not depend on how a batch is split over devices.
+      find: ``(model, images, labels, keys [B], memory=None, steps_done=0, epoch=0.0, names=used) -> {NAME: Point}``,
+        constants of the step. There is one key per example, so that the points do not depend on how a batch is split.
+        Labels are classes ``[B]``, or soft ones ``[B, K]`` if all points and terms take them.
       loss: ``(model, found, labels, epoch=0.0) -> (total, Outcome)``, given the points.
       remember: ``(examples, classes) -> memory`` before the first step; ``examples(n)`` are the first n training
         examples.
+      used: the names of the points that terms name.
+      remembering: those among them that carry something from step to step.
     """
 
     find: Callable[..., dict[str, Point]]
     loss: Callable[..., tuple[Float[Array, ""], Outcome]]
     remember: Callable[[Examples, int], dict[str, Any]]
+    used: tuple[str, ...] = ()
+    remembering: tuple[str, ...] = ()
 
     def __call__(self, model: Model, images: Images, labels: Labels, keys: Keys) -> tuple[Float[Array, ""], Outcome]:
         """The loss at the points, for an objective without memory."""
@@ -81,7 +98,7 @@ class _PointEntry(NamedTuple):
 
 
 class _TermEntry(NamedTuple):
-    """A term as a config describes it: at a point, perhaps compared with others (option -> point)."""
+    """A term as a config describes it: at a point, perhaps compared with others (option -> point), in a mode."""
 
     path: str
     function: Callable[..., PerExample]
@@ -89,6 +106,7 @@ class _TermEntry(NamedTuple):
     weight: Any
     at: str
     others: dict[str, str]
+    mode: Mode
 
 
 def scheduled(option: Any, epoch: Any) -> Any:
@@ -124,10 +142,14 @@ def make_objective(points: Mapping[str, Mapping[str, Any]], terms: Mapping[str, 
         raise ValueError(f"an objective needs at least one term whose weight is not 0: kinds are {sorted(TERMS)}.")
     named = {point for entry in at_terms.values() for point in (entry.at, *entry.others.values())}
     used = {name: entry for name, entry in at_points.items() if name in named}
-    classifying = [entry.at for entry in at_terms.values() if classifies(entry.function)]
+    reported = [*(entry.at for entry in at_terms.values() if classifies(entry.function)), *used][0]
+    asked = {(point, entry.mode) for entry in at_terms.values() for point in (entry.at, *entry.others.values())}
+    asked |= {(reported, "train")}
+    looks = tuple(one for one in itertools.product(used, get_args(Mode)) if one in asked)
     return Objective(
-        partial(_find, used), partial(_loss, at_terms, tuple(used), [*classifying, *used][0]), partial(_remember, used)
-    )
+        partial(_find, used), partial(_loss, at_terms, looks, reported), partial(_remember, used),
+        tuple(used), tuple(name for name, entry in used.items() if memory_of(entry.function)),
+    )  # fmt: skip
 
 
 def _point_entry(path: str, entry: Mapping[str, Any], place: int) -> _PointEntry:
@@ -145,7 +167,8 @@ def _term_entry(path: str, entry: Mapping[str, Any], points: Mapping[str, Any]) 
     for name in ("at", *compared):
         choose(f"{path}.{name}", entry[name], points)
     options = {name: value for name, value in entry.items() if name not in ("kind", *own, *compared)}
-    return _TermEntry(path, function, options, entry["weight"], entry["at"], {name: entry[name] for name in compared})
+    others = {name: entry[name] for name in compared}
+    return _TermEntry(path, function, options, entry["weight"], entry["at"], others, entry["batch_norm"])
 
 
 def _arguments(entry: _PointEntry | _TermEntry, epoch: Any) -> dict[str, Any]:
@@ -156,10 +179,13 @@ def _arguments(entry: _PointEntry | _TermEntry, epoch: Any) -> dict[str, Any]:
 def _find(
     used: Mapping[str, _PointEntry], model: Model, images: Images, labels: Labels, keys: Keys,
     memory: Mapping[str, Any] | None = None, steps_done: Any = 0, epoch: Any = 0.0,
+    names: Sequence[str] | None = None,
 ) -> dict[str, Point]:  # fmt: skip
-    """`Objective.find` of the points that terms name."""
+    """`Objective.find` of the points that terms name, or of some of them."""
+    model = as_model(model)
 
     def one(name: str, entry: _PointEntry) -> Point:
+        check_labels(entry.function, labels)
         options = _arguments(entry, epoch)
         if memory_of(entry.function):
             options |= {"memory": (memory or {})[name], "steps_done": steps_done}
@@ -168,30 +194,35 @@ def _find(
             raise ValueError(f"it returned {type(point).__name__}: return robust_jax.objectives.Point(images, delta).")
         return point
 
-    return jax.lax.stop_gradient({name: with_path(entry.path, one, name, entry) for name, entry in used.items()})
+    wanted = used if names is None else {name: used[name] for name in names}
+    return jax.lax.stop_gradient({name: with_path(entry.path, one, name, entry) for name, entry in wanted.items()})
 
 
 def _loss(
-    terms: Mapping[str, _TermEntry], used: tuple[str, ...], reported: str,
+    terms: Mapping[str, _TermEntry], looks: tuple[tuple[str, Mode], ...], reported: str,
     model: Model, found: Mapping[str, Point], labels: Labels, epoch: Any = 0.0,
 ) -> tuple[Float[Array, ""], Outcome]:  # fmt: skip
-    """`Objective.loss`; accuracy and state are those at the point ``reported``."""
-    outputs: dict[str, PointOutput] = {}
-    states: dict[str, Any] = {}
-    for name in used:
-        outputs[name], states[name] = look(model, found[name], labels)
+    """`Objective.loss`; accuracy and state are those of train mode at the point ``reported``."""
+    model = as_model(model)
+    outputs: dict[tuple[str, Mode], PointOutput] = {}
+    states: dict[tuple[str, Mode], Any] = {}
+    for point, mode in looks:
+        outputs[point, mode], states[point, mode] = look(model, found[point], labels, mode)
 
     def one(entry: _TermEntry) -> Float[Array, ""]:
-        others = {option: outputs[point] for option, point in entry.others.items()}
-        value = entry.function(outputs[entry.at], **_arguments(entry, epoch), **others)
-        if jnp.shape(value) != labels.shape:
-            raise ValueError(f"it returned shape {jnp.shape(value)}: return one number per example, {labels.shape}.")
+        check_labels(entry.function, labels)
+        others = {option: outputs[point, entry.mode] for option, point in entry.others.items()}
+        value = entry.function(outputs[entry.at, entry.mode], **_arguments(entry, epoch), **others)
+        if jnp.shape(value) != labels.shape[:1]:
+            raise ValueError(
+                f"it returned shape {jnp.shape(value)}: return one number per example, {labels.shape[:1]}."
+            )
         return value.mean()
 
     values = {name: with_path(entry.path, one, entry) for name, entry in terms.items()}
     total = sum(scheduled(terms[name].weight, epoch) * value for name, value in values.items())
-    accuracy = (outputs[reported].logits.argmax(-1) == labels).mean()
-    return total, Outcome(values, accuracy, states[reported])
+    accuracy = (outputs[reported, "train"].logits.argmax(-1) == classes_of(labels)).mean()
+    return total, Outcome(values, accuracy, states[reported, "train"])
 
 
 def _remember(used: Mapping[str, _PointEntry], examples: Examples, classes: int) -> dict[str, Any]:
@@ -204,11 +235,11 @@ def _remember(used: Mapping[str, _PointEntry], examples: Examples, classes: int)
     return {name: with_path(entry.path, one, entry) for name, entry in used.items() if memory_of(entry.function)}
 
 
-def look(model: Model, point: Point, labels: Labels) -> tuple[PointOutput, Any]:
-    """Runs the model on a point: one pass for the loss, its image gradient and the new state."""
+def look(model: Model, point: Point, labels: Labels, mode: Mode = "train") -> tuple[PointOutput, Any]:
+    """Runs the model on a point: one pass for the loss, its image gradient and the new state, none in eval mode."""
 
     def loss_fn(x: Images) -> tuple[PerExample, Any]:
-        logits, state = model.train(x)
+        logits, state = model.train(x) if mode == "train" else (model.eval(x), None)
         return losses.cross_entropy(logits, labels), (logits, state)
 
     loss, gradient, (logits, state) = per_example.value_and_gradient(loss_fn, point.images, has_aux=True)

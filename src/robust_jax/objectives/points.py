@@ -7,7 +7,7 @@ The function that makes its memory before the first step stands beside it: ``@po
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
@@ -23,6 +23,7 @@ from robust_jax.attacks.universal import apply_universal, spread, universal_targ
 from robust_jax.checks import warn_of_sigma
 from robust_jax.objectives.define import marked, point
 from robust_jax.options import Convert, Count, NotNegative, Positive, Range
+from robust_jax.options.hints import described
 from robust_jax.penalties import gradient_norms
 from robust_jax.penalties.local_flatness import roughest as find_roughest
 from robust_jax.spaces import norms, per_example, perturbations, threat_models
@@ -30,7 +31,8 @@ from robust_jax.spaces.perturbations import Delta, Images
 from robust_jax.spaces.registry import Space
 from robust_jax.spaces.threat_models import Threat
 
-Labels = Int[Array, " b"]
+Labels = Int[Array, " b"] | Float[Array, "b k"]
+"""Classes, or probabilities of each class as mixup makes them, of points and terms that take these."""
 Keys = Key[Array, " b"]
 LogitsFn = Callable[[Images], Float[Array, "b k"]]
 
@@ -76,6 +78,42 @@ class Model(NamedTuple):
     eval: LogitsFn
     mean: Callable[[Any], Any] = _identity
 
+    @classmethod
+    def of(
+        cls, network: Any, variables: Mapping[str, Any], key: Any = None, mean: Callable[[Any], Any] = _identity
+    ) -> Model:
+        """Of a network with variables, as `robust_jax.models.trainable` and `robust_jax.models.create` give it.
+
+        Args:
+          network: has ``apply(variables, images, train=, mutable=, rngs=)``.
+          variables: ``{"params": ..., "batch_stats": ...}``.
+          key: of dropout; None for a network without.
+          mean: see `Model`.
+        """
+        rngs = None if key is None else {"dropout": key}
+
+        def train(images: Images) -> tuple[Float[Array, "b k"], Any]:
+            logits, new = network.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)
+            return logits, new.get("batch_stats", {})
+
+        return cls(train, lambda images: network.apply(variables, images, train=False), mean)
+
+
+def as_model(model: Any) -> Model:
+    """A model, or a function ``images -> logits`` that is the same in training and in evaluation.
+
+    Raises:
+      ValueError: anything else.
+    """
+    if isinstance(model, Model):
+        return model
+    if not callable(model):
+        raise ValueError(
+            f"model is {described(model)}: give robust_jax.objectives.Model(train, eval), or a function of images that "
+            f"returns logits."
+        )
+    return Model(lambda images: (model(images), {}), model)
+
 
 class Point(NamedTuple):
     """What a point function returns.
@@ -95,17 +133,22 @@ def _logits_fn(model: Model, batch_norm: Mode) -> LogitsFn:
     return model.eval if batch_norm == "eval" else lambda x: model.train(x)[0]
 
 
+def classes_of(labels: Labels) -> Int[Array, " b"]:
+    """The classes themselves; of soft labels those of the largest probability."""
+    return labels if labels.ndim == 1 else labels.argmax(-1)
+
+
 def _loss_of(logits_fn: LogitsFn, labels: Labels) -> Callable[[Images], Float[Array, " b"]]:
     return lambda x: losses.cross_entropy(logits_fn(x), labels)
 
 
-@point
+@point(soft_labels=True)
 def clean(model: Model, images: Images, labels: Labels, keys: Keys) -> Point:
     """The clean images."""
     return Point(images)
 
 
-@point
+@point(soft_labels=True)
 def random(model: Model, images: Images, labels: Labels, keys: Keys, *, perturbation: Space, sigma: Sigma) -> Point:
     """``T(x, n)``, ``n ~ N(0, sigma²)`` per coordinate, in units of δ: the random start of FGR (Xia & Li 2021)."""
     warn_of_sigma(perturbation, sigma, images)
@@ -113,14 +156,14 @@ def random(model: Model, images: Images, labels: Labels, keys: Keys, *, perturba
     return Point(perturbation.apply(images, delta), delta)
 
 
-@point
+@point(soft_labels=True)
 def uniform(model: Model, images: Images, labels: Labels, keys: Keys, *, threat: Threat) -> Point:
     """``T(x, n)``, n a random point of the ball (GradAlign's second point, Andriushchenko & Flammarion 2020)."""
     delta = threat_models.random_delta(threat, keys, images)
     return Point(threat.perturbation.apply(images, delta), delta)
 
 
-@point
+@point(soft_labels=True)
 def attack(
     model: Model, images: Images, labels: Labels, keys: Keys, *,
     threat: Threat, steps: Count = 10, step_size: StepSize | None = None, momentum: NotNegative = 0.0,
@@ -129,7 +172,8 @@ def attack(
 ) -> Point:  # fmt: skip
     """``T(x, δ*)``, with δ* found by `robust_jax.attacks.pgd` (adversarial training, Madry et al. 2018).
 
-    One step of 1.25 radius from a random start with keep="last" is fast adversarial training (Wong et al. 2020).
+    One step of 1.25 radius from a random start with keep="last" is fast adversarial training (Wong et al. 2020). With
+    soft labels it maximises their cross-entropy.
 
     Args:
       model: the model.
@@ -139,15 +183,25 @@ def attack(
       threat: the ball.
       steps, step_size, momentum, random_start, keep, loss: see `robust_jax.attacks.pgd`.
       batch_norm: the mode of the inner maximisation.
+
+    Raises:
+      ValueError: soft labels with a loss other than the cross-entropy, which they alone have.
     """
+    if labels.ndim > 1:
+        if loss not in ("cross_entropy", losses.cross_entropy):
+            raise ValueError(
+                f"loss={getattr(loss, '__name__', loss)!r} needs one class per image, and mixup and cutmix mix two: "
+                f"take the cross_entropy, or set data.augment.mixup and data.augment.cutmix to 0."
+            )
+        loss = lambda logits, _: losses.cross_entropy(logits, labels)  # noqa: E731
     found = pgd(
-        _logits_fn(model, batch_norm), images, labels, threat, key=keys, steps=steps, step_size=step_size,
+        _logits_fn(model, batch_norm), images, classes_of(labels), threat, key=keys, steps=steps, step_size=step_size,
         momentum=momentum, random_start=random_start, keep=keep, loss=loss,
     )  # fmt: skip
     return Point(found.images, found.delta)
 
 
-@point
+@point(soft_labels=True)
 def divergent(
     model: Model, images: Images, labels: Labels, keys: Keys, *,
     threat: Threat, steps: Count = 10, step_size: StepSize | None = None, batch_norm: Mode = "eval",
@@ -156,13 +210,13 @@ def divergent(
     logits_fn = _logits_fn(model, batch_norm)
     reference = logits_fn(images)
     found = pgd(
-        logits_fn, images, labels, threat, key=keys, steps=steps, step_size=step_size, keep="last",
+        logits_fn, images, classes_of(labels), threat, key=keys, steps=steps, step_size=step_size, keep="last",
         loss=lambda logits, _: losses.kl_divergence(logits, reference),
     )  # fmt: skip
     return Point(found.images, found.delta)
 
 
-@point
+@point(soft_labels=True)
 def steepest(
     model: Model, images: Images, labels: Labels, keys: Keys, *, threat: Threat, batch_norm: Mode = "eval"
 ) -> Point:
@@ -171,7 +225,7 @@ def steepest(
     return Point(threat.perturbation.apply(images, delta), delta)
 
 
-@point
+@point(soft_labels=True)
 def roughest(
     model: Model, images: Images, labels: Labels, keys: Keys, *,
     threat: Threat, gradient: Norm | None = None, steps: Count = 10, step_size: StepSize | None = None,
@@ -189,7 +243,7 @@ def roughest(
     return Point(found.images, found.delta)
 
 
-@point
+@point(soft_labels=True)
 def nonlinear(
     model: Model, images: Images, labels: Labels, keys: Keys, *,
     threat: Threat, steps: Count = 10, step_size: StepSize | None = None, batch_norm: Mode = "eval",
@@ -211,7 +265,7 @@ def _zero_delta(examples: Examples, classes: int, *, threat: Threat, **_: Any) -
     return threat.perturbation.zeros(examples(1)[0])
 
 
-@point(memory=_zero_delta)
+@point(memory=_zero_delta, soft_labels=True)
 def universal(
     model: Model, images: Images, labels: Labels, keys: Keys, *,
     memory: Delta, steps_done: Array, threat: Threat, step_size: StepSize, clip_loss: Positive = 9.0,

@@ -91,7 +91,11 @@ def _run(label: str, folder: Path, notes: list[str]) -> Run:
         config,
         tried(f"{label}: its training curves", lambda: _metrics(label, folder, notes), [], notes),
         tried(f"{label}: its universal perturbations", lambda: _memory(folder, config), {}, notes),
-        {path.stem: picture for path in sorted(folder.glob("loss_surface*.png")) if (picture := png(path))},
+        {
+            path.stem: picture
+            for path in sorted(folder.glob("evaluations/*/loss_surface*.png"))
+            if (picture := png(path))
+        },
         evaluations,
     )
 
