@@ -116,23 +116,26 @@ def labels_of(folders: Iterable[str]) -> list[str]:
 
 
 def space_of(attack: Mapping[str, Any]) -> str:
-    """The perturbation and its norm in words."""
-    threat = attack["threat"]
-    norm = threat["norm"]
-    return f"{threat['perturbation']} {norm if isinstance(norm, (str, float)) else tuple(norm)}"
+    """The perturbation and its norm in words, "flow linf", "flow+additive (linf, l2)"."""
+    return f"{attack['threat']['perturbation']} {_in_words(attack['threat']['norm'])}"
 
 
 def threat_of(attack: Mapping[str, Any]) -> str:
     """The threat model in words, "flow linf 0.155 px"."""
-    radius = attack["threat"]["radius"]
-    text = f"{radius:.4g}" if isinstance(radius, (int, float)) else str(radius)
-    return f"{space_of(attack)} {text} {attack['threat'].get('unit', '')}".rstrip()
+    threat = attack["threat"]
+    return f"{space_of(attack)} {_in_words(threat['radius'])} {threat.get('unit') or ''}".rstrip()
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"({', '.join(map(_in_words, value))})"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def effort_of(attack: Mapping[str, Any]) -> str:
     """The attack's effort, "pgd, 20 steps × 3 restarts", and the model that it was made on if that is another."""
     settings = attack["settings"]
-    steps = f", {settings['steps']} steps" if "steps" in settings else ""
+    steps = "".join(f", {settings[key]} {key}" for key in ("steps", "queries") if settings.get(key) is not None)
     restarts = f" × {settings['restarts']} restarts" if settings.get("restarts", 1) != 1 else ""
     source = f", made on {settings['source']}" if "source" in settings else ""
     left = ", on what was left" if attack.get("after") else ""

@@ -156,7 +156,7 @@ def test_what_is_missing_or_damaged_is_said(folders, tmp_path):
     (worn / "evaluations" / "test-seed_1" / "evaluation.json").write_text('{"clean": {}}')
     (worn / "config.json").write_text("{")
     (worn / "metrics.jsonl").unlink()
-    (worn / "loss_surface.png").write_bytes(b"\x89PNG\r\n\x1a\n...")
+    (worn / "evaluations" / "test" / "loss_surface_a.png").write_bytes(b"\x89PNG\r\n\x1a\n...")
     report = rj.report(worn)
     notes = "\n".join(report.page["notes"])
     for piece in ("its examples cannot", "its pictures cannot", "is no evaluation", "its config cannot"):
@@ -214,7 +214,7 @@ def test_classes_beyond_twenty_become_the_worst_and_the_most_frequent_confusions
     wrong = np.where(label == 7, 9, label)
     entry = {"per_class": {str(k): {"accuracy": float(k != 7), "n": 3} for k in range(100)}}
     report = {"clean": entry, "worst_case": entry, "attacks": {}, "class_names": CLASSES}
-    evaluation = sources.Evaluation("", folders[0], report, {"label": label, "clean/prediction": wrong}, {})
+    evaluation = sources.Evaluation("", folders[0], report, {"label": label, "clean/prediction": wrong}, {}, {})
     (matrix,) = details.confusions(evaluation)
     assert matrix["counts"] is None and matrix["frequent"] == ["7 → 9: 3"]
     table = details.per_class(evaluation)
