@@ -102,7 +102,7 @@ def test_pictures_are_of_the_evaluation_beside_them(workdirs):
     spec = SPEC | dict(curve=(0, 1))
     measured(workdirs[1], {"shift": spec}, pictures=2, out="mine")
     assert {p.name for p in folder.iterdir()} == {
-        "evaluation.json", "per_example.npz", "examples.npz", "adversarial_shift.png", "robustness_shift.png"
+        "evaluation.json", "examples.npz", "per_example.npz", "adversarial_shift.png", "robustness_shift.png"
     }  # fmt: skip
     (folder / "robustness_old.png").write_bytes(b"of an evaluation that was here before")
     (folder / ".evaluation.json.1.ab.tmp").write_bytes(b"{")

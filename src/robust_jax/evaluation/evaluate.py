@@ -5,6 +5,7 @@ leaves
 
     DIR/evaluations/NAME/evaluation.json         every number with its interval, settings, versions and warnings
     DIR/evaluations/NAME/per_example.npz         what each attack did to each example
+    DIR/evaluations/NAME/examples.npz            images and flows of the examples that are drawn, and of the worst
     DIR/evaluations/NAME/adversarial_ATTACK.png  examples of each attack
     DIR/evaluations/NAME/loss_surface_ATTACK.png the loss around them, if `surfaces` asks for it; and gradients.png
     DIR/evaluations/NAME/robustness_ATTACK.png   robust accuracy against the radius
