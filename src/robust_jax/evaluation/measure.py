@@ -23,13 +23,13 @@ from robust_jax.checks import check_attack_names
 from robust_jax.config.objects import NONE, Objects
 from robust_jax.data.batches import Batches
 from robust_jax.data.sources import Source
-from robust_jax.evaluation import masking, outcome_cache, report
+from robust_jax.evaluation import masking, outcome_cache, report, stored
 from robust_jax.evaluation.attack import Attack
 from robust_jax.evaluation.from_config import attack_from
 from robust_jax.evaluation.outcomes import PerExample
 from robust_jax.evaluation.robustness import robustness
 from robust_jax.evaluation.settings import Settings
-from robust_jax.evaluation.stored import FOLDER, Place
+from robust_jax.evaluation.stored import Place
 from robust_jax.evaluation.summary import summarise
 from robust_jax.workdir.folder import try_to_write
 from robust_jax.workdir.runs import Trained
@@ -75,6 +75,7 @@ def examples(restored: Trained, settings: Settings) -> tuple[Source, int]:
 
 
 def measure(
+    workdir: Path,
     place: Place,
     restored: Trained,
     attacks: Mapping[str, Attack],
@@ -84,6 +85,7 @@ def measure(
     """Measures one workdir and writes the files of the evaluation.
 
     Args:
+      workdir: that is measured.
       place: where the files go.
       restored: its config, model, variables, dataset and step.
       attacks: NAME -> attack.
@@ -94,7 +96,6 @@ def measure(
       ValueError: a folder where the results are to be written; a name that is taken by another evaluation.
       OSError: the workdir cannot be written.
     """
-    workdir = place.workdir
     if parallel.is_main():
         _prepare(place)
     source, n = examples(restored, settings)
@@ -133,18 +134,20 @@ def measure(
         "identity": dict(place.identity),
     }
 
-    def write(folder: Path, name: str) -> None:
-        report.write(folder, summary | {"name": name}, measured, settings.pictures, workdir.name, settings.surfaces)
+    def write(folder: Path, name: str) -> dict[str, Any]:
+        stored.remove_pictures(folder)
+        drawn = settings.pictures, workdir.name, settings.surfaces
+        return report.write(folder, summary | {"name": name}, measured, *drawn)
 
-    name = place.keep(write) if parallel.is_main() else place.names[0]
-    return Measured(summary | {"name": name}, prints)
+    whole = place.keep(write) if parallel.is_main() else summary | {"name": place.names[0]}
+    return Measured(whole, prints)
 
 
 def _prepare(place: Place) -> None:
     """Makes the folder of the evaluations, so that what is in the way is told before anything is measured."""
-    name, folder = place.name(), place.workdir / FOLDER
-    folder.mkdir(exist_ok=True)
-    for path in (folder, folder / name):
+    name = place.name()
+    place.root.mkdir(exist_ok=True)
+    for path in (place.root, place.root / name):
         if path.exists():
             try_to_write(path)
 

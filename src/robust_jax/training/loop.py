@@ -165,7 +165,7 @@ def prepare(config: ConfigDict, trust: Sequence[str] = (), objects: Objects = NO
     Raises:
       ValueError: a mistake in the config.
     """
-    parallel.check_batch_size(config.batch_size)
+    parallel.check_batch_size(config.batch_size, parts=config.accumulate)
     masking.find(config.evaluation.signs)
     if source := config.attacks.get(config.select_by, {}).get("source"):
         runs.read_config(source, trust)  # restored at every validation
@@ -180,8 +180,9 @@ def prepare(config: ConfigDict, trust: Sequence[str] = (), objects: Objects = NO
     objective = make_objective(config.points.to_dict(), config.terms.to_dict())
     checks.warn(config, objects)
     step = make_train_step(
-        model, objective, optimizer, augmentation=dict(config.data.augment), steps_per_epoch=steps_per_epoch, **of_step
-    )
+        model, objective, optimizer, augmentation=dict(config.data.augment), accumulate=config.accumulate,
+        steps_per_epoch=steps_per_epoch, **of_step,
+    )  # fmt: skip
     run = Run(
         config=config,
         dataset=dataset,
