@@ -11,14 +11,12 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 from absl import logging
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from robust_jax import data, files, parallel
-from robust_jax.config.build import create_model, load_dataset
+from robust_jax.config.build import create_model, load_dataset, shapes_of_variables
 from robust_jax.config.defaults import CHOICES, RANGES, base
 from robust_jax.config.objects import NONE, Objects
 from robust_jax.extensions import check_name, check_trust, choose, is_object
@@ -340,7 +338,7 @@ def objects_needed(configs: Mapping[Path, ConfigDict], objects: Objects) -> dict
 
 def _check_variables(path: Path, variables: Mapping[str, Any], model: Network, image_shape: tuple[int, ...]) -> None:
     """Raises ValueError if a checkpoint's variables are not those of the model: it was moved here, or planted."""
-    expected = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
+    expected = shapes_of_variables(model, image_shape)
     if why := integrity.other_shape(integrity.shapes_of(variables), integrity.shapes_of(expected)):
         raise ValueError(
             f"{path} is not of the model that config.json describes: {why}. Put back the run's own checkpoints or its "
