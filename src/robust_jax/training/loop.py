@@ -30,6 +30,8 @@ from robust_jax.training import stopping
 from robust_jax.training.log import TrainingLog
 from robust_jax.training.metrics import Metrics
 from robust_jax.training.step import TrainState, init_state, make_train_step
+from robust_jax.training.writers import Writer
+from robust_jax.training.writers import find as find_writers
 from robust_jax.workdir import checkpoints, folder, runs
 
 # Seconds of steps dispatched together: Ctrl-C and the progress bar wait for no more.
@@ -90,18 +92,22 @@ class Run:
         return min(self.total_steps - step, *(n - step % n for n in every if n))
 
 
-def train(config: ConfigDict, workdir: str | Path, trust: Sequence[str] = ()) -> TrainState:
+def train(
+    config: ConfigDict, workdir: str | Path, trust: Sequence[str] = (), *, writers: Sequence[Writer | str] = ()
+) -> TrainState:
     """Trains as the config says, resuming from what the workdir holds.
 
-    Leaves ``config.json``, ``metrics.jsonl`` (one line per log step), TensorBoard events, and ``checkpoints/`` (the
-    latest ones and the best on validation) in the workdir. A run killed at any point and started again ends with the
-    same bits as one that was not. SIGTERM, SIGHUP or an interrupt (Ctrl-C) lets it finish the steps under way and save.
+    Leaves ``config.json``, ``metrics.jsonl`` (one line per log step), what ``config.writers`` write, such as
+    TensorBoard's events, and ``checkpoints/`` (the latest ones and the best on validation) in the workdir. A run killed
+    at any point and started again ends with the same bits as one that was not. SIGTERM, SIGHUP or an interrupt (Ctrl-C)
+    lets it finish the steps under way and save.
 
     Args:
       config: see `robust_jax.config.base`.
       workdir: a folder, made if it does not exist; one that was trained with another config is refused.
       trust: the modules from which the workdirs of models that transfer attacks attack may name parts, see
         `robust_jax.workdir.runs.read_config`. The config itself may name any.
+      writers: further writers of metrics, functions or names, see `robust_jax.training.writers`.
 
     Returns:
       The last state, as NumPy arrays.
@@ -113,6 +119,7 @@ def train(config: ConfigDict, workdir: str | Path, trust: Sequence[str] = ()) ->
     """
     workdir = folder.named(folder_name("workdir", workdir))
     config = complete(config)
+    writers = find_writers([*find_writers(config.writers), *writers])
     with jax.default_matmul_precision(config.precision):
         run, state = prepare(config, trust)
         size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(state))
@@ -121,13 +128,34 @@ def train(config: ConfigDict, workdir: str | Path, trust: Sequence[str] = ()) ->
             with checkpoints.opened(workdir, runs.plain(config), config.keep_checkpoints) as saved:
                 state, notes = _resumed(state, saved, workdir, config)
                 validated = notes.get("validated", True)
+                _announce(run, state, workdir)
                 with (
-                    TrainingLog(workdir, int(state.step), run.total_steps, run.steps_per_epoch, validated) as log,
+                    TrainingLog(
+                        workdir, int(state.step), run.total_steps, run.steps_per_epoch, validated, writers, config
+                    ) as log,
                     stopping.listening() as requests,
                 ):
                     if not validated:
                         state = _validated(run, state, saved, log, requests)
                     return _train_on(run, state, Metrics(notes["pending"]), saved, log, requests)
+
+
+def _announce(run: Run, state: TrainState, workdir: Path) -> None:
+    """Says in a few lines what is trained, how long, and where it goes."""
+    if not parallel.is_main():
+        return
+    c, data_, step = run.config, run.dataset, int(state.step)
+    splits = ", ".join(f"{len(getattr(data_, name)):,} {name}" for name in ("train", "validation", "test"))
+    shape = "x".join(map(str, data_.image_shape))
+    weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    parts = f" in {c.accumulate} micro-batches" if c.accumulate > 1 else ""
+    print(f"{c.data.name}: {splits} images, {shape}, {data_.num_classes} classes")
+    print(f"{c.model.name}: {weights:,} parameters; terms {', '.join(sorted(c.terms))}")
+    print(
+        f"{c.optimizer.name}: {run.total_steps:,} steps of {c.batch_size} images{parts}, {c.epochs:g} epochs, on "
+        f"{parallel.device_count()} x {parallel.device_kind()}"
+    )
+    print(f"{workdir}: {f'goes on after step {step:,}' if step else 'starts'}", flush=True)
 
 
 def prepare(config: ConfigDict, trust: Sequence[str] = ()) -> tuple[Run, TrainState]:
