@@ -82,6 +82,38 @@ def test_the_python_of_the_page_runs():
     assert namespace["result"].success.any() and namespace["fooled"].shape == (4,)
 
 
+def blocks_of(page, kind):
+    """The Python of a page whose blocks are marked with a word, or with none."""
+    return re.findall(
+        rf"^```python{kind and f' {kind}'}\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE
+    )
+
+
+@pytest.mark.parametrize(
+    "library", ["optax", "nnx", *(pytest.param(name, marks=pytest.mark.slow) for name in ("equinox", "haiku"))]
+)
+def test_the_training_loops_lower_the_loss(library):
+    page = "docs/training_your_own.md"
+    (loop,) = blocks_of(page, library)
+    if library in ("equinox", "haiku"):
+        pytest.importorskip(library)
+    namespace = {}
+    for block in [*blocks_of(page, ""), loop]:
+        exec(compile(block, page, "exec"), namespace)  # noqa: S102
+    losses, terms = namespace["losses"], namespace["terms"]
+    assert losses[-1] < 0.6 * losses[0] and set(terms) == {"adversarial", "fgr"} and min(terms.values()) > 0
+    assert len([line for line in loop.split("trained =")[0].splitlines() if line.strip()]) <= 35
+
+
+@pytest.mark.slow
+def test_the_objects_of_training_your_own_train(tmp_path):
+    page, namespace = "docs/training_your_own.md", {"workdir": tmp_path / "run"}
+    for block in [*blocks_of(page, ""), *blocks_of(page, "trainer")]:
+        exec(compile(block, page, "exec"), namespace)  # noqa: S102
+    logits = namespace["trained"](namespace["images"])
+    np.testing.assert_allclose(logits, namespace["run"].logits_fn(namespace["images"]), atol=1e-5)
+
+
 @pytest.mark.slow
 def test_the_parts_of_contributing_train_and_evaluate(tmp_path):
     text = (ROOT / "CONTRIBUTING.md").read_text()
@@ -98,7 +130,7 @@ def test_the_parts_of_contributing_train_and_evaluate(tmp_path):
         command = [sys.executable, ROOT / program, "--workdir=run", *flags]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-    report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    report = json.loads((tmp_path / "run" / "evaluations" / "test" / "evaluation.json").read_text())
     assert report["attacks"]["step"]["accuracy"] <= report["clean"]["accuracy"]
     assert report["attacks"]["step"]["cost"] is not None
 

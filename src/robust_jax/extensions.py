@@ -29,12 +29,19 @@ LONGEST_NAME = 100
 _OF_OPTAX = re.compile(r"optimizer\.name=optax\.contrib:\w+")
 # ``data.name="folder:PATH"`` names files, and no module.
 FILES = ("folder", "npz")
+# ``data.name`` or ``model.name="object:NAME#FINGERPRINT"`` records a Python object that a run was given.
+OBJECT = "object:"
 
 
 def module_of(name: Any) -> str | None:
     """The module of a name ``module:name``; None of any other name."""
     match = _OF_MODULE.fullmatch(name) if isinstance(name, str) else None
-    return match[1] if match and match[1] not in FILES else None
+    return match[1] if match and match[1] not in FILES and not is_object(name) else None
+
+
+def is_object(name: str) -> bool:
+    """Whether a name records a Python object that a run was given, which cannot be found by it."""
+    return name.startswith(OBJECT)
 
 
 def check_trust(where: Any, config: Mapping[str, Any], trust: Sequence[str]) -> None:

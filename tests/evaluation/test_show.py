@@ -50,7 +50,7 @@ def test_show_prints_the_table_and_writes_files_only_if_it_is_told_where(tmp_pat
     again = rj.show(found, save="mine", class_names=("cat", "dog", "eel"))
     assert "Written to mine" in capsys.readouterr().out
     assert {p.name for p in (tmp_path / "mine").iterdir()} == {
-        "adversarial_step.png", "evaluation.json", "per_example.npz", "robustness_step.png"
+        "adversarial_step.png", "evaluation.json", "examples.npz", "per_example.npz", "robustness_step.png"
     }  # fmt: skip
     stored = json.loads((tmp_path / "mine" / "evaluation.json").read_text())
     assert stored == json.loads(json.dumps(again)) and stored["class_names"] == ["cat", "dog", "eel"]

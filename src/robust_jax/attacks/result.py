@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from robust_jax import losses
+from robust_jax.options import shown
 from robust_jax.spaces import per_example
 from robust_jax.spaces.perturbations import Delta, Images
 from robust_jax.spaces.threat_models import ThreatModel
@@ -29,6 +30,10 @@ class AttackResult(NamedTuple):
     images: Images
     delta: Delta
     success: Bool[Array, " b"]
+
+    def __repr__(self) -> str:
+        shapes = f"images {shown.shape(self.images)}, delta {shown.shape(self.delta)}"
+        return f"AttackResult({shapes}, success {shown.share(self.success)})"
 
 
 class Candidate(NamedTuple):

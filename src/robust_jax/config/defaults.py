@@ -44,7 +44,7 @@ RANGES: dict[str, Range] = {
     "schedule.factor": Range(above=0),
     "optimizer.momentum": Range(least=0, below=1),
     "evaluation.batch_size": Range(above=0),
-    **dict.fromkeys([f"evaluation.{key}" for key in ("limit", "checks", "pictures")], Range(least=0)),
+    **dict.fromkeys([f"evaluation.{key}" for key in ("limit", "checks", "pictures", "surfaces")], Range(least=0)),
 }
 
 
@@ -133,6 +133,7 @@ def base(dataset: str = "digits", model: str = "digits_cnn") -> ConfigDict:
                 "checks": 64,  # the number of images examined for signs of masked gradients; 0: none
                 "signs": (),  # further signs of masked gradients, each "module:name"
                 "pictures": 10,  # the number of examples drawn per attack, at most 10
+                "surfaces": 0,  # the number of examples per attack around which the loss is drawn, at most 10
             },
         },
         convert_dict=True,

@@ -108,6 +108,10 @@ class Source:
         source.take(source.ids)
         return source
 
+    def __repr__(self) -> str:
+        images = f"{len(self.ids):,} images of {'×'.join(map(str, self.image_shape))}"
+        return f"Source({self.name!r}, {images}, {self.num_classes} classes)"
+
     def subset(self, positions: Int[np.ndarray, " m"]) -> Source:
         """The examples at `positions`, a source that keeps their ids and shares this one's memory."""
         part = object.__new__(Source)

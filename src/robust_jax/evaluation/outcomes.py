@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from robust_jax.evaluation.attack import Attack
+from robust_jax.options import shown
 
 
 @dataclasses.dataclass
@@ -28,6 +29,7 @@ class Outcome:
       seen: `[n]`, the examples that the attack was tried on; the others count as broken. None: all.
       after: the names of the attacks before this one, if it was tried only on correctly classified examples that those
         did not break; otherwise None.
+      hardest: the broken examples whose loss rose most, with their ids and the rise, in the form of `sample`.
     """
 
     attack: Attack
@@ -41,6 +43,10 @@ class Outcome:
     sample: dict[str, Any]
     seen: Bool[np.ndarray, " n"] | None = None
     after: tuple[str, ...] | None = None
+    hardest: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Outcome({self.attack!r}, robust {shown.share(~self.broken)}, {self.seconds:.1f} s)"
 
 
 def contradiction(outcome: Outcome, measured: PerExample, seen: Bool[np.ndarray, " n"]) -> str:
@@ -99,6 +105,11 @@ class PerExample:
     def correct(self) -> Bool[np.ndarray, " n"]:
         """`[n]`, whether the clean image is classified correctly."""
         return self.prediction == self.label
+
+    def __repr__(self) -> str:
+        robust = {"clean": self.correct} | {name: ~outcome.broken for name, outcome in self.attacks.items()}
+        right = ", ".join(f"{name} {100 * np.mean(mask):.1f}%" for name, mask in robust.items())
+        return f"PerExample({len(self.label)} examples: {right})"
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All results as named arrays, as in `per_example.npz`: `NAME/broken`, `NAME/loss`, ..."""

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
+from robust_jax.models.network import Network, code_of
+from robust_jax.options import shown
 from robust_jax.options.signatures import checks_arguments
 
 
@@ -19,7 +20,7 @@ from robust_jax.options.signatures import checks_arguments
 class BoundModel:
     """A model and its variables: a function of images, and a pytree of the variables."""
 
-    model: nn.Module
+    model: Network
     variables: Mapping[str, Any]
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b classes"]:
@@ -27,13 +28,17 @@ class BoundModel:
         logits: Any = self.model.apply(self.variables, images, train=False)
         return logits
 
+    def __repr__(self) -> str:
+        name = getattr(code_of(self.model), "__name__", "model")
+        return f"BoundModel({name}, {shown.numbers(self.variables)})"
+
 
 @checks_arguments
-def bind(model: nn.Module, variables: Mapping[str, Any]) -> BoundModel:
+def bind(model: Network, variables: Mapping[str, Any]) -> BoundModel:
     """Joins a model to its variables: `bind(model, variables)(images)` gives logits in eval mode.
 
     The result is a pytree, so that it can be an argument of a jitted function, which then compiles
-    once for all weights of equal models:
+    once for all weights of equal models::
 
         attack = jax.jit(functools.partial(pgd, steps=40))
         for variables in checkpoints:

@@ -69,6 +69,9 @@ class Perturbation:
     def __post_init__(self) -> None:
         check_arguments(type(self), (), vars(self))
 
+    def __repr__(self) -> str:
+        return f"Perturbation({self.name!r}{f', unit={self.unit!r}' if self.unit else ''})"
+
 
 @checks_arguments
 def pullback(perturbation: Perturbation, images: Images, gradient: Images) -> Delta:

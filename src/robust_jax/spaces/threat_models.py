@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from robust_jax.options import Range, Spread
+from robust_jax.options import Range, Spread, shown
 from robust_jax.options.hints import described, is_float_array
 from robust_jax.options.signatures import checks_arguments
 from robust_jax.spaces import norms, per_example, perturbations, registry
@@ -72,6 +72,11 @@ class ThreatModel:
             norms.exponent(part_norm)
         for name, value in (("perturbation", space), ("norm", norm), ("radius", radius)):
             object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        space = self.perturbation
+        names = tuple(part.name for part in space.parts) or space.name
+        return f"ThreatModel({names!r}, norm={self.norm!r}, radius={shown.short(self.radius)})"
 
     def tree_flatten(self) -> tuple[tuple[Any], tuple[Perturbation, Any]]:
         """The radius is data, the rest is static."""
@@ -156,6 +161,14 @@ def _divide(delta: Array, radius: Any) -> Array:
 
 def _times(delta: Array, radius: Any) -> Array:
     return delta * jnp.asarray(radius, delta.dtype)
+
+
+@checks_arguments
+def unit(threat: ThreatModel) -> str:
+    """The unit of the radius in words: "px", and "px per axis" for flows in linf, which bounds dy and dx each."""
+    space = threat.perturbation
+    each = space.moves_pixels and not space.parts and norms.exponent(threat.norm) == np.inf and threat.norm != "l2inf"
+    return f"{space.unit} per axis" if each and space.unit == "px" else space.unit
 
 
 @checks_arguments

@@ -8,10 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import logging
+from ml_collections import ConfigDict
 
-from robust_jax import files, parallel
+from robust_jax import data, files, parallel
 from robust_jax.progress import Bar
+from robust_jax.training.step import TrainState
 from robust_jax.training.writers import Open, Writer
 from robust_jax.training.writers.tensorboard import tensorboard
 
@@ -146,3 +149,18 @@ def _step_of(line: str) -> float | None:
     except (ValueError, LookupError, TypeError, RecursionError):
         return None
     return found if isinstance(found, int | float) else None
+
+
+def announce(config: ConfigDict, dataset: data.Dataset, state: TrainState, total_steps: int, workdir: Path) -> None:
+    """Prints in a few lines what is trained, for how long, and where it goes."""
+    if not parallel.is_main():
+        return
+    splits = ", ".join(f"{len(getattr(dataset, name)):,} {name}" for name in ("train", "validation", "test"))
+    shape, step = "x".join(map(str, dataset.image_shape)), int(state.step)
+    weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    devices = f"{parallel.device_count()} x {parallel.device_kind()}"
+    batch = f"{config.batch_size} images" + (f" in {config.accumulate} parts" if config.accumulate > 1 else "")
+    print(f"{config.data.name}: {splits} images, {shape}, {dataset.num_classes} classes")
+    print(f"{config.model.name}: {weights:,} parameters; terms {', '.join(sorted(config.terms))}")
+    print(f"{config.optimizer.name}: {total_steps:,} steps of {batch}, {config.epochs:g} epochs, on {devices}")
+    print(f"{workdir}: {f'goes on after step {step:,}' if step else 'starts'}", flush=True)

@@ -16,18 +16,18 @@ import jax
 import numpy as np
 import optax
 from absl import logging
-from flax import linen as nn
 from ml_collections import ConfigDict
 
 from robust_jax import data, models, parallel
 from robust_jax.config import build, optimizers
+from robust_jax.config.objects import NONE, Objects
 from robust_jax.config.validation import complete
 from robust_jax.evaluation import from_config, masking
 from robust_jax.evaluation.robustness import robustness
 from robust_jax.files import folder_name
 from robust_jax.objectives.objective import Objective, make_objective
-from robust_jax.training import stopping
-from robust_jax.training.log import TrainingLog
+from robust_jax.training import checks, stopping
+from robust_jax.training.log import TrainingLog, announce
 from robust_jax.training.metrics import Metrics
 from robust_jax.training.step import TrainState, init_state, make_train_step
 from robust_jax.training.writers import Writer
@@ -63,16 +63,18 @@ class Run:
       steps_per_epoch: may be fractional.
       total_steps: of the whole run.
       trust: see `train`.
+      objects: the dataset and the model that were given as objects.
     """
 
     config: ConfigDict
     dataset: data.Dataset
-    model: nn.Module
+    model: models.Network
     schedule: optax.Schedule
     steps: Callable[..., tuple[Any, Any]]
     steps_per_epoch: float
     total_steps: int
     trust: tuple[str, ...] = ()
+    objects: Objects = NONE
 
     @property
     def validate_every(self) -> int:
@@ -93,7 +95,13 @@ class Run:
 
 
 def train(
-    config: ConfigDict, workdir: str | Path, trust: Sequence[str] = (), *, writers: Sequence[Writer | str] = ()
+    config: ConfigDict,
+    workdir: str | Path,
+    trust: Sequence[str] = (),
+    *,
+    dataset: Any = None,
+    model: Any = None,
+    writers: Sequence[Writer | str] = (),
 ) -> TrainState:
     """Trains as the config says, resuming from what the workdir holds.
 
@@ -107,7 +115,16 @@ def train(
       workdir: a folder, made if it does not exist; one that was trained with another config is refused.
       trust: the modules from which the workdirs of models that transfer attacks attack may name parts, see
         `robust_jax.workdir.runs.read_config`. The config itself may name any.
+      dataset: images as an object, in place of ``data.name``: a `robust_jax.data.Dataset`; one split, a
+        `robust_jax.data.Source` or a pair (images, labels); or (train, test) or (train, validation, test) of splits.
+        What is missing is set aside as ``data.validation``, ``data.test`` and ``seed`` say.
+      model: a network as an object, in place of ``model.name``: a Linen module, alone or as (module, variables); an NNX
+        module, whose weights are where training starts; or a class or function that makes one of ``num_classes``, and
+        for NNX ``rngs``. What ``model`` says in the config is only for networks that are made here.
       writers: further writers of metrics, functions or names, see `robust_jax.training.writers`.
+
+    ``config.json`` records the name of an object and a fingerprint. The same object is given again to resume, and to
+    `robust_jax.load` and `robust_jax.evaluate`.
 
     Returns:
       The last state, as NumPy arrays.
@@ -116,19 +133,27 @@ def train(
       ValueError: a mistake in the config, a workdir of another config or one that cannot be used, or a disk that fails.
       Stopped: a signal asked for it; a KeyboardInterrupt with an ``exit_code``.
       NonFiniteLossError: NaN or infinity in the loss or its gradient.
+
+    Example::
+
+        config = rj.config.base("own", "own")
+        config.terms.ce = dict(kind="cross_entropy", at="clean")
+        rj.train(config, "runs/own", dataset=((images, labels), (test_images, test_labels)), model=Net(nnx.Rngs(0)))
     """
     workdir = folder.named(folder_name("workdir", workdir))
-    config = complete(config)
+    objects = Objects.of(dataset, model)
+    runs.check_objects_to_resume(workdir, objects)
+    config = complete(objects.named(config))
     writers = find_writers([*find_writers(config.writers), *writers])
     with jax.default_matmul_precision(config.precision):
-        run, state = prepare(config, trust)
+        run, state = prepare(config, trust, objects)
         size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(state))
         with folder.claimed(workdir, size), folder.explained(workdir):
             runs.claim(config, workdir)
             with checkpoints.opened(workdir, runs.plain(config), config.keep_checkpoints) as saved:
                 state, notes = _resumed(state, saved, workdir, config)
                 validated = notes.get("validated", True)
-                _announce(run, state, workdir)
+                announce(config, run.dataset, state, run.total_steps, workdir)
                 with (
                     TrainingLog(
                         workdir, int(state.step), run.total_steps, run.steps_per_epoch, validated, writers, config
@@ -140,26 +165,13 @@ def train(
                     return _train_on(run, state, Metrics(notes["pending"]), saved, log, requests)
 
 
-def _announce(run: Run, state: TrainState, workdir: Path) -> None:
-    """Says in a few lines what is trained, how long, and where it goes."""
-    if not parallel.is_main():
-        return
-    c, data_, step = run.config, run.dataset, int(state.step)
-    splits = ", ".join(f"{len(getattr(data_, name)):,} {name}" for name in ("train", "validation", "test"))
-    shape = "x".join(map(str, data_.image_shape))
-    weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    parts = f" in {c.accumulate} micro-batches" if c.accumulate > 1 else ""
-    print(f"{c.data.name}: {splits} images, {shape}, {data_.num_classes} classes")
-    print(f"{c.model.name}: {weights:,} parameters; terms {', '.join(sorted(c.terms))}")
-    print(
-        f"{c.optimizer.name}: {run.total_steps:,} steps of {c.batch_size} images{parts}, {c.epochs:g} epochs, on "
-        f"{parallel.device_count()} x {parallel.device_kind()}"
-    )
-    print(f"{workdir}: {f'goes on after step {step:,}' if step else 'starts'}", flush=True)
-
-
-def prepare(config: ConfigDict, trust: Sequence[str] = ()) -> tuple[Run, TrainState]:
+def prepare(config: ConfigDict, trust: Sequence[str] = (), objects: Objects = NONE) -> tuple[Run, TrainState]:
     """Builds everything that a config describes and checks it against the data; nothing is written.
+
+    Args:
+      config: a whole config.
+      trust: see `train`.
+      objects: the dataset and the model that are given in place of those that the config names.
 
     Returns:
       What stays the same during the run, and the state before the first step.
@@ -171,17 +183,16 @@ def prepare(config: ConfigDict, trust: Sequence[str] = ()) -> tuple[Run, TrainSt
     masking.find(config.evaluation.signs)
     if source := config.attacks.get(config.select_by, {}).get("source"):
         runs.read_config(source, trust)  # restored at every validation
-    dataset = build.load_dataset(config)
-    _check_against(config, dataset)
-    model = build.create_model(config, dataset.num_classes)
+    dataset = build.load_dataset(config, objects)
+    checks.check_against(config, dataset)
+    model = build.create_model(config, dataset.num_classes, dataset.image_shape, objects)
     steps_per_epoch = len(dataset.train) / config.batch_size
     schedule = optimizers.make_schedule(**config.schedule, epochs=config.epochs, steps_per_epoch=steps_per_epoch)
     of_step = {name: config.optimizer[name] for name in optimizers.OF_STEP}
     settings = {k: v for k, v in config.optimizer.items() if k not in of_step}
     optimizer = optimizers.make_optimizer(schedule, **settings)
     objective = make_objective(config.points.to_dict(), config.terms.to_dict())
-    _warn_of_unused_points(config)
-    _warn_of_missing_sources(config)
+    checks.warn(config, objects)
     step = make_train_step(
         model, objective, optimizer, augmentation=dict(config.data.augment), accumulate=config.accumulate,
         steps_per_epoch=steps_per_epoch, **of_step,
@@ -195,38 +206,15 @@ def prepare(config: ConfigDict, trust: Sequence[str] = ()) -> tuple[Run, TrainSt
         steps_per_epoch=steps_per_epoch,
         total_steps=max(round(config.epochs * steps_per_epoch), 1),
         trust=tuple(trust),
+        objects=objects,
     )
     return run, _first_state(run, optimizer, objective)
-
-
-def _check_against(config: ConfigDict, dataset: data.Dataset) -> None:
-    """Raises ValueError if the batch or an attack does not suit the data: now, not after training."""
-    if config.batch_size > len(dataset.train):
-        raise ValueError(
-            f"batch_size={config.batch_size} is more than the {len(dataset.train)} training images (data.limit and "
-            f"data.validation leave no more): lower it."
-        )
-    for name, spec in config.attacks.items():
-        build.check_attack(f"attacks.{name}", spec, dataset.image_shape, dataset.num_classes)
-
-
-def _warn_of_unused_points(config: ConfigDict) -> None:
-    names = {value for term in config.terms.values() for value in term.values() if isinstance(value, str)}
-    if unused := sorted({*config.points} - names):
-        logging.warning("No term uses the points %s: name one in a term's `at` if it should.", unused)
-
-
-def _warn_of_missing_sources(config: ConfigDict) -> None:
-    """Models that transfer attacks attack may be trained after this one, but before it is evaluated."""
-    for name, attack in config.attacks.items():
-        source = attack.get("source")
-        if source and not Path(source).expanduser().is_dir():
-            logging.warning("attacks.%s.source=%s: there is no such workdir yet; an evaluation needs it.", name, source)
 
 
 def _first_state(run: Run, optimizer: optax.GradientTransformation, objective: Objective) -> TrainState:
     """The state before the first step, on the host."""
     variables = build.init_variables(run.model, run.dataset.image_shape, run.config.seed)
+    checks.check_logits(run.config.model.name, run.model, variables, run.dataset)
     memory = objective.remember(partial(data.first_examples, run.dataset.train), run.dataset.num_classes)
     return jax.device_get(init_state(variables, optimizer, run.config.optimizer.ema, memory))
 
@@ -349,7 +337,9 @@ def _validate(run: Run, state: TrainState, requests: stopping.Requests) -> dict[
     config, split, name = run.config, run.dataset.validation, run.config.select_by
     chosen = {}
     if name != "clean":
-        chosen[name] = from_config.attack_from(name, {**config.attacks[name], "curve": ()}, trust=run.trust)
+        chosen[name] = from_config.attack_from(
+            name, {**config.attacks[name], "curve": ()}, None, run.trust, run.objects
+        )
     count = min(config.select_limit or len(split), len(split))
     batches = _Interruptible(
         data.Batches(split, count, config.evaluation.batch_size, config.data.eval_resize), requests

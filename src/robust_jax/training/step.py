@@ -10,13 +10,13 @@ import flax
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 
 from robust_jax import data, models, parallel
 from robust_jax.config import optimizers
 from robust_jax.data import augment
 from robust_jax.objectives.objective import Objective
 from robust_jax.objectives.points import Model, Point
+from robust_jax.options import shown
 from robust_jax.training import accumulation
 
 Batch = Mapping[str, Any]
@@ -48,6 +48,9 @@ class TrainState(flax.struct.PyTreeNode):
     failed_step: jax.Array
     failed_term: jax.Array
 
+    def __repr__(self) -> str:
+        return f"TrainState(step {shown.short(self.step)}, {shown.numbers(self.params)})"
+
 
 Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
 """``(state, batch, key) -> (state, metrics)``."""
@@ -72,7 +75,7 @@ def init_state(
 
 
 def make_train_step(
-    model: nn.Module,
+    model: models.Network,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     *,
@@ -89,7 +92,7 @@ def make_train_step(
     records it.
 
     Args:
-      model: a flax module.
+      model: see `robust_jax.models.trainable`.
       objective: what is minimised, see `robust_jax.objectives`.
       optimizer: optax's.
       augmentation: options of `robust_jax.data.augment.augment` and `robust_jax.data.augment.mix`.
@@ -175,16 +178,10 @@ def _keys_of(key: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array, jax.
     return augment_keys, point_keys, dropout_key
 
 
-def _model_at(model: nn.Module, batch_stats: Any, dropout_key: Any, params: Any, i: Any = None) -> Model:
+def _model_at(model: models.Network, batch_stats: Any, dropout_key: Any, params: Any, i: Any = None) -> Model:
     """The model with these parameters, as objectives take it, for the micro-batch i if there are several."""
-    variables = {"params": params, "batch_stats": batch_stats}
     dropout_key = dropout_key if i is None else jax.random.fold_in(dropout_key, i)
-
-    def run(x: jax.Array) -> tuple[jax.Array, Any]:
-        logits, new = model.apply(variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key})
-        return logits, new.get("batch_stats", {})
-
-    return Model(run, models.bind(model, variables), parallel.mean)
+    return Model.of(model, {"params": params, "batch_stats": batch_stats}, dropout_key, parallel.mean)
 
 
 def _uphill(gradient: Any, params: Any, size: float) -> Any:
@@ -205,8 +202,13 @@ def _updated(
         params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
-        ema=optax.incremental_update(averaged, state.ema, 1 - decay),
+        ema=jax.tree.map(partial(_averaged, 1 - decay), averaged, state.ema),
     )
+
+
+def _averaged(rate: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    """``rate * new + (1 - rate) * old``; whole numbers, such as counts, are not averaged."""
+    return optax.incremental_update(new, old, rate) if jnp.issubdtype(new.dtype, jnp.inexact) else new
 
 
 def _unless_failed(new: TrainState, old: TrainState, finite: jax.Array, finite_terms: jax.Array) -> TrainState:
