@@ -121,6 +121,7 @@ def probe(
     key: Key[Array, ""],
     own: Sequence[Sign] = (),
     needs: Sequence[str] = NEEDS[1:],
+    progress: Callable[[str], None] | None = None,
 ) -> list[str]:
     """All signs but those of `compare`, on a few images, by attacks of at most 20 steps, 200 queries or twice the steps
     that ran.
@@ -135,6 +136,7 @@ def probe(
       key: one typed key.
       own: signs besides the built-in ones.
       needs: which of `NEEDS` to look for. `robust_jax.evaluation.summarise` has looked for those of `glance`.
+      progress: called with the name of each sign before it is looked for.
 
     Returns:
       The warnings.
@@ -146,6 +148,8 @@ def probe(
     for one in _needing(needs, own):
         # More attacks would only repeat that there is no gradient.
         if one.needs != "attacks" or look.gradient_error is None:  # type: ignore[attr-defined]
+            if progress:
+                progress(one.__name__)
             warnings += one(look)
     return warnings
 

@@ -50,7 +50,7 @@ class Trained(NamedTuple):
 # Keys that may differ when a run is resumed: none of them changes the weights.
 FREE = (
     "attacks", "evaluation", "log_every_steps", "checkpoint_every_steps", "checkpoint_every_minutes",
-    "keep_checkpoints", "data.data_dir",
+    "keep_checkpoints", "data.data_dir", "writers",
 )  # fmt: skip
 
 
