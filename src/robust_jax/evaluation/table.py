@@ -116,20 +116,18 @@ def labels_of(folders: Iterable[str]) -> list[str]:
 
 
 def space_of(attack: Mapping[str, Any]) -> str:
-    """The perturbation and its norm in words, "flow linf", "flow+additive (linf, l2)"."""
-    return f"{attack['threat']['perturbation']} {_in_words(attack['threat']['norm'])}"
+    """The perturbation and its norm in words."""
+    norm = attack["threat"]["norm"]
+    norms = [norm] if isinstance(norm, str | float) else norm
+    return f"{attack['threat']['perturbation']} {', '.join(map(str, norms if len(set(norms)) > 1 else norms[:1]))}"
 
 
 def threat_of(attack: Mapping[str, Any]) -> str:
     """The threat model in words, "flow linf 0.155 px"."""
-    threat = attack["threat"]
-    return f"{space_of(attack)} {_in_words(threat['radius'])} {threat.get('unit') or ''}".rstrip()
-
-
-def _in_words(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return f"({', '.join(map(_in_words, value))})"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    radius = attack["threat"]["radius"]
+    radii = radius if isinstance(radius, list) and all(isinstance(r, int | float) for r in radius) else [radius]
+    text = ", ".join(f"{r:.4g}" if isinstance(r, int | float) else str(r) for r in radii)
+    return f"{space_of(attack)} {text} {attack['threat'].get('unit', '')}".rstrip()
 
 
 def effort_of(attack: Mapping[str, Any]) -> str:

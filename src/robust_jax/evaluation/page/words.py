@@ -11,7 +11,7 @@ from robust_jax.files import printable
 
 def threat(entry: Mapping[str, Any]) -> str:
     """The threat model of an attack."""
-    return printable(threat_of(entry))
+    return " ".join(printable(threat_of(entry)).split())
 
 
 def effort(entry: Mapping[str, Any]) -> str:
