@@ -165,7 +165,8 @@ def _tell(reports: dict[str, dict[str, Any]], sweep: tuple[str, Sequence[Any]] |
     table.show(reports, [stored.folder_of(folder, report["name"]) for folder, report in reports.items()])
     if len(reports) > 1:
         with explained(Path(next(iter(reports))).parent, "The evaluations themselves are written"):
-            print(printable(f"Compared in {comparison.keep(reports, sweep, out)}"))
+            folder = os.path.relpath(path := comparison.keep(reports, sweep, out))
+            print(printable(f"Compared in {path if folder.startswith('..') else folder}"))
     held = {folder: stored.evaluations(folder) for folder in reports}
     others = {f: {n: r for n, r in found.items() if n != reports[f]["name"]} for f, found in held.items()}
     table.show_stored(others, besides=True)

@@ -28,7 +28,9 @@ def show(reports: Reports, written: Iterable[Path] = ()) -> None:
       written: the folders that hold their files, in the same order.
     """
     console = _console()
-    console.print(_table(reports))
+    table = _table(reports)
+    fits = console.measure(table).maximum <= console.width
+    console.print(table if fits else _table(reports, "\n"))
     for label, report in zip(labels_of(reports), reports.values(), strict=True):
         if attacks := report["attacks"].values():
             size, excess = (max(float(a["largest"][k]) for a in attacks) for k in ("size", "excess"))
@@ -85,7 +87,7 @@ def rows_of(reports: Reports) -> dict[tuple[str, str, str], dict[str, Any]]:
     return {row: rows[row] for row in sorted(rows, key=lambda row: row[0] == "worst case")}
 
 
-def _table(reports: Reports) -> Table:
+def _table(reports: Reports, before_interval: str = " ") -> Table:
     """Accuracies with their intervals: a row per attack, a column per workdir."""
     sizes = sorted({report["clean"]["n"] for report in reports.values()})
     split = next(iter(reports.values())).get("split")
@@ -97,14 +99,14 @@ def _table(reports: Reports) -> Table:
     for label in labels:
         table.add_column(Text(label), justify="right")
     for row, entries in rows_of(reports).items():
-        cells = (*row, *(_accuracy(entries[label]) if label in entries else "" for label in labels))
+        cells = (*row, *(_accuracy(entries[label], before_interval) if label in entries else "" for label in labels))
         table.add_row(*(Text(printable(cell)) for cell in cells))  # names are no markup
     return table
 
 
-def _accuracy(entry: Mapping[str, Any]) -> str:
+def _accuracy(entry: Mapping[str, Any], before_interval: str) -> str:
     low, high = entry["interval"]
-    return f"{100 * entry['accuracy']:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{100 * entry['accuracy']:.1f}%{before_interval}[{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def labels_of(folders: Iterable[str]) -> list[str]:
@@ -117,15 +119,16 @@ def labels_of(folders: Iterable[str]) -> list[str]:
 
 def space_of(attack: Mapping[str, Any]) -> str:
     """The perturbation and its norm in words."""
-    threat = attack["threat"]
-    norm = threat["norm"]
-    return f"{threat['perturbation']} {norm if isinstance(norm, (str, float)) else tuple(norm)}"
+    norm = attack["threat"]["norm"]
+    norms = [norm] if isinstance(norm, str | float) else norm
+    return f"{attack['threat']['perturbation']} {', '.join(map(str, norms if len(set(norms)) > 1 else norms[:1]))}"
 
 
 def threat_of(attack: Mapping[str, Any]) -> str:
     """The threat model in words, "flow linf 0.155 px"."""
     radius = attack["threat"]["radius"]
-    text = f"{radius:.4g}" if isinstance(radius, (int, float)) else str(radius)
+    radii = radius if isinstance(radius, list) and all(isinstance(r, int | float) for r in radius) else [radius]
+    text = ", ".join(f"{r:.4g}" if isinstance(r, int | float) else str(r) for r in radii)
     return f"{space_of(attack)} {text} {attack['threat'].get('unit', '')}".rstrip()
 
 
