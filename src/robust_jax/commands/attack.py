@@ -44,6 +44,8 @@ def define(options: flags.FlagValues) -> None:
     text("checkpoint", help="best or latest.")
     text("data_dir", help="Of the prepared datasets.")
     text("out", help="The name of the evaluation; of several workdirs, the folder of their comparison.")
+    words = "Keeps adversarial images and δ in adversarial.npz."
+    flags.DEFINE_bool("save_adversarial", False, words, flag_values=options)
     flags.DEFINE_list("trust", [], "The modules, with commas, that workdirs may name parts of.", flag_values=options)
 
 
@@ -80,6 +82,7 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
     name = options.name or options.attack.rpartition(":")[2]
     names = ("split", "limit", "seed", "batch_size", "checks", "pictures", "checkpoint", "data_dir", "out")
     given: dict[str, Any] = {key: options[key].value for key in names if options[key].value is not None}
+    given["save_adversarial"] = options.save_adversarial
     evaluate(workdirs, {name: spec_of(options)}, **given, trust=cli.trusted(options.trust))
 
 

@@ -29,7 +29,7 @@ def show(reports: Reports, written: Iterable[Path] = ()) -> None:
     """
     console = _console()
     table = _table(reports)
-    fits = console.measure(table).maximum <= console.width
+    fits = table.__rich_measure__(console, console.options.update(max_width=10_000)).maximum <= console.width
     console.print(table if fits else _table(reports, "\n"))
     for label, report in zip(labels_of(reports), reports.values(), strict=True):
         if attacks := report["attacks"].values():
