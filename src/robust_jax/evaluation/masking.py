@@ -6,8 +6,9 @@ and `signs` lists them; a sign of your own is named ``"module:name"`` in ``confi
 `robust_jax.evaluation.signs.define`.
 
 The signs follow the lists of Athalye et al. (2018, section 3.1), Carlini et al. (2019, section 5) and AutoAttack's own
-checks. Two attacks are compared on the same examples by McNemar's test: a lead within two standard deviations is
-noise. No sign proves that gradients are masked, and the absence of all does not prove that they are not.
+checks. Two attacks are compared on the same examples by McNemar's exact test, and what a few images show is a sign if
+more than 5% of all images must be affected, by an exact binomial test. No sign proves that gradients are masked, and
+the absence of all does not prove that they are not. docs/masking.md lists what is found in planted defences.
 """
 
 from __future__ import annotations
@@ -132,7 +133,8 @@ def probe(
       labels: the true labels.
       measured: the result of `robustness` on examples of which these images are the first. Every ball in which an
         ascent such as PGD or APGD ran and left some of the images is tried again with FGSM, with twice the steps, and
-        with Square if no attack without gradients ran there.
+        with Square if no attack without gradients ran there; every ball that was searched with gradients, with a
+        short APGD on the margin and towards other classes.
       key: one typed key.
       own: signs besides the built-in ones.
       needs: which of `NEEDS` to look for. `robust_jax.evaluation.summarise` has looked for those of `glance`.

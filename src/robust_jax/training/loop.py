@@ -149,7 +149,7 @@ def train(
         run, state = prepare(config, trust, objects)
         size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(state))
         with folder.claimed(workdir, size), folder.explained(workdir):
-            runs.claim(config, workdir)
+            runs.claim(config, workdir, run.total_steps)
             with checkpoints.opened(workdir, runs.plain(config), config.keep_checkpoints) as saved:
                 state, notes = _resumed(state, saved, workdir, config)
                 validated = notes.get("validated", True)
