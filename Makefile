@@ -2,6 +2,7 @@
 # make test         lint, types, and all tests but the slowest
 # make test-all     the slowest tests too
 # make test-quick   lint, types, and the tests in which this package meets JAX, Flax, Orbax and the file system most
+# make docs         the documentation site, build/docs/index.html; runs its notebooks
 # make constraints  pin the newest version of everything that `make` installs
 # make audit        known vulnerabilities of the pinned versions, and those that have newer ones
 # Another Python, in an environment of its own: make test PYTHON=python3.13
@@ -13,7 +14,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 # Lint what git knows: scratch files and the folders that runs leave are the user's own.
 SOURCES = $(or $(shell git ls-files '*.py' 2>/dev/null),.)
 
-.PHONY: demo lint test test-quick test-all constraints audit clean
+.PHONY: demo lint test test-quick test-all docs constraints audit clean
 
 demo: $(VENV)/installed
 	$(BIN)/python train.py --config=digits_standard --workdir=runs/digits_standard
@@ -36,9 +37,13 @@ test-quick: lint
 test-all: $(VENV)/installed-test
 	$(BIN)/pytest --numprocesses=2 --dist=worksteal
 
+docs: $(VENV)/installed-docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --jobs=auto -d build/doctrees docs build/docs
+	@echo "Built build/docs/index.html"
+
 constraints: $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --extra test setup.cfg \
+	$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --extra test --extra docs setup.cfg \
 	  --no-emit-index-url --no-annotate --custom-compile-command "make constraints" --output-file constraints.txt
 
 audit: $(VENV)/installed-test
@@ -59,5 +64,9 @@ $(VENV)/installed-test: setup.cfg pyproject.toml constraints.txt $(VENV)/bin/pyt
 	$(PIP_INSTALL) --editable '.[test]'
 	touch $@ $(VENV)/installed
 
+$(VENV)/installed-docs: setup.cfg pyproject.toml constraints.txt $(VENV)/bin/python
+	$(PIP_INSTALL) --editable '.[docs]'
+	touch $@ $(VENV)/installed
+
 clean:
-	rm -rf .venv .venv-* runs
+	rm -rf .venv .venv-* build runs

@@ -67,7 +67,7 @@ def evaluate(
       pictures: the number of examples of each attack that are drawn, at most 10; 0: none.
       signs: your own signs of masked gradients, by their names ``"module:name"``, see
         `robust_jax.evaluation.signs.define`.
-      progress: whether to show a progress bar, if this is a terminal.
+      progress: whether to show a progress bar, on a terminal or in a notebook.
       trust: modules whose parts the workdirs may name, such as ``("my_parts",)`` for ``kind="my_parts:entropy"``:
         importing a module runs its code, and a workdir may come from anyone. It also holds for the workdirs of the
         models that transfer attacks attack. Parts that this call names need no trust.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import platform
-import sys
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -31,6 +30,7 @@ from robust_jax.evaluation.robustness import robustness
 from robust_jax.evaluation.summary import summarise
 from robust_jax.extensions import choose
 from robust_jax.files import refuse_other
+from robust_jax.options import shown
 from robust_jax.workdir.folder import try_to_write
 from robust_jax.workdir.runs import Trained
 
@@ -122,7 +122,7 @@ def measure(
       restored: its config, model, variables, dataset and step.
       attacks: NAME -> attack.
       settings: how to measure.
-      progress: whether to show a progress bar, if this is a terminal.
+      progress: whether to show a progress bar, on a terminal or in a notebook.
 
     Returns:
       The content of `evaluation.json`.
@@ -138,11 +138,11 @@ def measure(
     n = min(settings.limit or len(source), len(source))
     batches = partial(Batches, source, resize=restored.config.data.get("eval_resize", 0))
     passes = 1 + sum(1 if settings.worst_case_only else len(attack.multiples()) for attack in attacks.values())
-    shown = progress and sys.stderr.isatty()
+    bars = progress and shown.has_bars()
     logits_fn = parallel.everywhere(restored.logits_fn)
     with (
         jax.default_matmul_precision(settings.precision),
-        tqdm(total=n * passes, desc=workdir.name, unit="image", disable=not shown) as bar,
+        tqdm(total=n * passes, desc=workdir.name, unit="image", disable=not bars) as bar,
     ):
         prints = _fingerprints(restored, attacks, settings, n)
         measured = robustness(
