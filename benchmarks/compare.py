@@ -4,7 +4,7 @@ python benchmarks/compare.py --configs=digits_standard,digits_fgr --seeds=0,1,2 
 
 A column `NAME[:ARGUMENT][:KEY=VALUE...]` is a config, with its argument and its own overrides:
 digits_fgr:terms.fgr.weight=0, digits_methods:trades. `digits_methods:all` stands for all of its methods.
-Finished runs are not trained again; every workdir keeps its evaluation.json.
+Finished runs are not trained again; every workdir keeps its evaluations.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ import jax
 import numpy as np
 from absl import flags
 
-from robust_jax import attacks, cli, data, models
+from robust_jax import cli
 from robust_jax.config.methods import METHODS
 from robust_jax.evaluation import evaluate
 from robust_jax.spaces.threat_models import ThreatModel
 from robust_jax.training import loop
-from robust_jax.workdir.runs import Trained, load
+from robust_jax.workdir.runs import load
 from runs import config_of
+from universal_rates import universal_rates
 
 flags.DEFINE_list("configs", ["digits_standard", "digits_fgr"], "Names of configs, each with its own overrides.")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Of training and attacks.")
@@ -88,45 +89,6 @@ def measure(column: str, given: dict[str, Any], overrides: list[str]) -> list[di
         reports.append(report)
     jax.clear_caches()  # no other config uses its programs, and a process can map only a limited number
     return reports
-
-
-@partial(jax.jit, static_argnames="epochs")
-def _towards(logits_fn, images, target, threat, key, epochs=20):
-    made = attacks.universal_targeted(logits_fn, images, target, threat, key=key, epochs=epochs, keep="highest_loss")
-    return made.delta
-
-
-@jax.jit
-def _untargeted(logits_fn, images, labels, threat, key):
-    return attacks.universal_gradient(logits_fn, images, labels, threat, key=key, epochs=20).delta
-
-
-@jax.jit
-def _predicted(logits_fn, threat, images, delta):
-    return logits_fn(attacks.apply_universal(threat, images, delta)).argmax(-1)
-
-
-def universal_rates(trained: Trained, threat: ThreatModel, count: int) -> dict[str, float]:
-    """How one δ, made from the first ``count`` training images, changes predictions on at most 1,000 test images.
-
-    Targeted: the fraction of images of other classes that are then classified as the target, averaged over all
-    classes. Untargeted: the accuracy that is left.
-    """
-    _, model, variables, dataset, _ = trained
-    logits_fn = models.bind(model, variables)
-    images, labels = data.first_examples(dataset.train, count)
-    held_out, truth = data.first_examples(dataset.test, min(len(dataset.test), 1000))
-
-    predicted = partial(_predicted, logits_fn, threat, held_out)
-    rates = []
-    for target in range(dataset.num_classes):
-        delta = _towards(logits_fn, images, target, threat, jax.random.key(target))
-        rates.append(float((predicted(delta) == target)[truth != target].mean()))
-    uap = _untargeted(logits_fn, images, labels, threat, jax.random.key(0))
-    return {
-        "targeted universal success": float(np.mean(rates)),
-        "untargeted universal": float((predicted(uap) == truth).mean()),
-    }
 
 
 def table(columns: dict[str, list[dict]]) -> str:

@@ -17,8 +17,10 @@ import os
 import shlex
 import subprocess
 import sys
+from functools import reduce
+from operator import getitem
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,15 +31,19 @@ from ml_collections import ConfigDict
 from result_tables import RESULTS, rendered
 from robust_jax import cli, models, parallel
 from robust_jax.attacks.define import Problem, cost_of
-from robust_jax.evaluation import evaluate
+from robust_jax.evaluation import evaluate, stored
 from robust_jax.evaluation.from_config import attack_from
 from robust_jax.extensions import choose
 from robust_jax.files import write_atomically
+from robust_jax.spaces.threat_models import ThreatModel
 from robust_jax.training import loop
+from robust_jax.workdir import runs
 from robust_jax.workdir.runs import plain
 from runs import config_of
-from tables import TABLES, Table
+from table_types import Table
+from tables import TABLES
 from timing import traced_flops
+from universal_rates import universal_rates
 
 flags.DEFINE_enum("table", None, list(TABLES), "Its name; TABLE is short for --table=TABLE.")
 flags.DEFINE_enum("size", "short", ["short", "full"], "short: two CPU cores; full: a GPU.")
@@ -63,21 +69,61 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
     name = f"{options.table}_{options.size}"
     folder = Path(options.workdir).expanduser() / (name + (f"_{options.fraction:g}" if trial else ""))
     path = (folder if trial else RESULTS) / f"{name}.json"
+    plan = Plan(table, folder, keys, options.fraction)
+    if options.estimate:
+        print_estimates(plan, options.rows or list(table.rows), options.gflops)
+        return
     for row in options.rows or table.rows:
         for seed in table.seeds:
-            config = config_for(table, row, seed, keys, options.fraction)
-            if options.estimate:
-                train, attack = (flops / (6e10 * options.gflops) for flops in work(config))
-                print(f"{row}, seed {seed}: {train:.1f} minutes of training, {attack:.1f} of attacks", flush=True)
-                continue
-            workdir = folder / f"{row}_{seed}"
-            print(f"== {workdir}", flush=True)
-            loop.train(config, workdir)
+            config, chosen = plan.chosen(row, seed)
+            workdir = plan.trained(row, config)
             if options.train_only or _measured(path, row, seed) == settings(config):
                 continue
-            _keep(path, table, row, seed, measure(config, workdir))
+            _keep(path, table, row, seed, {"choice": chosen} | measure(table, config, workdir))
     if path.exists():
         print(rendered(path))
+
+
+class Plan(NamedTuple):
+    """A table, the folder of its runs, overrides of all rows, and the fraction of epochs and images."""
+
+    table: Table
+    folder: Path
+    keys: list[str]
+    fraction: float
+
+    def trained(self, row: str, config: ConfigDict) -> Path:
+        """The workdir of a run, which is trained if it is not yet."""
+        choice = self.table.rows[row].choice
+        weight = f"_{reduce(getitem, choice.key.split('.'), config):g}" if choice else ""
+        workdir = self.folder / f"{row}{weight}_{config.seed}"
+        print(f"== {workdir}", flush=True)
+        loop.train(config, workdir)
+        return workdir
+
+    def chosen(self, row: str, seed: int) -> tuple[ConfigDict, dict[str, Any] | None]:
+        """The config of a row, and how its weight was chosen; see `table_types.Choice`."""
+        choice = self.table.rows[row].choice
+        if not choice:
+            return self.config(row, seed), None
+        value, first = choice.values[0], self.table.seeds[0]
+        least = self._validated(choice.like, self.config(choice.like, first)) - choice.within / 100
+        tried: dict[str, float] = {}
+        for value in choice.values:
+            tried[f"{value:g}"] = self._validated(row, self.config(row, first, value))
+            if tried[f"{value:g}"] >= least - 1e-9:
+                break
+        return self.config(row, seed, value), {"key": choice.key, "tried": tried, "least": least, "chosen": value}
+
+    def _validated(self, row: str, config: ConfigDict) -> float:
+        """The best validation accuracy of a run."""
+        return max(accuracy for _, accuracy in training(self.trained(row, config))["validation"])
+
+    def config(self, row: str, seed: int, value: float | None = None) -> ConfigDict:
+        """The config of a row with a value of what is chosen, by default the first that is tried."""
+        choice = self.table.rows[row].choice
+        weight = [f"{choice.key}={choice.values[0] if value is None else value}"] if choice else []
+        return config_for(self.table, row, seed, [*weight, *self.keys], self.fraction)
 
 
 def config_for(table: Table, row: str, seed: int, keys: list[str], fraction: float = 1.0) -> ConfigDict:
@@ -96,14 +142,18 @@ def settings(config: ConfigDict) -> dict[str, Any]:
     return kept
 
 
-def measure(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def measure(table: Table, config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """The numbers of one run: its training, its accuracies, and which images each attack broke."""
     report = evaluate(workdir, config.attacks, **config.evaluation.to_dict(), trust=("tables",))[str(workdir)]
-    per_example = np.load(workdir / "per_example.npz")
+    per_example = np.load(stored.folder_of(workdir, report["name"]) / stored.EXAMPLES)
     broken = {name: np.flatnonzero(per_example[f"{name}/broken"]).tolist() for name in report["attacks"]}
+    universal = {}
+    for name, ball in table.universal.items():
+        threat = ThreatModel(ball.perturbation, "linf", ball.radius)
+        universal[name] = universal_rates(runs.load(workdir), threat, ball.examples)
     return {
         "command": shlex.join(["python", *sys.argv]), "settings": settings(config), "training": training(workdir),
-        "evaluation": report, "broken": broken,
+        "evaluation": report, "broken": broken, "universal": universal,
         "hardware": f"{parallel.device_count()} × {parallel.device_kind()}, {os.cpu_count()} CPU cores",
         "revision": revision(),
     }  # fmt: skip
@@ -125,7 +175,7 @@ def revision() -> str:
     """The commit that the code is of, with a + if it was changed since."""
     git = ["git", "-C", str(Path(__file__).parent)]
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changed = [*git, "status", "--porcelain", "--untracked-files=no", "--", ":/robust_jax", ":/benchmarks", ":/configs"]
+    changed = [*git, "status", "--porcelain", "--untracked-files=no", "--", ":/src", ":/benchmarks"]
     return commit + ("+" if subprocess.run(changed, capture_output=True, text=True).stdout else "")
 
 
@@ -141,10 +191,21 @@ def _keep(path: Path, table: Table, row: str, seed: int, numbers: dict[str, Any]
     rows = json.loads(path.read_text())["rows"] if path.exists() else {}
     seeds = rows.get(row, {"seeds": {}})["seeds"] | {str(seed): numbers}
     rows[row] = {"label": table.rows[row].label, "seeds": dict(sorted(seeds.items(), key=lambda item: int(item[0])))}
-    whole = {"title": table.title, "baseline": table.baseline, "columns": list(table.attacks), "worst": table.worst}
+    whole: dict[str, Any] = {"title": table.title, "pairs": table.pairs, "columns": list(table.attacks)}
+    whole |= {"worst": table.worst, "universal": {name: ball._asdict() for name, ball in table.universal.items()}}
     whole["rows"] = {name: rows[name] for name in table.rows if name in rows}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps(whole, indent=1) + "\n").encode())
+
+
+def print_estimates(plan: Plan, rows: list[str], gflops: float) -> None:
+    """Prints about how many minutes each run takes; where a weight is chosen, if all of its values are tried."""
+    for row in rows:
+        choice, config = plan.table.rows[row].choice, plan.config(row, plan.table.seeds[0])
+        train, attack = (flops / (6e10 * gflops) for flops in work(config))
+        runs_of_it = len(plan.table.seeds) + (len(choice.values) - 1 if choice else 0)
+        attacks = attack * len(plan.table.seeds)
+        print(f"{row}: {train * runs_of_it:.1f} minutes of training in {runs_of_it} runs, {attacks:.1f} of attacks")
 
 
 def work(config: ConfigDict) -> tuple[float, float]:

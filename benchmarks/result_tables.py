@@ -20,13 +20,19 @@ def rendered(path: Path) -> str:
     """One table as Markdown: accuracies in per cent, and below it what they are and where they come from."""
     measured = json.loads(path.read_text())
     columns, worst = measured["columns"], measured["worst"]
-    heads = ["training", "clean", *(f"`{column}`" for column in columns), "worst flow", "minutes"]
+    universal = [f"{name}, {which}" for name in measured["universal"] for which in ("targeted ↓", "untargeted")]
+    heads = ["training", "clean", *(f"`{column}`" for column in columns), *worst, *universal, "minutes"]
     lines = [f"**{measured['title']}**", "", "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in measured["rows"].values():
         seeds = list(row["seeds"].values())
         cells = [_cell([seed["evaluation"]["clean"] for seed in seeds])]
         cells += [_cell([seed["evaluation"]["attacks"][column] for seed in seeds]) for column in columns]
-        cells.append(_cell([_worst(seed, worst) for seed in seeds]))
+        cells += [_cell([_worst(seed, several) for seed in seeds]) for several in worst.values()]
+        cells += [
+            _rate([seed["universal"][name][which] for seed in seeds])
+            for name in measured["universal"]
+            for which in ("targeted universal success", "untargeted universal")
+        ]
         minutes = np.mean([seed["training"]["seconds"] for seed in seeds]) / 60
         lines.append(f"| {row['label']} | " + " | ".join(cells) + f" | {minutes:.3g} |")
     return "\n".join([*lines, "", *_notes(path, measured)])
@@ -37,6 +43,12 @@ def _worst(seed: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
     n = seed["evaluation"]["clean"]["n"]
     robust = n - len(set().union(*(seed["broken"][column] for column in columns)))
     return {"accuracy": robust / n, "interval": wilson_interval(robust, n)}
+
+
+def _rate(rates: list[float]) -> str:
+    """A percentage; of several seeds mean and standard deviation."""
+    spread = f" ± {100 * np.std(rates, ddof=1):.1f}" if len(rates) > 1 else ""
+    return f"{100 * np.mean(rates):.1f}{spread}"
 
 
 def _cell(measured: list[Mapping[str, Any]]) -> str:
@@ -63,20 +75,22 @@ def _notes(path: Path, measured: Mapping[str, Any]) -> list[str]:
     )
     notes = [
         f"Accuracy in per cent on the first {images} test images, seeds {seeds}: with 95% Wilson intervals, or mean ± "
-        f"standard deviation over the seeds. The checkpoint is the best on clean validation images. *Worst flow*: per "
-        f"image the worst of {', '.join(f'`{column}`' for column in measured['worst'])}. *Minutes* are of training. "
+        f"standard deviation over the seeds. The checkpoint is the best on clean validation images. *Minutes* are of "
+        f"training. "
         f"Measured on {each(run['hardware'] for run in runs)}, "
         f"jax {each(run['evaluation']['versions']['jax'] for run in runs)}, "
         f"revision {each(run['revision'] for run in runs)}. All numbers, with configs and commands: {path.name}.",
         "",
         *(f"- `{column}`: {_attack(report['attacks'][column])}" for column in measured["columns"]),
+        *(f"- {name}: per image the worst of {', '.join(f'`{c}`' for c in several)}"
+          for name, several in measured["worst"].items()),
+        *(f"- {name}: {_universal(ball)}" for name, ball in measured["universal"].items()),
         "",
+        *_choices(rows),
     ]  # fmt: skip
-    if compared := _compared(rows, measured["baseline"], measured["columns"]):
-        only = (
-            f"Images that only this row (+), or only *{measured['baseline']}* (−), classifies correctly, with p of the "
-        )
-        notes += [f"{only}exact McNemar test, not corrected for the number of tests:", "", *compared, ""]  # fmt: skip
+    if compared := [line for pair in measured["pairs"] for line in _compared(measured, *pair)]:
+        notes += ["Images that only one of two rows classifies correctly, the first (+) or the second (−), with p of "
+                  "the exact McNemar test, not corrected for the number of tests:", "", *compared, ""]  # fmt: skip
     warned = {f"- {row['label']}, seed {s}: {w}" for row in rows.values() for s, run in row["seeds"].items()
               for w in run["evaluation"]["warnings"]}  # fmt: skip
     return notes + (["Warnings:", "", *sorted(warned), ""] if warned else [])
@@ -90,19 +104,45 @@ def _attack(attack: Mapping[str, Any]) -> str:
     return f"{name} ({options}); {ball}"
 
 
-def _compared(rows: Mapping[str, Any], baseline: str, columns: Sequence[str]) -> list[str]:
-    """A line per other row and seed, on the images that both runs were attacked on."""
+def _universal(ball: Mapping[str, Any]) -> str:
+    return (
+        f"one δ for all images, {ball['perturbation']} linf {ball['radius']}, made from {ball['examples']} training "
+        f"images: the images of other classes that it turns into its target, averaged over all targets, and the "
+        f"accuracy under an untargeted one"
+    )
+
+
+def _choices(rows: Mapping[str, Any]) -> list[str]:
+    """How weights were chosen."""
     lines = []
-    for name, row in rows.items() if baseline in rows else ():
-        for seed in row["seeds"].keys() & rows[baseline]["seeds"].keys() if name != baseline else ():
-            cells = []
-            for column in columns:
-                ours, theirs = (set(r["seeds"][seed]["broken"][column]) for r in (row, rows[baseline]))
-                plus, minus = len(theirs - ours), len(ours - theirs)
-                p = binomtest(plus, plus + minus).pvalue if plus + minus else 1.0
-                cells.append(f"`{column}` +{plus} −{minus} (p {'< 1e-4' if p < 1e-4 else f'= {p:.2g}'})")
-            lines.append(f"- {row['label']}, seed {seed}: " + ", ".join(cells))
+    for row in rows.values():
+        if choice := next(iter(row["seeds"].values())).get("choice"):
+            tried = ", ".join(f"{100 * accuracy:.1f} at {value}" for value, accuracy in choice["tried"].items())
+            lines.append(f"- {row['label']}: {choice['chosen']:g} ({tried}; needed {100 * choice['least']:.1f})")
+    head = "Weights: the largest of those tried whose clean accuracy on validation images is as needed, or the last:"
+    return [head, "", *lines, ""] if lines else []
+
+
+def _compared(measured: Mapping[str, Any], name: str, baseline: str) -> list[str]:
+    """A line per seed of two rows, on the images that both were attacked on."""
+    rows, lines = measured["rows"], []
+    if not {name, baseline} <= rows.keys():
+        return []
+    row, other = rows[name], rows[baseline]
+    single = {column: [column] for column in measured["columns"]}
+    for seed in row["seeds"].keys() & other["seeds"].keys():
+        cells = [
+            _mcnemar(column, *(set().union(*(r["seeds"][seed]["broken"][c] for c in several)) for r in (row, other)))
+            for column, several in (single | measured["worst"]).items()
+        ]
+        lines.append(f"- {row['label']} against {other['label']}, seed {seed}: " + ", ".join(cells))
     return lines
+
+
+def _mcnemar(column: str, ours: set[int], theirs: set[int]) -> str:
+    plus, minus = len(theirs - ours), len(ours - theirs)
+    p = binomtest(plus, plus + minus).pvalue if plus + minus else 1.0
+    return f"`{column}` +{plus} −{minus} (p {'< 1e-4' if p < 1e-4 else f'= {p:.2g}'})"
 
 
 if __name__ == "__main__":

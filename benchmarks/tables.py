@@ -6,14 +6,15 @@ one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 
+import tables_mnist
 from robust_jax.spaces.flow import flow
 from robust_jax.spaces.perturbations import Perturbation
 from robust_jax.spaces.warping import warp
+from table_types import Row, Table, against
 
 
 def _zero_padded(images: Any, delta: Any) -> Any:
@@ -24,37 +25,6 @@ def _zero_padded(images: Any, delta: Any) -> Any:
 
 zero_padded = Perturbation(flow.zeros, _zero_padded, "zero-padded flow", unit="px", moves_pixels=True)
 """Flows as the FGR reference has them: zeros outside of the image, and attacked by the plain derivative."""
-
-
-class Row(NamedTuple):
-    """One way of training: what is printed, and its config `NAME[:ARGUMENT][:KEY=VALUE...]`."""
-
-    label: str
-    config: str
-
-
-class Table(NamedTuple):
-    """One table in one size.
-
-    Attributes:
-      title: one line.
-      rows: by their names on the command line.
-      common: overrides of all rows; those of a row itself win.
-      attacks: column -> an entry of a config's `attacks`.
-      worst: the columns of one threat model, whose worst case per image is a column too.
-      images: the number of test images that are attacked, the first ones.
-      seeds: of training and attacks.
-      baseline: the row that the others are compared with, image by image.
-    """
-
-    title: str
-    rows: Mapping[str, Row]
-    common: tuple[str, ...]
-    attacks: Mapping[str, Mapping[str, Any]]
-    worst: tuple[str, ...]
-    images: int
-    seeds: tuple[int, ...]
-    baseline: str
 
 
 PIXELS = 0.155  # 0.01 in the normalised units of the FGR paper, on images of 32 pixels
@@ -90,14 +60,15 @@ def _cifar(model: str, name: str) -> dict[str, Table]:
     }
     full = (f"model.name={model}",)
     short = (*full, "epochs=12", "schedule.name=one_cycle", "schedule.learning_rate=0.1", "checkpoint_every_steps=50")
-    worst = ("flow_pgd", "flow_apgd", "flow_square")
+    worst = {"worst flow": ("flow_pgd", "flow_apgd", "flow_square")}
     return {
-        "short": Table(title, rows, short, CIFAR_ATTACKS, worst, 1000, (0,), "standard"),
-        "full": Table(title, rows, full, CIFAR_ATTACKS, worst, 10000, (0, 1, 2), "standard"),
+        "short": Table(title, rows, short, CIFAR_ATTACKS, worst, 1000, (0,), against(rows, "standard")),
+        "full": Table(title, rows, full, CIFAR_ATTACKS, worst, 10000, (0, 1, 2), against(rows, "standard")),
     }
 
 
 TABLES: dict[str, dict[str, Table]] = {
     "cifar10_vgg11": _cifar("vgg11", "VGG-11"),
     "cifar10_resnet20": _cifar("resnet20", "ResNet-20"),
+    "mnist_smooth": tables_mnist.smooth,
 }

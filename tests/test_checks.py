@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from absl import logging
 
-from robust_jax.checks import check_attack_names, check_batch, check_images, check_threat
+from robust_jax.checks import check_attack_names, check_batch, check_images, check_threat, warn_of_sigma
+from robust_jax.spaces import registry
 from robust_jax.spaces.perturbations import Perturbation
 from robust_jax.spaces.threat_models import ThreatModel
 
@@ -116,3 +117,22 @@ def test_a_radius_without_its_255_is_told_once(threat, told, caplog, monkeypatch
         check_threat(threat, np.zeros((2, 4, 4, 1), np.float32))
     messages = [text for text in caplog.messages if "radius=8 of an additive linf ball" in text]
     assert len(messages) == told and all("Is it 8/255?" in text for text in messages)
+
+
+@pytest.mark.parametrize(
+    "space, sigma, told",
+    [("additive", 8.0, 1), ("additive", 1.0, 0), ("flow", 5.0, 1), ("flow", 4.0, 0), (("flow", "additive"), (1, 2), 1)],
+)
+def test_noise_that_leaves_nothing_of_an_image_is_told_once(space, sigma, told, caplog, monkeypatch):
+    monkeypatch.setattr(logging, "_log_counter_per_token", {})
+    for _ in range(2):
+        warn_of_sigma(registry.get(space), sigma, np.zeros((2, 4, 4, 1), np.float32))
+    assert len([text for text in caplog.messages if "noise leaves nothing of images (2, 4, 4, 1)" in text]) == told
+
+
+def test_a_space_that_moves_no_pixels_warns_of_channels_first(caplog, monkeypatch):
+    monkeypatch.setattr(logging, "_log_counter_per_token", {})
+    threat = ThreatModel("additive", "linf", 0.1)
+    for _ in range(2):
+        check_threat(threat, np.zeros((2, 3, 2, 16), np.float32))
+    assert len([text for text in caplog.messages if "images (2, 3, 2, 16) have 16 channels but 3 rows" in text]) == 1

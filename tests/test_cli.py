@@ -127,7 +127,10 @@ def test_random_overrides_are_taken_as_written_or_refused_in_one_message():
     [
         ("epoch=3", r"config has no key 'epoch'; valid keys are .*'epochs'.*'terms'"),
         ("terms.frg.weight=3", r"config.terms has no key 'frg'; valid keys are \['ce', 'fgr'\]"),
-        ("terms.fgr.wieght=3", r"no key 'wieght'; valid keys are \['at', 'kind', 'method', 'norm'.*'weight'\]"),
+        (
+            "terms.fgr.wieght=3",
+            r"no key 'wieght'; valid keys are \['at', 'batch_norm', 'kind', 'method', 'norm'.*'weight'\]",
+        ),
         ("epochs.x=3", "config.epochs has no key 'x'; it is a value"),
         ("terms=3", r"is a group.*\['ce', 'fgr'\]"),
         ("batch_size=1.5", "batch_size.*1.5"),

@@ -124,7 +124,7 @@ def test_the_parts_of_contributing_train_and_evaluate(tmp_path):
         command = [sys.executable, ROOT / program, "--workdir=run", *flags]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-    report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    report = json.loads((tmp_path / "run" / "evaluations" / "test" / "evaluation.json").read_text())
     assert report["attacks"]["step"]["accuracy"] <= report["clean"]["accuracy"]
     assert report["attacks"]["step"]["cost"] is not None
 

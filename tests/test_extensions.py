@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from robust_jax import extensions
+from robust_jax.evaluation.stored import evaluations
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = '''
@@ -137,7 +138,7 @@ def test_one_file_adds_one_of_each_kind_of_part(folder):
     assert evaluated.returncode == 0, evaluated.stderr
     saved = json.loads((folder / "run" / "config.json").read_text())
     assert saved["points"]["lit"]["kind"] == "my_parts:brighter" and saved["points"]["lit"]["radius"] == [0.1, 0.05]
-    report = json.loads((folder / "run" / "evaluation.json").read_text())
+    (report,) = evaluations(folder / "run").values()
     assert report["clean"]["n"] == 40 and report["clean"]["accuracy"] > 0.9
     assert report["attacks"]["corners"]["cost"] == {"forwards": 2, "gradients": 0}
     assert report["attacks"]["pgd"]["threat"]["perturbation"] == "lighting"

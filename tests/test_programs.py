@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 
+from robust_jax.evaluation.stored import evaluations
 from robust_jax.workdir import checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -171,7 +172,8 @@ def test_eval_measures_the_workdirs_own_attacks_with_overrides(uninterrupted, fo
     limits = "--config.evaluation.limit=24", "--config.evaluation.split=validation"
     options = "--config.attacks.flow.step_size=1/20", "--config.attacks.flow.radius=1/4"
     out, _ = finish(start("eval.py", f"--workdir={workdir}", *limits, *options, folder=folder))
-    report = json.loads((workdir / "evaluation.json").read_text())
+    ((name, report),) = evaluations(workdir).items()
+    assert name == "validation-first_24-flow-radius_0.25-step_size_0.05"
     assert (report["split"], report["clean"]["n"], list(report["attacks"])) == ("validation", 24, ["flow"])
     flow = report["attacks"]["flow"]
     assert flow["threat"]["radius"] == 0.25 and flow["settings"]["steps"] == 2

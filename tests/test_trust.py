@@ -56,6 +56,7 @@ PLACES = [
     ("data.name", "evil_parts:part"),
     ("model.name", "evil_parts:part"),
     ("model.options", {"inner": "evil_parts:part"}),
+    ("optimizer.name", "evil_parts:part"),
     ("points.p.kind", "evil_parts:part"),
     ("points.p.perturbation", "evil_parts:part"),
     ("terms.ce.kind", "evil_parts:part.deep"),
@@ -200,6 +201,14 @@ def test_trusting_one_module_trusts_no_other():
     with pytest.raises(ValueError, match=r"trust='mine': give a tuple"):
         extensions.check_trust("c", config, "mine")
     assert extensions.modules_of(config) == ["mine.parts", "mine_too"]
+
+
+def test_an_optimiser_of_optax_needs_no_trust_but_what_its_modules_import_does():
+    extensions.check_trust("x", {"optimizer": {"name": "optax.contrib:muon"}}, ())
+    names = ("name", "optax.contrib:jax.os.system"), ("options", "optax.contrib:muon"), ("name", "optax:os")
+    for path, name in names:
+        with pytest.raises(ValueError, match=f"optimizer.{path}='{name}'"):
+            extensions.check_trust("x", {"optimizer": {path: name}}, ())
 
 
 def test_paths_versions_and_names_of_attacks_are_no_modules():

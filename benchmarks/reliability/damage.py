@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import collections
 import hashlib
-import json
 import os
 import resource
 import shutil
@@ -169,7 +168,9 @@ class Judge:
         return found
 
     def _measured(self, workdir: Path) -> Any:
-        report = json.loads((workdir / "evaluation.json").read_text())
+        from robust_jax.evaluation.stored import evaluations
+
+        (report,) = evaluations(workdir).values()
         accuracies = {name: attack["accuracy"] for name, attack in report["attacks"].items()}
         return [report["checkpoint_step"], report["clean"]["accuracy"], accuracies]
 

@@ -207,7 +207,8 @@ def _write_checksums(workdir: Path, out: str) -> None:
 
 
 def measured(workdir: Path) -> Any:
-    """``evaluation.json`` without its durations and the workdir's name, and the bytes of ``per_example.npz``."""
+    """The one evaluation without its durations and the workdir's name, and the bytes of ``per_example.npz``."""
+    from robust_jax.evaluation import stored
 
     def timeless(value: Any) -> Any:
         if isinstance(value, dict):
@@ -216,9 +217,10 @@ def measured(workdir: Path) -> Any:
 
     import numpy as np
 
-    with np.load(workdir / "per_example.npz") as arrays:
+    ((name, report),) = stored.evaluations(workdir).items()
+    with np.load(stored.folder_of(workdir, name) / stored.EXAMPLES) as arrays:
         content = {name: arrays[name].tobytes() for name in arrays}
-    return timeless(json.loads((workdir / "evaluation.json").read_text())), content
+    return timeless(report), content
 
 
 def main() -> None:

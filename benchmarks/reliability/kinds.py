@@ -285,11 +285,15 @@ def _all_robust(path: Path) -> None:
 
 def _of_the_folder() -> list[Kind]:
     """Locks, results and temporary files that are in the way."""
+
+    def folder(name: str) -> Callable[[Path], Any]:
+        return lambda workdir: (workdir / "evaluations" / "test" / name).mkdir(parents=True)
+
     return [
         Kind("a lock left behind", lambda w: (w / ".lock").write_text("123"), ""),
         Kind("the lock a folder", lambda w: ((w / ".lock").unlink(missing_ok=True), (w / ".lock").mkdir()), ".lock"),
-        Kind("evaluation.json a folder", lambda w: (w / "evaluation.json").mkdir(), "evaluation.json", ("eval.py",)),
-        Kind("per_example.npz a folder", lambda w: (w / "per_example.npz").mkdir(), "per_example.npz", ("eval.py",)),
+        Kind("evaluation.json a folder", folder("evaluation.json"), "evaluation.json", ("eval.py",)),
+        Kind("per_example.npz a folder", folder("per_example.npz"), "per_example.npz", ("eval.py",)),
         Kind("the workdir missing", remove, "", ("eval.py",)),
         Kind("the workdir a file", to_file, ""),
         Kind("the config of an old temporary file", lambda w: (w / ".config.json.1.ab.tmp").write_text("{"), ""),

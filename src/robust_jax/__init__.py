@@ -15,8 +15,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from robust_jax import attacks, losses, models, norms, perturbations
+    from robust_jax import attacks, losses, models, norms, objectives, perturbations
     from robust_jax.evaluation.evaluate import evaluate
+    from robust_jax.evaluation.page import report
     from robust_jax.evaluation.robustness import robustness
     from robust_jax.evaluation.show import show
     from robust_jax.evaluation.summary import summarise
@@ -31,8 +32,9 @@ __version__ = "0.1.0"
 
 # Package -> what of it is public here; itself, where that is all.
 _FACE = {
-    "attacks": (), "losses": (), "models": ("bind", "model"), "norms": (), "perturbations": (),
+    "attacks": (), "losses": (), "models": ("bind", "model"), "norms": (), "objectives": (), "perturbations": (),
     "evaluation": ("evaluate", "robustness", "show", "summarise"),
+    "evaluation.page": ("report",),
     "penalties": ("first_order_gain", "gradient_norm", "local_flatness", "steepest", "value_and_gradient_norm"),
     "spaces": ("Perturbation", "ThreatModel", "dual", "normalized_to_pixels", "warp"),
     "training": ("train",), "workdir": ("load",),
@@ -41,8 +43,9 @@ _PLACES = {name: package for package, names in _FACE.items() for name in names}
 
 __all__ = [  # noqa: PLE0604
     "Perturbation", "ThreatModel", "attacks", "bind", "dual", "evaluate", "first_order_gain", "gradient_norm",
-    "load", "local_flatness", "losses", "model", "models", "normalized_to_pixels", "norms", "perturbations",
-    "robustness", "show", "steepest", "summarise", "train", "value_and_gradient_norm", "warp",
+    "load", "local_flatness", "losses", "model", "models", "normalized_to_pixels", "norms", "objectives",
+    "perturbations", "report", "robustness", "show", "steepest", "summarise", "train", "value_and_gradient_norm",
+    "warp",
 ]  # fmt: skip
 
 

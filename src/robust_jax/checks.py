@@ -70,11 +70,17 @@ def check_layout(space: Perturbation, images: Any) -> None:
     """Raises ValueError if the perturbation moves pixels and the images have their channels first, by their shape.
 
     Images of more channels than rows are taken to be ``[B, C, H, W]``, unless they have at most four channels. For
-    images that are meant so give ``dataclasses.replace(perturbation, moves_pixels=False)``.
+    images that are meant so give ``dataclasses.replace(perturbation, moves_pixels=False)``. Other perturbations do not
+    care which axis is which, but a network does: they warn once.
     """
     moving = [part for part in space.parts or (space,) if part.moves_pixels]
     _, height, _, channels = images.shape
-    if moving and channels > max(height, COLOURS):
+    if channels <= max(height, COLOURS):
+        return
+    if not moving:
+        text = "images %s have %d channels but %d rows. If channels come first, give jnp.moveaxis(images, 1, -1)."
+        logging.log_first_n(logging.WARNING, text, 1, images.shape, channels, height)
+    if moving:
         raise ValueError(
             f"images {images.shape} have {channels} channels but {height} rows, and {moving[0].name} moves pixels: "
             f"with channels first give jnp.moveaxis(images, 1, -1) to it and to the model; if this is meant, give the "
@@ -254,6 +260,19 @@ def warn_of_radius(threat: ThreatModel) -> None:
         if part.name == "additive" and norm == "linf" and _concrete(radius) and np.max(radius) > 1:
             text = "radius=%g of an additive linf ball holds every image: intensities lie in [0, 1]. Is it %g/255?"
             logging.log_first_n(logging.WARNING, text, 1, np.max(radius), np.max(radius))
+
+
+def warn_of_sigma(space: Perturbation, sigma: Any, images: Any) -> None:
+    """Warns, once, of noise that leaves nothing of an image: intensities above 1, flows longer than the image."""
+    parts = space.parts or (space,)
+    sigmas = sigma if space.parts and isinstance(sigma, tuple | list) else (sigma,) * len(parts)
+    for part, value in zip(parts, sigmas, strict=True):
+        most = {"additive": 1, "flow": max(images.shape[1:3])}.get(part.name)
+        if most and _concrete(value) and np.max(value) > most:
+            text = (
+                "sigma=%g of %s noise leaves nothing of images %s: it is in units of δ (intensity in [0, 1], pixels)."
+            )
+            logging.log_first_n(logging.WARNING, text, 1, np.max(value), part.name, images.shape)
 
 
 def check_threat(threat: Any, images: Any) -> None:

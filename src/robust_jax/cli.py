@@ -163,8 +163,9 @@ def _make_room_for_another_type(config: ConfigDict, path: str, value: str | None
     Raises:
       ValueError: the key does not exist, or is a group of keys.
     """
-    if path.startswith("model.options."):  # whichever options the model has
-        group, name, current = config.model.options, path.removeprefix("model.options."), None
+    section, _, name = path.partition(".options.")
+    if section in ("model", "optimizer") and name:  # whichever options the model or the optimiser has
+        group, current = config[section].options, None
     else:
         group, name, current = _at(config, path)
     if isinstance(current, ConfigDict) and sorted(current) == sorted(SCHEDULE):

@@ -25,14 +25,23 @@ _OF_MODULE = re.compile(r"(\w[\w.-]{0,199}):([A-Za-z_][\w.]{0,199})")
 # Keys whose text is never resolved to a part: folders, and the name of one of the config's attacks.
 _TEXT = re.compile(r"data\.data_dir|attacks\.[^.]*\.source|select_by")
 LONGEST_NAME = 100
+# Optimisers of a library that the package needs anyway; no dots, which could lead on to other modules.
+_OF_OPTAX = re.compile(r"optimizer\.name=optax\.contrib:\w+")
 # ``data.name="folder:PATH"`` names files, and no module.
 FILES = ("folder", "npz")
+# ``data.name`` or ``model.name="object:NAME#FINGERPRINT"`` records a Python object that a run was given.
+OBJECT = "object:"
 
 
 def module_of(name: Any) -> str | None:
     """The module of a name ``module:name``; None of any other name."""
     match = _OF_MODULE.fullmatch(name) if isinstance(name, str) else None
-    return match[1] if match and match[1] not in FILES else None
+    return match[1] if match and match[1] not in FILES and not is_object(name) else None
+
+
+def is_object(name: str) -> bool:
+    """Whether a name records a Python object that a run was given, which cannot be found by it."""
+    return name.startswith(OBJECT)
 
 
 def check_trust(where: Any, config: Mapping[str, Any], trust: Sequence[str]) -> None:
@@ -65,7 +74,8 @@ def modules_of(config: Mapping[str, Any]) -> list[str]:
 
 def _parts(config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """The path, name and module of every ``module:name`` in a config."""
-    found = [(path, name, module_of(name)) for path, name in _texts(config) if not _TEXT.fullmatch(path)]
+    texts = [t for t in _texts(config) if not (_TEXT.fullmatch(t[0]) or _OF_OPTAX.fullmatch("=".join(t)))]
+    found = [(path, name, module_of(name)) for path, name in texts]
     return [(path, name, module) for path, name, module in found if module]
 
 

@@ -12,7 +12,8 @@ import os
 import re
 import secrets
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -138,12 +139,16 @@ def read_json(path: Path) -> Any:
     return content
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path, unpacked: int = 0) -> dict[str, np.ndarray]:
     """The arrays of a file that `numpy.savez` wrote.
+
+    Args:
+      path: the file.
+      unpacked: the most bytes that arrays of `numpy.savez_compressed` may take; 0: compressed ones are refused.
 
     Raises:
       ValueError: another file, a damaged one, one with Python objects (a pickle), or one whose arrays claim to be
-        larger than the file; begins with the path.
+        larger than the file, or than ``unpacked``; begins with the path.
     """
     refuse_other(path)
     try:
@@ -151,15 +156,16 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             if start.read(1) == b"\x80":
                 raise ValueError("it is a pickle, which could run code and is never loaded")
         with zipfile.ZipFile(path) as file:
-            if sum(info.file_size for info in file.infolist()) > path.stat().st_size:
-                raise ValueError("it claims to hold more than its size")
-            return {info.filename.removesuffix(".npy"): _read_array(file, info) for info in file.infolist()}
-    except (OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
+            if (claimed := sum(info.file_size for info in file.infolist())) > max(unpacked, path.stat().st_size):
+                raise ValueError(f"it claims to hold {f'{claimed:,} bytes' if unpacked else 'more than its size'}")
+            allowed = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)[: 2 if unpacked else 1]
+            return {info.filename.removesuffix(".npy"): _read_array(file, info, allowed) for info in file.infolist()}
+    except (OSError, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: {error}.") from error
 
 
-def _read_array(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
-    if info.compress_type != zipfile.ZIP_STORED:
+def _read_array(file: zipfile.ZipFile, info: zipfile.ZipInfo, allowed: Sequence[int]) -> np.ndarray:
+    if info.compress_type not in allowed:
         raise ValueError(f"{info.filename} is compressed")
     with file.open(info) as member:
         if (version := np.lib.format.read_magic(member)) != (1, 0):

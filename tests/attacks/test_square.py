@@ -140,11 +140,11 @@ def test_a_model_that_gives_nan_never_gives_nan_images():
 
 
 def test_schedule_and_bump_are_the_papers():
-    shares = _shares(10000, 0.8)
+    shares = _shares(10000, 0.8, 10000)
     np.testing.assert_allclose(shares[[0, 10, 11, 51, 201, 501, 1001, 2001, 4001, 6001, 8001]],
                                0.8 / 2.0 ** np.array([0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9]))  # fmt: skip
-    np.testing.assert_array_equal(_shares(5000, 0.8), shares[::2])
-    bump = np.asarray(_bump(*np.indices((5, 5)), jnp.asarray(5), 5))
+    np.testing.assert_array_equal(_shares(5000, 0.8, 5000), shares[::2])
+    bump = np.asarray(_bump(*np.indices((5, 5)), np.ones((5, 5), bool), jnp.asarray(5), 5, 2.0))
     np.testing.assert_allclose(bump[1], [1 / 9, 1 / 9 + 1 / 4, 1 / 9 + 1 / 4 + 1, 1 / 9 + 1 / 4, 1 / 9], rtol=1e-6)
     assert (bump[:2] > 0).all() and (bump[2:] < 0).all() and np.abs(bump).argmax() == 7
 

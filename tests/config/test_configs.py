@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from flax.traverse_util import flatten_dict
 
 from robust_jax import cli, configs, models
 from robust_jax.config import build, complete, optimizers
@@ -23,8 +24,13 @@ NAMES = [
     *(f"digits_methods:{method}" for method in METHODS),
     "mnist_methods:lfr",
     "cifar10_methods:lfr",
+    "svhn_methods:adt",
 ]
-SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3)}
+SHAPES = {
+    "digits": (8, 8, 1),
+    "mnist": (28, 28, 1),
+    **dict.fromkeys(("cifar10", "cifar100", "svhn_cropped"), (32, 32, 3)),
+}
 
 
 def test_there_are_configs():
@@ -36,7 +42,7 @@ def test_config(name):
     config = cli.load_config(name)
     assert complete(config).to_dict() == config.to_dict()
     assert cli.overridden(config, ["--config.seed=3"]).seed == 3
-    assert config.data.name == name.split("_")[0]
+    assert config.data.name == {"svhn": "svhn_cropped"}.get(name.split("_")[0], name.split("_")[0])
     assert config.attacks and (FOLDER / f"{name.split(':')[0]}.py").read_text().startswith('"""')
 
     classes = 100 if config.data.name == "cifar100" else 10
@@ -76,6 +82,38 @@ def test_the_papers_settings_are_keys_of_their_methods(method):
     assert (config.model.name, config.attacks.additive.radius) == (model, radius)
     for path, value in keys.items():
         assert operator.attrgetter(path)(config) == value
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+def test_the_settings_of_the_fgr_paper_differ_from_those_of_its_repository_in_what_it_says(dataset):
+    newest, paper = (
+        flatten_dict(cli.load_config(name).to_dict(), sep=".")
+        for name in ("cifar10_reference_methods:fgr", f"{dataset}_fgr_paper:fgr")
+    )
+    changed = {key: value for key, value in paper.items() if newest[key] != value and not key.startswith("model.")}
+    assert changed.pop("data.name", "cifar10") == dataset
+    assert changed == {
+        "batch_size": 256,
+        "schedule.learning_rate": 0.1,
+        "data.augment.resize": 0,
+        "data.augment.padding": 4,
+        "data.eval_resize": 0,
+        "terms.fgr.weight": 1.10,
+    }
+    assert paper["model.name"] == "vgg13"
+    assert paper["points.warped.sigma"] == newest["points.warped.sigma"] == pytest.approx(0.01 * 31 / 2)
+    control = cli.load_config(f"{dataset}_fgr_paper:random_flow")  # λ = 0 has the random start too
+    assert control.points.warped.sigma == paper["points.warped.sigma"] and list(control.terms) == ["ce"]
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "weight"),
+    [("cifar10_fgr_paper", 256, 1.10), ("cifar100_fgr_paper", 256, 1.10), ("cifar10_vgg11_fgr", 128, 4.40)],
+)
+def test_the_weight_of_fgr_is_the_papers_coefficient_of_300(name, batch, weight):
+    config = cli.load_config(name)
+    assert (config.batch_size, config.terms.fgr.weight) == (batch, weight)
+    assert weight == pytest.approx(300 / batch**2 * (31 / 2) ** 2, abs=5e-3)
 
 
 def test_an_unknown_method_lists_all():

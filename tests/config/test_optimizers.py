@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from robust_jax.config.optimizers import decayed, make_optimizer, make_schedule
+from robust_jax.config.optimizers import decayed, known_optimizers, make_optimizer, make_schedule
 
 SCHEDULE = dict(learning_rate=0.1, boundaries=(), factor=0.1, warmup_epochs=0.0, epochs=80.0, steps_per_epoch=10.5)
 OPTIMIZER = dict(name="sgd", momentum=0.9, nesterov=False, weight_decay=0.0, decay_batch_norm=True, clip_norm=0.0)
@@ -65,8 +65,8 @@ def test_unknown_names_and_impossible_combinations():
         make_schedule(**SCHEDULE | dict(name="step"))
     with pytest.raises(ValueError, match="one_cycle has a warm-up of its own"):
         make_schedule(**SCHEDULE | dict(name="one_cycle", warmup_epochs=1.0))
-    with pytest.raises(ValueError, match="'lion'.*'adam', 'adamw', 'sgd'"):
-        make_optimizer(optax.constant_schedule(0.1), **OPTIMIZER | dict(name="lion"))
+    with pytest.raises(ValueError, match="'loin' is unknown.*'adam'.*'sgd'.*Did you mean 'lion'"):
+        make_optimizer(optax.constant_schedule(0.1), **OPTIMIZER | dict(name="loin"))
 
 
 PARAMS = {
@@ -204,3 +204,81 @@ def test_max_norm_of_one_step_is_the_projection_of_the_free_step():
 def test_max_norm_errors():
     with pytest.raises(ValueError, match="max_norm=-1.0 must be at least 0"):
         run([], max_norm=-1.0)
+
+
+def same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_the_optimisers_of_optax_go_by_their_names():
+    usual = {"adagrad", "adam", "adamw", "lamb", "lars", "lion", "nadam", "nadamw", "rmsprop", "sgd", "yogi"}
+    assert usual < set(known_optimizers()) and not {name for name in known_optimizers() if name.startswith("_")}
+
+
+@pytest.mark.parametrize("name, options", [
+    ("rmsprop", dict(decay=0.8, momentum=0.5)), ("adagrad", {}), ("nadam", dict(b1=0.8)), ("optax.contrib:muon", {}),
+])  # fmt: skip
+def test_an_optimiser_is_optaxs_with_coupled_decay_or_its_own(name, options):
+    params = PARAMS["Block"] | {"kernel": jnp.ones((3, 2))}
+    function = optax.contrib.muon if ":" in name else getattr(optax, name)
+    own = {"weight_decay": 0.1} if ":" in name else {}
+    expected = optax.chain(*([] if own else [optax.add_decayed_weights(0.1)]), function(0.05, **options, **own))
+    made = make_optimizer(
+        optax.constant_schedule(0.05), **OPTIMIZER | dict(name=name, weight_decay=0.1, options=options)
+    )
+    states = [made.init(params), expected.init(params)]
+    for gradient in (jax.tree.map(jnp.cos, params), jax.tree.map(jnp.sin, params)):
+        updates = []
+        for i, optimizer in enumerate((made, expected)):
+            update, states[i] = optimizer.update(gradient, states[i], params)
+            updates.append(update)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *updates)
+
+
+def test_the_mask_of_what_decays_reaches_an_optimiser_that_decays_itself():
+    # Lion's step is lr (sign(g) + wd θ), and sign(0) = 0.
+    after = run([scaled(0.0)], name="lion", weight_decay=0.5, decay_batch_norm=False)
+    np.testing.assert_array_equal(after["BatchNorm_0"]["scale"], 2.0)
+    np.testing.assert_allclose(after["Conv_0"]["bias"], 1.0 - 0.1 * 0.5, rtol=1e-6)
+    with pytest.raises(ValueError, match="optimizer.decay_batch_norm=False: novograd takes no mask"):
+        run([], name="novograd", weight_decay=0.5, decay_batch_norm=False)
+    run([scaled(1.0)], name="novograd", decay_batch_norm=False)
+
+
+def test_options_are_those_of_the_optimisers_function():
+    same(run([scaled(1.0)], name="adamw"), run([scaled(1.0)], name="adamw", options={"b1": 0.9}))
+    assert float(run([scaled(1.0), scaled(-1.0)], name="adam", options={"b1": 0.0})["Conv_0"]["bias"][0]) > 1 - 1e-3
+    for name, options, message in (
+        ("adamw", {"beta2": 0.9}, r"optimizer.options \(of adamw\)='beta2' is unknown.*'b2'"),
+        ("adamw", {"eps_rot": 0.9}, "Did you mean 'eps_root'"),
+        ("adamw", {"weight_decay": 0.9}, "optimizer.options.weight_decay: set optimizer.weight_decay instead"),
+        ("lion", {"learning_rate": 0.9}, "optimizer.options.learning_rate: set schedule.learning_rate instead"),
+        ("sgd", {"momentum": 0.9}, "optimizer.options.momentum: set optimizer.momentum instead"),
+        ("adam", {"b1": "much"}, "optimizer.name='adam' with .*'b1': 'much'.* cannot train here: TypeError"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run([], name=name, options=options)
+    run([], name="rmsprop", options={"momentum": 0.9})  # whose config has no other key for it
+
+
+@pytest.mark.parametrize("name, message", [
+    ("lbfgs", "missing 3 required"), ("optax.contrib:schedule_free_sgd", "evaluates other weights"),
+    ("noisy_sgd", "holds a random key"), ("optax:chain", "has no parameter learning_rate"),
+    ("own_optimizers:none", "AttributeError"), ("optax.contrib:moun", "has no attribute 'moun'"),
+])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:Specifying a key")
+def test_what_cannot_train_here_is_told(name, message, tmp_path, monkeypatch):
+    (tmp_path / "own_optimizers.py").write_text("def none(learning_rate): return None")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=f"optimizer.name='{name}'.*{message}"):
+        run([], name=name)
+
+
+def test_an_optimiser_of_ones_own(tmp_path, monkeypatch):
+    code = (
+        "import optax\n\ndef signs(learning_rate, scale=1.0): return optax.sign_sgd(lambda s: scale * learning_rate(s))"  # noqa: E501
+    )
+    (tmp_path / "own_signs.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    after = run([scaled(3.0)], name="own_signs:signs", options={"scale": 0.5})
+    np.testing.assert_allclose(after["Conv_0"]["kernel"], [2.95, -3.95], rtol=1e-6)

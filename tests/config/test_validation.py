@@ -76,7 +76,7 @@ MISTAKES = [
     ("precision", "float64", ["float32", "tensorfloat32", "bfloat16", "default"]),
     ("model.name", "digit_cnn", ["digits_cnn", "small_cnn", "vgg11", "vgg13", "vgg16", "vgg19"]),
     ("model.dtype", "float16", ["float32", "bfloat16"]),
-    ("optimizer.name", "lion", ["sgd", "adam", "adamw"]),
+    ("optimizer.name", "loin", ["sgd", "adam", "adamw", "lion"]),
     ("schedule.name", "step", ["constant", "piecewise", "cosine", "one_cycle"]),
     ("evaluation.split", "held_out", ["test", "validation", "train"]),
     ("select_by", "pgd", ["clean", "flow", "fgsm"]),

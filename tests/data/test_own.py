@@ -78,7 +78,7 @@ def test_a_folder_with_splits_sizes_and_kinds(tmp_path, resize):
             picture(tmp_path / split / name / "1.png", np.full((8, 12, 3), 200, np.uint8), mode)
             picture(tmp_path / split / name / "2.png", np.full((9, 4, 3), 200, np.uint8))
     config = base(f"folder:{tmp_path}")
-    with pytest.raises(ValueError, match="1.png is 8x12.*|2.png is 9x4.*give data.size"):
+    with pytest.raises(ValueError, match="2 sizes, height x width: .*8x12.*.png.*give data.size"):
         load_dataset(config)
     config.data.update(size=6, resize=resize)
     dataset = load_dataset(config)
@@ -151,6 +151,67 @@ def test_datasets_of_other_libraries(make):
     np.testing.assert_array_equal(batch["image"], IMAGES)
     np.testing.assert_array_equal(batch["label"], LABELS)
     assert source.class_names == Torch.classes
+
+
+def of_sizes(*sizes):
+    draw = np.random.default_rng(1)
+    return [(draw.integers(0, 256, (*size, 3), np.uint8), i % 2) for i, size in enumerate(sizes)]
+
+
+class Pairs(list):
+    """A dataset as PyTorch's."""
+
+
+class Rows(list):
+    """A split of Hugging Face's datasets."""
+
+    features = {"image": None, "label": None}
+
+
+@pytest.mark.parametrize("resize", ["crop", "stretch", "pad"])
+def test_images_of_several_sizes_are_resized_alike_from_everywhere(tmp_path, resize):
+    pairs = of_sizes((8, 12), (9, 6), (5, 5), (12, 8))
+    for i, (image, label) in enumerate(pairs):
+        picture(tmp_path / "ab"[label] / f"{i}.png", image)
+    (expected, *_) = stored.folder(str(tmp_path), size=6, resize=resize, test=0.25)
+    source = data.from_iterable((pair for pair in pairs), size=6, resize=resize)
+    torch = data.from_torch(Pairs((np.moveaxis(x, -1, 0) / 255, y) for x, y in pairs), size=6, resize=resize)
+    face = data.from_huggingface(
+        Rows({"image": Image.fromarray(x), "label": y} for x, y in pairs), size=6, resize=resize
+    )
+    taken = source.take(np.arange(4))["image"]
+    assert taken.shape == (4, 6, 6, 3)
+    for other in (torch, face):
+        np.testing.assert_array_equal(taken, other.take(np.arange(4))["image"])
+    in_folder = taken[[0, 2, 1, 3]]  # by class
+    batch = expected.take(np.arange(3))
+    np.testing.assert_array_equal(batch["image"], in_folder[batch["id"]])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda pairs: data.from_iterable(pairs), "give size=; resize says how"),
+        (lambda pairs: data.from_torch(Pairs(pairs)), "give size=; resize says how"),
+        (
+            lambda pairs: data.from_arrays(*zip(*pairs, strict=True)),
+            r"data.from_iterable\(zip\(images, labels\), size=",
+        ),
+    ],
+)
+def test_several_sizes_without_a_size_are_told(make, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        make(of_sizes((8, 12), (9, 4), (8, 12)))
+    assert "2 sizes, height x width: 8x12" in str(caught.value) and "(2, as train[0])" in str(caught.value)
+
+
+def test_grey_and_colour_of_several_sizes():
+    pairs = [(np.full((4, 6), 100, np.uint8), 0), (np.full((5, 5, 3), (10, 20, 30), np.uint8), 1)]
+    images = data.from_iterable(pairs, size=4).take(np.arange(2))["image"]
+    np.testing.assert_array_equal(
+        images, np.broadcast_to(np.array([[100] * 3, [10, 20, 30]])[:, None, None], images.shape)
+    )
+    assert data.from_iterable([*pairs[:1], (np.zeros((3, 3), np.uint8), 1)], size=4).image_shape == (4, 4, 1)
 
 
 def test_statistics():

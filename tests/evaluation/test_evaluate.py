@@ -25,12 +25,12 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 def test_two_workdirs_leave_everything_the_design_lists(workdirs, capsys):
     reports = evaluate(workdirs, batch_size=64)
-    for folder in workdirs:
+    for folder in (workdir / "evaluations" / "test" for workdir in workdirs):
         report = json.loads((folder / "evaluation.json").read_text())
-        assert report == json.loads(json.dumps(reports[str(folder)]))
+        assert report == json.loads(json.dumps(reports[str(folder.parents[1])]))
         assert set(report) == {
             "clean", "attacks", "worst_case", "split", "checkpoint_step", "batch_norm", "precision", "class_names",
-            "warnings", "versions", "seed", "checks",
+            "warnings", "versions", "seed", "checks", "name", "identity",
         }  # fmt: skip
         assert (report["split"], report["checkpoint_step"], report["batch_norm"]) == ("test", 7, "none")
         assert (report["precision"], report["seed"], report["warnings"]) == ("float32", 0, [])
@@ -39,7 +39,7 @@ def test_two_workdirs_leave_everything_the_design_lists(workdirs, capsys):
         shift, warp = report["attacks"]["shift"], report["attacks"]["warp"]
         assert (shift["cost"], warp["cost"]) == (dict(forwards=7, gradients=5), dict(forwards=13, gradients=10))
         assert (warp["settings"]["steps"], warp["settings"]["restarts"]) == (5, 2)
-        assert warp["threat"] == {"perturbation": "flow", "norm": "linf", "radius": 0.155, "unit": "px"}
+        assert warp["threat"] == {"perturbation": "flow", "norm": "linf", "radius": 0.155, "unit": "px per axis"}
         assert shift["curve"]["accuracy"][:2] == [report["clean"]["accuracy"], shift["accuracy"]]
 
         # The JSON can be counted again from the arrays.
@@ -56,8 +56,10 @@ def test_two_workdirs_leave_everything_the_design_lists(workdirs, capsys):
         assert not [path for path in folder.iterdir() if path.suffix == ".tmp"]
     smooth, steep = reports.values()
     assert smooth["attacks"]["shift"]["curve"]["accuracy"][2] > steep["attacks"]["shift"]["curve"]["accuracy"][2] + 0.05
-    # The common picture goes into the first folder, and only for the attack that has a curve.
-    assert sorted(p.name for folder in workdirs for p in folder.glob("robustness_*")) == ["robustness_shift.png"]
+    # Pictures of radii are only of the attack that has a curve; the common one goes into the first folder.
+    drawn = [str(p.relative_to(folder)) for folder in workdirs for p in sorted(folder.rglob("robustness_*"))]
+    own = "evaluations/test/robustness_shift.png"
+    assert drawn == [own, "robustness_shift.png", own]
     assert (workdirs[0] / "robustness_shift.png").stat().st_size > 20_000
     assert (workdirs[0] / "trade_off.png").stat().st_size > 20_000  # the two differ in one key
     screen = capsys.readouterr().out
@@ -77,15 +79,19 @@ def test_the_numbers_do_not_depend_on_the_batch_size(workdirs):
 
 
 def test_where_results_cannot_be_written_nothing_is_measured(workdirs, ran, monkeypatch):
-    (workdirs[0] / "evaluation.json").mkdir()
-    with pytest.raises(ValueError, match="smooth/evaluation.json is a folder|steep/evaluation.json is a folder"):
-        evaluate(workdirs[0])
+    for name in ("evaluation.json", "per_example.npz"):
+        (workdirs[0] / "evaluations" / "test" / name).mkdir(parents=True)
+        with pytest.raises(ValueError, match=f"smooth/evaluations/test/{name} is a folder"):
+            evaluate(workdirs[0])
+        (workdirs[0] / "evaluations" / "test" / name).rmdir()
 
     def full(path, *_):
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr("robust_jax.evaluation.measure.try_to_write", full)
-    with pytest.raises(ValueError, match=f"writing to {workdirs[1]} failed: No space left on device. .*start again"):
+    with pytest.raises(
+        ValueError, match=f"writing to {workdirs[1]}/evaluations failed: No space left on device. .*start again"
+    ):
         evaluate(workdirs[1])
     assert ran == []
 
@@ -136,6 +142,14 @@ def test_signs_of_the_users_own_are_among_the_warnings(workdirs, tmp_path, monke
             evaluate(workdirs[1], attacks, signs=signs)
 
 
+def test_loss_surfaces_and_gradients_are_drawn_if_asked_for(workdirs):
+    evaluate(workdirs[0], limit=30)
+    assert not list(workdirs[0].glob("loss_surface*")) and not (workdirs[0] / "gradients.png").exists()
+    evaluate(workdirs[0], limit=30, surfaces=2)
+    for name in ("loss_surface_shift", "loss_surface_warp", "gradients"):
+        assert (workdirs[0] / f"{name}.png").stat().st_size > 10_000
+
+
 def test_the_worst_case_alone(workdirs, capsys):
     (every,) = evaluate(workdirs[1], limit=60, pictures=0).values()
     (short,) = evaluate(workdirs[1], limit=60, worst_case_only=True, pictures=0).values()
@@ -177,7 +191,7 @@ def test_attacks_given_replace_the_configs(workdirs):
     assert list(report["attacks"]) == ["mine: 1", "data"]
     assert report["attacks"]["data"]["curve"]["radius"] == [[5, 0.5, 0.5], [10, 1, 1]]
     for name in ("adversarial_mine_1", "adversarial_data", "robustness_data"):
-        assert (workdirs[1] / f"{name}.png").exists()
+        assert (workdirs[1] / "evaluations" / report["name"] / f"{name}.png").exists()
 
 
 def test_a_transfer_attack_is_a_row_of_the_evaluation_and_part_of_what_it_resumes(workdirs, capsys, trained):

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def test_what_was_killed_goes_on_after_the_last_attack_that_finished(workdirs, r
         evaluate(workdirs[1], attacks, **given)
     folder = workdirs[1] / "evaluation_unfinished"
     assert ran == [1, 2, 3] and len(list(folder.iterdir())) == 3
-    assert not (workdirs[1] / "evaluation.json").exists()
+    assert not list(workdirs[1].glob("evaluations/*"))
     # Another seed, number of images or setting is another evaluation; in turn, so is all that follows.
     for change in (dict(seed=1), dict(limit=39)):
         ran.clear()
@@ -54,16 +55,18 @@ def test_what_was_killed_goes_on_after_the_last_attack_that_finished(workdirs, r
 
     ran.clear()
     (resumed,) = evaluate(workdirs[1], attacks, **given).values()
-    assert ran == [4] and not folder.exists()
+    # Its own outcomes are removed; those of the other three interrupted evaluations stay: 3, 3 and 1.
+    assert ran == [4] and len(list(folder.iterdir())) == 7
     ran.clear()
     three = {name: attacks[name] for name in "abc"}
     (whole,) = evaluate(workdirs[0].with_name("steep"), three, **given).values()
     assert ran == [1, 2, 3]
     for name in three:
         assert without_seconds(resumed)["attacks"][name] == without_seconds(whole)["attacks"][name]
-    with np.load(workdirs[1] / "per_example.npz") as arrays:
+    (found,) = workdirs[1].glob("evaluations/*d*/per_example.npz")
+    with np.load(found) as arrays:
         assert arrays["b/loss"].shape == (40,)
-    assert not list(workdirs[1].glob("adversarial_*.png"))
+    assert not list(workdirs[1].glob("**/adversarial_*.png"))
 
 
 def test_what_is_not_ours_is_not_kept(workdirs):
@@ -171,6 +174,7 @@ def test_a_damaged_outcome_is_named_and_measured_again(interrupted, ran, tmp_pat
 def test_an_outcome_of_other_examples_is_measured_again_whatever_its_checksum(interrupted, ran, caplog):
     folder, (first, second, third) = interrupted
     (expected,) = evaluate(folder, {"b": STORED["b"]}, **GIVEN).values()
+    shutil.rmtree(first.parent)
     with pytest.raises(KeyboardInterrupt):
         ran.clear()
         evaluate(folder, STORED, **GIVEN)
@@ -210,9 +214,11 @@ def test_outcomes_are_not_kept_through_a_link_and_the_evaluation_goes_on(workdir
     (tmp_path / "elsewhere").mkdir()
     (workdirs[1] / "evaluation_unfinished").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "precious").write_text("precious")
+    there = workdirs[1] / "evaluations" / "mine"
+    there.mkdir(parents=True)
     for name in ("evaluation.json", "per_example.npz", "adversarial_b.png"):
-        (workdirs[1] / name).symlink_to(tmp_path / "precious")
-    (report,) = evaluate(workdirs[1], {"b": STORED["b"]}, limit=20, progress=False).values()
-    assert report["attacks"]["b"]["n"] == 20 and json.loads((workdirs[1] / "evaluation.json").read_text()) == report
+        (there / name).symlink_to(tmp_path / "precious")
+    (report,) = evaluate(workdirs[1], {"b": STORED["b"]}, limit=20, progress=False, out="mine").values()
+    assert report["attacks"]["b"]["n"] == 20 and json.loads((there / "evaluation.json").read_text()) == report
     assert "outcome of b cannot be kept" in caplog.text
     assert not list((tmp_path / "elsewhere").iterdir()) and (tmp_path / "precious").read_text() == "precious"

@@ -24,7 +24,7 @@ IMAGES = (
         for name in (
             "maxout_cifar",
             *("resnet20", "resnet32", "resnet56"),
-            *("wrn_16_4", "wrn_28_10", "wrn_34_10"),
+            *("wrn_16_4", "wrn_16_8", "wrn_28_10", "wrn_34_10"),
             "preact_resnet18",
         )
     }
@@ -70,6 +70,7 @@ def variables_of(model, images):
         ("resnet32", 464_154),
         ("resnet56", 853_018),
         ("wrn_16_4", 2_748_890),
+        ("wrn_16_8", 10_961_370),
         ("wrn_28_10", 36_479_194),
         ("wrn_34_10", 46_160_474),
         ("preact_resnet18", 11_171_146),
@@ -325,7 +326,7 @@ def test_a_model_of_ones_own_is_a_class_or_a_function_in_a_file_outside_of_the_p
         ("own_models:Linear", {"batch_norm_axis": "devices"}, "'own_models:Linear' has no field 'batch_norm_axis'"),
         ("own_models:Fixed", {}, "'own_models:Fixed' has no field 'num_classes'; it has width"),
         ("own_models:no_module", {}, "must return a flax.linen.Module"),
-        ("own_models:number", {}, "'own_models:number' is 3: it must be a flax.linen.Module class, or a function"),
+        ("own_models:number", {}, "'own_models:number' is 3: it must be a class of flax's modules, or a function"),
     ],
 )
 def test_mistaken_models_of_ones_own(own, name, fields, message):

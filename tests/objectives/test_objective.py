@@ -239,6 +239,26 @@ def test_the_batch_norm_mode_of_the_inner_maximisation(mode, batch):
     assert set(used) == {mode}
 
 
+def test_a_term_in_eval_mode_sees_the_model_in_eval_mode_and_no_other_term_does(batch):
+    images, labels, _ = batch
+    penalty = dict(kind="gradient_norm", perturbation="additive", batch_norm="eval")
+
+    def model(theta):  # in train mode the logits are twice as large
+        return Model(train=lambda x: (2 * logits_of(theta, x), {"seen": x.mean()}), eval=lambda x: logits_of(theta, x))
+
+    objective, theta = make_objective({}, {"ce": CE, "penalty": penalty}), parameters()
+    _, outcome = objective(model(theta), *batch)
+    expected = rj.gradient_norm(loss_of(theta, labels), images, "additive")
+    np.testing.assert_allclose(outcome.terms["penalty"], expected.mean(), rtol=1e-5)
+    trained = rj.losses.cross_entropy(2 * logits_of(theta, images), labels)
+    np.testing.assert_allclose(outcome.terms["ce"], trained.mean(), rtol=1e-5)
+    np.testing.assert_allclose(outcome.state["seen"], images.mean(), rtol=1e-6)
+
+    _, alone = make_objective({}, {"penalty": penalty})(model(theta), *batch)
+    np.testing.assert_allclose(alone.terms["penalty"], expected.mean(), rtol=1e-5)
+    np.testing.assert_allclose(alone.state["seen"], images.mean(), rtol=1e-6)
+
+
 def test_random_points_have_the_stated_distribution_and_depend_on_nothing_but_the_key():
     count, sigma = 200, 0.155
     ramp = jnp.tile(jnp.arange(9.0)[None, None, :, None] / 100, (count, 9, 1, 1))  # 0.01 a pixel along x
@@ -292,7 +312,7 @@ def test_a_batch_in_halves_means_the_same(batch):
         ({}, {"a": CE | {"weight": 0.0}}, "at least one term"),
         ({}, {}, "at least one term.*cross_entropy.*first_order_gain.*gradient_norm"),
         ({}, {"a": dict(kind="crossentropy")}, "terms.a.kind='crossentropy'.*cross_entropy.*gradient_norm"),
-        ({}, {"a": CE | {"wieght": 1}}, r"terms.a .*'wieght'.*'at', 'kind', 'label_smoothing', 'weight'"),
+        ({}, {"a": CE | {"wieght": 1}}, r"terms.a .*'wieght'.*'at', 'batch_norm', 'kind', 'label_smoothing', 'weight'"),
         ({}, {"a": dict(kind="gradient_norm")}, r"lacks \['perturbation'\].*'method', 'norm'"),
         ({}, {"a": CE | {"at": "warped"}}, r"terms.a.at='warped'.*\['clean'\]"),
         ({"clean": dict(kind="random", perturbation="flow", sigma=1)}, {"a": CE}, "points.clean.*another name"),

@@ -214,3 +214,11 @@ def test_a_radius_that_does_not_fit_the_delta_is_an_error_everywhere(threat, ima
     for f in (threat_models.size, threat_models.gain, threat_models.project, threat_models.steepest):
         with pytest.raises(ValueError, match=r"radius=.*has shape.*but δ has"):
             jax.eval_shape(lambda d, f=f: f(threat, d), zeros)
+
+
+@pytest.mark.parametrize(
+    "space, norm, words",
+    [("flow", "linf", "px per axis"), ("flow", "l2inf", "px"), ("flow", "l2", "px"), ("additive", "linf", "")],
+)
+def test_the_unit_says_what_linf_bounds(space, norm, words):
+    assert threat_models.unit(ThreatModel(space, norm, 0.155)) == words

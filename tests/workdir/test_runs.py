@@ -230,6 +230,17 @@ def test_a_workdir_of_an_earlier_version_has_the_defaults_of_newer_keys(tmp_path
     runs.claim(config(), tmp_path)  # the same run, not another one
 
 
+def test_a_run_of_an_earlier_version_resumes_with_what_every_term_has_by_default(tmp_path):
+    now = complete(config())
+    old = runs.plain(now)
+    assert old["terms"]["ce"].pop("batch_norm") == "train"
+    runs.check_same(tmp_path, old, runs.plain(now))
+    other = runs.plain(now)
+    other["terms"]["ce"]["batch_norm"] = "eval"
+    with pytest.raises(ValueError, match="terms.ce.batch_norm: 'train' there, 'eval' now"):
+        runs.check_same(tmp_path, old, other)
+
+
 def test_a_sweep_is_configs_that_differ_in_one_key():
     a, b = config(), config(seed=3, attacks__flow__steps=7, optimizer__momentum=0.5)
     assert runs.swept([a, b, b]) == ("optimizer.momentum", [0.9, 0.5, 0.5])

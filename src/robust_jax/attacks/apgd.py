@@ -13,11 +13,11 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from robust_jax import losses
 from robust_jax.attacks.active_loop import while_active
-from robust_jax.attacks.apgd_steps import State, steps_for
+from robust_jax.attacks.apgd_steps import State, gradients, steps_for
 from robust_jax.attacks.define import Cost, Loss, Problem, attack
 from robust_jax.attacks.result import AttackResult, Candidate, LogitsFn, best_of, clip_box
 from robust_jax.options import Count, Fraction
-from robust_jax.spaces import per_example, perturbations, threat_models
+from robust_jax.spaces import per_example, threat_models
 from robust_jax.spaces.per_example import example_keys
 from robust_jax.spaces.perturbations import Delta, Images
 from robust_jax.spaces.threat_models import ThreatModel
@@ -26,8 +26,9 @@ from robust_jax.spaces.threat_models import ThreatModel
 Score = Callable[[Array, Any, Images], tuple[Float[Array, " b"], Bool[Array, " b"]]]
 
 
-def _cost(o: SimpleNamespace, _: Problem) -> Cost:
-    return Cost(1 + o.restarts * (o.steps + 1), o.restarts * o.steps)
+def _cost(o: SimpleNamespace, problem: Problem) -> Cost:
+    each = gradients(problem.threat, o.steps)
+    return Cost(1 + o.restarts * (each + 1), o.restarts * each)
 
 
 @attack(family="ascent", cost=_cost)
@@ -113,7 +114,8 @@ def _classes(logits_fn: LogitsFn, images: Images) -> int:
 
 def _cost_targeted(o: SimpleNamespace, problem: Problem) -> Cost:
     runs = o.restarts * min(o.candidates, problem.classes - 1)
-    return Cost(2 + runs * (o.steps + 1), runs * o.steps)
+    each = gradients(problem.threat, o.steps)
+    return Cost(2 + runs * (each + 1), runs * each)
 
 
 @attack(family="white_box", cost=_cost_targeted)
@@ -200,7 +202,7 @@ def _run(
     """One run for the examples that are not broken yet; the better of its best candidate and the one given."""
     zeros = threat.perturbation.zeros(images)
     rule = steps_for(threat, zeros, effort.steps, effort.rho)
-    periods = jnp.asarray(rule.periods)
+    begins, counts = jnp.asarray(rule.begins), jnp.asarray(rule.counts)
 
     def scored(images: Images, known: Any, delta: Delta) -> tuple[Array, Candidate]:
         value, success = score(known, clip_box(threat_models.apply_with_slope(threat, images, delta)))
@@ -211,20 +213,20 @@ def _run(
         gradient, new = jax.grad(partial(scored, images, known), has_aux=True)(state.delta)
         gradient = jax.tree.map(jnp.nan_to_num, gradient)
         rises = state.rises + ((done > 0) & (new.value > state.value))
-        higher = (done == 0) | (new.value > state.top[2])
+        higher = begins[done] | (new.value > state.top[2])
         top = per_example.where(higher, (state.delta, gradient, new.value), state.top)
-        state = state._replace(rises=rises, top=top, kept=best_of(new, state.kept))
-        back, state = rule.adapt(periods[done], state)
+        kept = per_example.where(counts[done], best_of(new, state.kept), state.kept)
+        back, state = rule.adapt(done, state._replace(rises=rises, top=top, kept=kept))
         delta, gradient, value = per_example.where(back, top, (state.delta, gradient, new.value))
         state = state._replace(delta=rule.move(done, images, state, delta, gradient), previous=delta, value=value)
         return state, ~state.kept.success if effort.early_stop else jnp.ones_like(state.kept.success)
 
-    start = perturbations.confined(threat.perturbation, images, threat_models.random_delta(threat, keys, images))
+    start = rule.start(keys, images)
     lowest = jnp.full(len(images), -jnp.inf)
     state = State(
         start, start, lowest, (start, zeros, lowest), best, step=jnp.full(len(images), rule.step),
         rises=jnp.zeros(len(images), int), halved=rule.halved, checked=rule.checked,
     )  # fmt: skip
-    state = while_active(body, (images, known), state, ~best.success, effort.steps)
+    state = while_active(body, (images, known), state, ~best.success, len(rule.begins))
     found = best_of(scored(images, known, state.delta)[1], state.kept)
     return per_example.where(best.success, best, found)

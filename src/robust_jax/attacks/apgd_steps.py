@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from robust_jax.attacks.result import Candidate
 from robust_jax.spaces import norms, per_example, perturbations, threat_models
@@ -25,7 +25,7 @@ class State(NamedTuple):
       delta: the current δ.
       previous: the δ before it.
       value: the score at the previous δ.
-      top: the δ of the highest score of this run, the gradient and the score there.
+      top: the δ of the highest score of this climb, the gradient and the score there.
       kept: the best candidate by (success, then score), of earlier runs too.
       step: the step size η, in radii.
       rises: the number of steps since the last checkpoint that raised the score.
@@ -48,39 +48,71 @@ class Steps(NamedTuple):
     """How a run moves and adapts.
 
     Attributes:
-      periods: for each number of steps done, the steps since the last checkpoint if there is one now, else 0.
+      begins: for each number of gradients taken, whether the next is the first of a climb.
+      counts: likewise, whether it is taken within the ball, so that δ is a candidate.
       step: the first η.
       halved: the first `State.halved`.
       checked: the first `State.checked`.
-      adapt: ``(period, state) -> (which examples return to their highest point, state)``.
-      move: ``(steps done, images, state, δ, gradient) -> the next δ``.
+      start: ``(keys, images) -> the first δ``.
+      adapt: ``(gradients taken, state) -> (which examples return to their highest point, state)``.
+      move: ``(gradients taken, images, state, δ, gradient) -> the next δ``.
     """
 
-    periods: np.ndarray
+    begins: np.ndarray
+    counts: np.ndarray
     step: float
     halved: Array
     checked: Array
+    start: Callable[[Key[Array, " b"], Images], Delta]
     adapt: Callable[[Array, State], tuple[Bool[Array, " b"], State]]
     move: Callable[[Array, Images, State, Delta, Delta], Delta]
+
+
+def is_sparse(threat: ThreatModel) -> bool:
+    """Whether the steps are those of Croce & Hein 2021, for l1 without compositions."""
+    return not threat.perturbation.parts and norms.exponent(threat.norm) == 1
+
+
+def gradients(threat: ThreatModel, steps: int) -> int:
+    """The number of gradients of a run: in l1 one more for each climb but the last."""
+    return len(_climbs(steps).factors) if is_sparse(threat) else steps
 
 
 def steps_for(threat: ThreatModel, zeros: Delta, steps: int, rho: float) -> Steps:
     """The steps of Croce & Hein 2021, algorithm 1, for l1 without compositions; otherwise those of 2020."""
     batch = len(jax.tree.leaves(zeros)[0])
-    if threat.perturbation.parts or norms.exponent(threat.norm) != 1:
+    if not is_sparse(threat):
         return Steps(
-            checkpoints(steps), 2.0, jnp.ones(batch, bool), jnp.full(batch, -jnp.inf),
-            partial(_halve, rho), partial(_with_momentum, threat),
+            np.arange(steps) == 0, np.ones(steps, bool), 2.0, jnp.ones(batch, bool), jnp.full(batch, -jnp.inf),
+            partial(_anywhere, threat), partial(_halve, checkpoints(steps), rho), partial(_with_momentum, threat),
         )  # fmt: skip
-    count = sum(leaf[0].size for leaf in jax.tree.leaves(zeros))
+    climbs = _climbs(steps)
     return Steps(
-        _sparse_checkpoints(steps), 1.0, jnp.full(batch, count), jnp.full(batch, 0.2 * count),
-        _sparsify, partial(_sparse, threat),
+        climbs.begins, climbs.factors == 1, 1.0, jnp.zeros(batch, int), jnp.zeros(batch),
+        partial(_sparse_start, threat, climbs.factors[0]), partial(_sparsify, climbs), partial(_sparse, threat, climbs),
     )  # fmt: skip
 
 
-def _halve(rho: float, period: Array, state: State) -> tuple[Array, State]:
-    highest = state.top[2]
+def checkpoints(steps: int) -> np.ndarray:
+    """The steps since the last checkpoint if there is one after this number of steps, else 0 (Croce & Hein 2020).
+
+    Checkpoints are after 22% of the steps and then in periods from 19% down to 6%.
+    """
+    at, before, now = [0], 0.0, 0.22
+    while now <= 1:
+        at.append(math.ceil(round(now * steps, 6)))
+        before, now = now, now + max(now - before - 0.03, 0.06)
+    periods = np.zeros(steps + 1, int)
+    periods[at[1:]] = np.diff(at)
+    return periods
+
+
+def _anywhere(threat: ThreatModel, keys: Array, images: Images) -> Delta:
+    return perturbations.confined(threat.perturbation, images, threat_models.random_delta(threat, keys, images))
+
+
+def _halve(periods: np.ndarray, rho: float, done: Array, state: State) -> tuple[Array, State]:
+    period, highest = jnp.asarray(periods)[done], state.top[2]
     back = (period > 0) & ((state.rises < rho * period) | (~state.halved & (highest <= state.checked)))
     return back, state._replace(
         step=jnp.where(back, state.step / 2, state.step),
@@ -105,43 +137,85 @@ def _with_momentum(
     return confined(threat_models.project(threat, jax.tree.map(ahead, delta, target, state.previous)))
 
 
-def _sparsify(period: Array, state: State) -> tuple[Array, State]:
+class _Climbs(NamedTuple):
+    """The climbs of a run in l1, through smaller and smaller balls; each array ``[gradients of the run]``.
+
+    Attributes:
+      begins: whether a climb begins with this gradient.
+      ends: whether it ended before: then the next climb starts at the highest point, projected.
+      checks: whether there is a checkpoint.
+      factors: the ball in which the gradient is taken, in radii.
+      next: the ball to which the next δ belongs, in radii.
+    """
+
+    begins: np.ndarray
+    ends: np.ndarray
+    checks: np.ndarray
+    factors: np.ndarray
+    next: np.ndarray
+
+
+def _climbs(steps: int) -> _Climbs:
+    """30% of the steps at 3 radii, 30% at 2 radii and the rest at 1; each with a checkpoint every 4% of its own."""
+    larger = min(math.ceil(0.3 * steps), (steps - 1) // 2)
+    lengths = {3: larger, 2: larger, 1: steps - 2 * larger}
+    found = []
+    for factor, length in lengths.items():
+        period = max(int(0.04 * length), 1)
+        for i in range(length + (factor > 1) if length else 0):
+            ends = factor > 1 and i == length
+            found.append((i == 0, ends, i > 0 and i % period == 0, factor, factor - ends))
+    return _Climbs(*(np.asarray(column) for column in zip(*found, strict=True)))
+
+
+def _enlarged(threat: ThreatModel, factor: Array | float, delta: Array) -> ThreatModel:
+    """The threat model with its radius multiplied by a factor, or one for each example."""
+    factor = jnp.asarray(factor, delta.dtype)
+    return threat_models.scaled(threat, per_example.expand(factor, delta) if factor.ndim else factor)
+
+
+def _sparse_start(threat: ThreatModel, factor: float, keys: Array, images: Images) -> Array:
+    """Gaussian noise of standard deviation 1 in units of δ, projected: few and large changes, others for each key.
+
+    If an entry of the radius is above their mean, its standard deviation is so too.
+    """
+    zeros = threat.perturbation.zeros(images)
+    radius = jnp.asarray(threat.radius, zeros.dtype)
+    spread = radius / jnp.where(radius.mean() > 0, radius.mean(), 1)
+    noise = perturbations.gaussian_delta(threat.perturbation, keys, images, 1.0) * spread
+    ball = _enlarged(threat, factor, zeros)
+    inside = threat_models.size(ball, noise) < 1
+    return project_l1(ball, images, per_example.where(inside, threat_models.on_sphere(ball, noise), noise))
+
+
+def _sparsify(climbs: _Climbs, done: Array, state: State) -> tuple[Array, State]:
+    begins, ends, checks = (jnp.asarray(table)[done] for table in (climbs.begins, climbs.ends, climbs.checks))
     changed = (state.top[0] != 0).reshape(len(state.step), -1).sum(-1)
-    back = (period > 0) & (changed < 0.95 * state.halved)
-    return back, state._replace(
-        step=jnp.where(period > 0, jnp.where(back, 1, jnp.maximum(state.step / 1.5, 0.1)), state.step),
-        halved=jnp.where(period > 0, changed, state.halved),
-        checked=jnp.where(period > 0, changed / 1.5, state.checked),
+    sparser = checks & (changed < 0.95 * state.halved)
+    step = jnp.where(checks, jnp.maximum(state.step / 1.5, 0.1), state.step)
+    return sparser | ends, state._replace(
+        step=jnp.where(begins | sparser, 1, step),
+        halved=jnp.where(begins | checks, changed, state.halved),
+        checked=jnp.where(begins | checks, changed / 1.5, state.checked),
     )
 
 
-def _sparse(threat: ThreatModel, _: Array, images: Images, state: State, delta: Array, gradient: Array) -> Array:
-    size = jnp.abs(gradient * jnp.asarray(threat.radius, delta.dtype)).reshape(len(images), -1)
+def _sparse(
+    threat: ThreatModel, climbs: _Climbs, done: Array, images: Images, state: State, delta: Array, gradient: Array
+) -> Array:
+    ball = _enlarged(threat, jnp.asarray(climbs.next)[done], delta)
+    radius = jnp.asarray(ball.radius, delta.dtype)
+    size = jnp.abs(gradient * radius).reshape(len(images), -1)
     free = perturbations.headroom(threat.perturbation, images, delta, gradient).reshape(size.shape) > 0
-    count = jnp.clip(state.checked, 1, size.shape[1]).astype(int)
+    count = jnp.clip(jnp.ceil(state.checked), 1, size.shape[1]).astype(int)
     least = jnp.take_along_axis(jnp.sort(size, descending=True), count[:, None] - 1, axis=-1)[:, 0]
     # At least the best of the coordinates that the box does not hold back.
     largest = size >= jnp.minimum(least, jnp.where(free, size, 0).max(-1))[:, None]
     # Coordinates that the box holds back are pushed too, beyond the count: the projection would shrink them first.
-    share = per_example.expand(state.step / jnp.maximum((largest & free).sum(-1), 1), delta)
-    step = share * largest.reshape(delta.shape) * jnp.sign(gradient) * jnp.asarray(threat.radius, delta.dtype)
-    return project_l1(threat, images, delta + step)
-
-
-def checkpoints(steps: int) -> np.ndarray:
-    """`Steps.periods` of Croce & Hein 2020, after 22% of the steps and then in periods from 19% down to 6%."""
-    at, before, now = [0], 0.0, 0.22
-    while now <= 1:
-        at.append(math.ceil(round(now * steps, 6)))
-        before, now = now, now + max(now - before - 0.03, 0.06)
-    periods = np.zeros(steps + 1, int)
-    periods[at[1:]] = np.diff(at)
-    return periods
-
-
-def _sparse_checkpoints(steps: int) -> np.ndarray:
-    period = max(round(0.04 * steps), 1)
-    return np.where((np.arange(steps) > 0) & (np.arange(steps) % period == 0), period, 0)
+    length = jnp.where(jnp.asarray(climbs.ends)[done], 0, state.step)
+    share = per_example.expand(length / jnp.maximum((largest & free).sum(-1), 1), delta)
+    step = share * largest.reshape(delta.shape) * jnp.sign(gradient) * radius
+    return project_l1(ball, images, delta + step)
 
 
 def project_l1(threat: ThreatModel, images: Images, delta: Array) -> Array:

@@ -28,6 +28,7 @@ from robust_jax.spaces.threat_models import ThreatModel
 
 Version = Literal["standard", "plus", "rand"]
 DRAWS = 20  # of the model, with "rand"
+SCHEDULE = 10_000  # the queries of Square's schedule, most of which are not made
 
 
 def _cost(o: SimpleNamespace, problem: Problem) -> Cost:
@@ -139,7 +140,7 @@ def parts(version: Version, threat: ThreatModel, classes: int, steps: int, queri
     )
     dlr = partial(apgd_dlr, steps=steps, early_stop=True) if classes > 2 else on_margin
     towards = partial(apgd_targeted, steps=steps, candidates=5 if sparse else 9) if classes > 2 else on_margin
-    towards_with_fab, last = partial(fab_targeted, steps=steps), partial(square, queries=queries)
+    towards_with_fab, last = partial(fab_targeted, steps=steps), partial(square, queries=queries, schedule=SCHEDULE)
     if version == "standard":
         return [partial(on_entropy, restarts=5 if sparse else 1), towards, towards_with_fab, last]
     if version == "plus":

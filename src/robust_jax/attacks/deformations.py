@@ -197,7 +197,9 @@ def adef(
         is not a field, or an option out of its range.
     """
     _check_size("adef", threat, images)
-    space = threat.perturbation
+    space, longest = threat.perturbation, max(images.shape[1:3])
+    if sigma > longest:
+        raise ValueError(f"adef: sigma={sigma:g} pixels is more than the images' {longest}: 0.5 to 1 is usual.")
     # Without `slope`, which is for single pixels: neighbours move together.
     blurred = replace(
         space, apply=lambda x, field: space.apply(x, smoothed(field, sigma)),

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from robust_jax import losses
 from robust_jax.attacks.active_loop import while_active
+from robust_jax.attacks.apgd_steps import is_sparse, project_l1
 from robust_jax.attacks.define import Cost, Loss, Problem, Share, attack
 from robust_jax.attacks.result import AttackResult, Candidate, LogitsFn, best_of, clip_box, equal
 from robust_jax.options import Count
@@ -45,21 +46,24 @@ def square(
     key: Key[Array, "..."],
     queries: Count = 5000,
     p_init: Share = 0.8,
+    schedule: Count | None = None,
     loss: Loss = losses.margin,
     targeted: bool = False,
 ) -> AttackResult:
     """Random search by squares: changes a random square of δ and keeps what raises the loss or misclassifies.
 
     Squares cover a share p of the image: ``p_init``, halved after 0.1%, 0.5%, 2%, 5%, 10%, 20%, 40%, 60% and 80% of
-    the queries. If δ has the image's grid (additive, flows), the content of a square depends on the norm, in units of
-    the radius:
+    the ``schedule``. If δ has the image's grid (additive, flows), the content of a square depends on the norm, in units
+    of the radius:
 
     - linf: one random sign per channel (for flows a shift of the square), or the opposite signs if the square has
       these already; the start is vertical stripes of random signs.
     - l2inf: one random direction of length 1, likewise.
-    - l1, l2 and other p (algorithm 3 of the paper, with l_p instead of l2): a bump, up in one half and down in the
-      other, added to what the square contains; a second square gives it its share of ``‖δ‖_p^p``. The start tiles the
-      image with bumps.
+    - l2 and other p (algorithm 3 of the paper, with l_p instead of l2): a bump, up in one half and down in the other,
+      added to what the square contains; a second square gives it its share of ``‖δ‖_p^p``. The start tiles the image
+      with bumps, whose heights are sums of 1 / k².
+    - l1 (Croce & Hein 2021): likewise, but heights are sums of 1 / k⁴, a square gets its mass once for each channel,
+      and δ is projected on the ball within the box, where it becomes sparse.
 
     Otherwise (affine maps, l21) δ moves towards a random point of the ball by the fraction sqrt(p) of the way. All
     parts of a composition move at once. An example stops once it is misclassified.
@@ -72,6 +76,8 @@ def square(
       key: one key, or one per example ``[B]``.
       queries: the largest number of forward passes, besides one of the clean images.
       p_init: the share of the image that the first squares cover.
+      schedule: the number of queries in which squares shrink to their smallest size; by default ``queries``. In
+        `auto_attack`, as in the authors' code, it is 10,000 for any number of queries.
       loss: ``(logits, labels) -> [B]`` or a name in `losses.LOSSES`, maximised (targeted: minimised).
       targeted: whether labels are targets.
 
@@ -89,7 +95,8 @@ def square(
         value = jnp.nan_to_num(sign * loss_fn(logits, labels), nan=-jnp.inf)
         return value, losses.misclassified(logits, labels) != targeted
 
-    squares, keys = _squares(images.shape[1:3], queries, p_init), example_keys(key, len(images))
+    squares = _squares(images.shape[1:3], _shares(queries, p_init, schedule or queries))
+    keys = example_keys(key, len(images))
     first = _by_part(threat, partial(_start, squares), keys, threat.perturbation.zeros(images))
 
     def propose(keys: Array, query: Array, first: Delta, delta: Delta) -> tuple[Delta, Delta]:
@@ -114,10 +121,9 @@ class _Squares(NamedTuple):
     shares: Float[Array, " q"]
 
 
-def _squares(grid: tuple[int, ...], queries: int, p_init: float) -> _Squares:
-    schedule = _shares(queries, p_init)
-    sides = jnp.asarray(np.clip(np.round(np.sqrt(schedule * grid[0] * grid[1])), 1, min(grid)).astype(int))
-    return _Squares(grid, sides, jnp.asarray(schedule, jnp.float32))
+def _squares(grid: tuple[int, ...], shares: np.ndarray) -> _Squares:
+    sides = jnp.asarray(np.clip(np.round(np.sqrt(shares * grid[0] * grid[1])), 1, min(grid)).astype(int))
+    return _Squares(grid, sides, jnp.asarray(shares, jnp.float32))
 
 
 def _step(squares: _Squares, norm: norms.Norm, key: Array, unit: Array, query: Array) -> tuple[Array, Array]:
@@ -153,16 +159,18 @@ def _search(
     """Keeps the better of proposals, and the first in any case; at the end δ = 0 if all are worse."""
     space = threat.perturbation
 
+    def projected(images: Images, delta: Delta) -> Delta:
+        if is_sparse(threat):
+            return project_l1(threat, images, delta)
+        return perturbations.confined(space, images, threat_models.project(threat, delta))
+
     def scored(images: Images, labels: Array, delta: Delta) -> Candidate:
         return Candidate(delta, *score(clip_box(space.apply(images, delta)), labels))
 
     def body(query: Array, fixed: tuple[Images, Array, Array, Delta], best: Candidate) -> tuple[Candidate, Array]:
         images, labels, keys, first = fixed
         query_keys = per_example.fold_keys(keys, query)
-        one, other = (
-            perturbations.confined(space, images, threat_models.project(threat, delta))
-            for delta in propose(query_keys, query, first, best.delta)
-        )
+        one, other = (projected(images, delta) for delta in propose(query_keys, query, first, best.delta))
         delta = per_example.where(equal(one, best.delta), other, one)
         best = best_of(scored(images, labels, delta), best)
         return best, ~best.success
@@ -175,9 +183,9 @@ def _search(
     return AttackResult(clip_box(space.apply(images, best.delta)), best.delta, best.success)
 
 
-def _shares(queries: int, p_init: float) -> np.ndarray:
-    """The share of the image that a square covers, for each query: the schedule of 10,000 queries, stretched."""
-    halvings = np.searchsorted([10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000], np.arange(queries) * 10000 // queries)
+def _shares(queries: int, p_init: float, schedule: int) -> np.ndarray:
+    """The share of the image that a square covers, for each query: the paper's for 10,000 queries, stretched."""
+    halvings = np.searchsorted([10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000], np.arange(queries) * 10000 // schedule)
     return p_init / 2.0**halvings
 
 
@@ -216,15 +224,20 @@ def _window(uniform: Float[Array, "2"], grid: tuple[int, ...], side: Array) -> t
     return inside[..., None], i, j
 
 
-def _bump(i: Array, j: Array, side: Array, most: int) -> Array:
-    """Heights [H, W] of a square's pixels: two concentric hills, up and down, of sums of 1 / k² (section 4.3)."""
+def _bump(i: Array, j: Array, inside: Array, side: Array, most: int, p: float) -> Array:
+    """A bump [H, W] of norm 1: a hill in one half of a square, a pit in the other, of equal norm (section 4.3).
+
+    At distance d from the middle of its half a pixel has the height 1 / (d + 1)^a + 1 / (d + 2)^a + ..., a = 2 in the
+    paper, and 4 for l1.
+    """
     half = side // 2
     upper = i < half
     row, height = jnp.where(upper, i, i - half), jnp.where(upper, half, side - half)
     distance = jnp.maximum(jnp.abs(row - height // 2), jnp.abs(j - half))
-    sums = jnp.cumsum(1 / jnp.arange(1, most + 2) ** 2)
+    sums = jnp.cumsum(1.0 / jnp.arange(1, most + 2) ** (4.0 if p == 1 else 2.0))
     below = jnp.where(distance > 0, sums[jnp.clip(distance - 1, 0, half)], 0)
-    return jnp.where(upper, 1, -1) * (sums[half] - below)
+    hill, pit = (_unit(jnp.where(inside & part, sums[half] - below, 0), p, (0, 1)) for part in (upper, ~upper))
+    return _unit(hill - pit, p, (0, 1))
 
 
 def _unit(x: Array, p: float, axes: tuple[int, ...]) -> Array:
@@ -237,25 +250,30 @@ def _turned(turn: Array, i: Array, j: Array) -> tuple[Array, Array]:
 
 
 def _tiles(key: Array, shape: tuple[int, ...], p: float) -> Array:
-    """The image [H, W, V] covered with bumps of random signs and turns, of norm 1."""
+    """The middle of the image [H, W, V] covered with bumps of random signs and turns; each, or in l2 all, of norm 1."""
     side = max(min(shape[:2]) // 5, 1)
-    i, j = np.indices(shape[:2])
-    drawn = _uniform(key, (i[-1, -1] // side + 1, j[-1, -1] // side + 1, 1 + shape[2]))[i // side, j // side]
+    count = shape[0] // side, shape[1] // side
+    at, within = zip(*(divmod(np.arange(n) - n % side // 2, side) for n in shape[:2]), strict=True)
+    covered = np.logical_and.outer(*((a >= 0) & (a < n) for a, n in zip(at, count, strict=True)))[..., None]
+    rows, columns = np.meshgrid(*(np.clip(a, 0, n - 1) for a, n in zip(at, count, strict=True)), indexing="ij")
+    drawn = _uniform(key, (*count, 1 + shape[2]))[rows, columns]
     turn, sign = drawn[..., 0] < 0.5, _corner(drawn[..., 1:], "linf")
-    heights = _bump(*_turned(turn, i % side, j % side), jnp.asarray(side), side)
-    return _unit(sign * heights[..., None], p, (0, 1, 2))
+    i, j = np.indices((side, side))
+    bump = _bump(i, j, np.ones((side, side), bool), jnp.asarray(side), side, p)
+    heights = bump[_turned(turn, *np.meshgrid(*within, indexing="ij"))]
+    tiles = jnp.where(covered, sign * heights[..., None], 0)
+    return tiles if p == 1 else _unit(tiles, p, (0, 1, 2))
 
 
 def _move_bump(key: Array, unit: Array, side: Array, p: float) -> Array:
     """Algorithm 3: a bump in one square, of the mass that another square gives up and that the ball has left."""
-    grid = unit.shape[:2]
-    at, source_at, turn, signs = jnp.split(_uniform(key, (5 + unit.shape[2],)), [2, 4, 5])
+    grid, channels = unit.shape[:2], unit.shape[2]
+    at, source_at, turn, signs = jnp.split(_uniform(key, (5 + channels,)), [2, 4, 5])
     (to, i, j), (source, _, _) = _window(at, grid, side), _window(source_at, grid, side)
     mass = jnp.abs(unit) ** p
-    left = jnp.maximum(1 - mass.sum(), 0) / unit.shape[2]
+    left = jnp.maximum(1 - mass.sum(), 0) / channels
     given = jnp.where(to | source, mass, 0).sum((0, 1))
-    heights = _bump(*_turned(turn < 0.5, i, j), side, max(grid))[..., None]
-    new, held = (_unit(jnp.where(to, values, 0), p, (0, 1)) for values in (heights, unit))
-    bump = new * _corner(signs, "linf") + held
-    moved = _unit(bump, p, (0, 1)) * (left + given) ** (1 / p)
+    heights = _bump(*_turned(turn < 0.5, i, j), to[..., 0], side, max(grid), p)[..., None]
+    bump = heights * _corner(signs, "linf") + _unit(jnp.where(to, unit, 0), p, (0, 1))
+    moved = _unit(bump, p, (0, 1)) * ((channels if p == 1 else 1) * (left + given)) ** (1 / p)
     return jnp.where(to, moved, jnp.where(source, 0, unit))

@@ -14,6 +14,7 @@ from importlib.metadata import version
 COMMANDS = {
     "train": "train what a config describes",
     "evaluate": "measure trained workdirs: tables, JSON, pictures",
+    "report": "show what workdirs hold: one page, or a table",
     "prepare": "prepare a dataset from its original files",
     "list": "list attacks, configs, datasets, methods, models, perturbations, points or terms",
 }

@@ -2,6 +2,7 @@
 
 robust-jax evaluate runs/digits_standard runs/digits_fgr [--config=FILE] [--config.KEY=VALUE ...]
 
+Evaluations of other attacks, examples, seeds or checkpoints lie side by side, in WORKDIR/evaluations/NAME: --out=NAME.
 Without --config each workdir is measured by the attacks and settings of its own config. Overrides of attacks apply to
 the attacks of --config, or of the first workdir, which then serve all workdirs; data.data_dir, evaluation and attacks
 can be overridden. A workdir that names parts of your own, "my_parts:entropy", is evaluated with --trust=my_parts:
@@ -10,10 +11,14 @@ importing a module runs its code, and a workdir may come from anyone.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from absl import flags, logging
 
-from robust_jax import cli
+from robust_jax import cli, parallel
 from robust_jax.evaluation import evaluate
+from robust_jax.evaluation.page import report
+from robust_jax.files import printable
 from robust_jax.workdir import runs
 
 POSITIONAL = ("workdir",)
@@ -24,6 +29,8 @@ def define(options: flags.FlagValues) -> None:
     """Defines the flags."""
     flags.DEFINE_list("workdir", ["runs/digits_fgr"], "What train wrote; several share pictures.", flag_values=options)
     flags.DEFINE_string("config", "", "A config whose attacks and settings serve all workdirs.", flag_values=options)
+    flags.DEFINE_string("out", None, "The name of the evaluation, by default what it is of.", flag_values=options)
+    flags.DEFINE_bool("report", False, "Also writes report.html, as robust-jax report does.", flag_values=options)
     flags.DEFINE_list("trust", [], "The modules, with commas, that configs may name parts of.", flag_values=options)
 
 
@@ -47,5 +54,8 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
         None if own_attacks else config.attacks,
         **(config.evaluation if options.config else overridden),
         data_dir=config.data.data_dir if "data.data_dir" in paths else None,
+        out=options.out,
         trust=trust,
     )
+    if options.report and parallel.is_main():
+        print(printable(f"Written to {report(workdirs).save(Path(workdirs[0]) / 'report.html')}"))

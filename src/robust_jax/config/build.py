@@ -5,26 +5,38 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, NamedTuple
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from robust_jax import data, models, parallel
 from robust_jax.attacks import ATTACKS
 from robust_jax.attacks.define import about
 from robust_jax.checks import check_attack_name, check_curve, warn_of_radius
 from robust_jax.config import dry_run
+from robust_jax.config.objects import NONE, Objects
 from robust_jax.config.values import number
+from robust_jax.extensions import is_object
+from robust_jax.models.network import LinenNetwork, Network, NNXNetwork
 from robust_jax.options import Range, arguments, check_options, function_of, options_of, with_path
 from robust_jax.spaces.threat_models import Threat, ThreatModel
 
 
-def load_dataset(config: Mapping[str, Any]) -> data.Dataset:
-    """The dataset of a config, its training split cut to ``data.limit``."""
+def load_dataset(config: Mapping[str, Any], objects: Objects = NONE) -> data.Dataset:
+    """The dataset of a config, its training split cut to ``data.limit``.
+
+    Raises:
+      ValueError: what `robust_jax.data.load` raises; a dataset object that is not given.
+    """
     c = config["data"]
-    own = {option: c[option] for option in ("size", "resize", "test")}
-    dataset = data.load(c["name"], c["data_dir"] or None, c["validation"], config["seed"], **own)
+    if objects.dataset is not None:
+        dataset = objects.split(config)
+    elif is_object(c["name"]):
+        raise ValueError(f"data.name={c['name']!r} was a Python object: give it again, in Python, by dataset=...")
+    else:
+        own = {option: c[option] for option in ("size", "resize", "test")}
+        dataset = data.load(c["name"], c["data_dir"] or None, c["validation"], config["seed"], **own)
     if not c["limit"]:
         return dataset
     if not 0 < c["limit"] <= len(dataset.train):
@@ -33,24 +45,52 @@ def load_dataset(config: Mapping[str, Any]) -> data.Dataset:
     return data.Dataset(**{**vars(dataset), "train": dataset.train.subset(np.sort(few))})
 
 
-def create_model(config: Mapping[str, Any], num_classes: int) -> nn.Module:
-    """The model of a config; with ``sync_batch_norm`` its batch statistics are those of all devices."""
+def create_model(
+    config: Mapping[str, Any],
+    num_classes: int,
+    image_shape: tuple[int, ...] | None = None,
+    objects: Objects = NONE,
+) -> Network:
+    """The model of a config; with ``sync_batch_norm`` its batch statistics are those of all devices.
+
+    Raises:
+      ValueError: what `robust_jax.models.create` raises; a model object that is not given.
+    """
     c = config["model"]
+    if objects.network is not None:
+        return objects.network
+    if objects.model is None and is_object(c["name"]):
+        raise ValueError(f"model.name={c['name']!r} was a Python object: give it again, in Python, by model=...")
     options = dict(c["options"])
     if config["sync_batch_norm"]:
         options["batch_norm_axis"] = parallel.AXIS
     return models.create(
-        c["name"], num_classes=num_classes, mean=c["mean"], std=c["std"], dtype=jnp.dtype(c["dtype"]), **options
-    )
+        objects.model or c["name"],
+        num_classes=num_classes, mean=c["mean"], std=c["std"], dtype=jnp.dtype(c["dtype"]), image_shape=image_shape,
+        **options,
+    )  # fmt: skip
 
 
-def init_variables(model: nn.Module, image_shape: tuple[int, ...], seed: int) -> dict[str, Any]:
-    """Initial parameters and statistics, drawn from the seed."""
+def init_variables(model: Network, image_shape: tuple[int, ...], seed: int) -> dict[str, Any]:
+    """Initial parameters and statistics: those that the model came with, or drawn from the seed.
+
+    Raises:
+      ValueError: a model without parameters, or with variables that training does not keep.
+    """
+    if isinstance(model, LinenNetwork | NNXNetwork) and model.held is not None:
+        return models.checked_variables(model.held)
     # It runs once, and XLA's CPU backend takes ten seconds and more to optimise what draws random kernels.
     options = {"xla_backend_optimization_level": 1} if parallel.on_cpu() else None
     init = jax.jit(model.init, compiler_options=options)
-    variables: dict[str, Any] = init(jax.random.key(seed), jnp.zeros((1, *image_shape)))
-    return variables
+    images = jnp.zeros((1, *image_shape))
+    drawn = init(jax.random.key(seed), images)
+    kept = {name: drawn[name] for name in models.COLLECTIONS if drawn.get(name)}
+    try:
+        jax.eval_shape(model.apply, kept, images)
+    except flax.errors.FlaxError:
+        models.checked_variables(drawn)  # says which variables are missing
+        raise
+    return models.checked_variables(kept)
 
 
 class AttackSpec(NamedTuple):

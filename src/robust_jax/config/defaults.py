@@ -42,7 +42,7 @@ RANGES: dict[str, Range] = {
     "schedule.factor": Range(above=0),
     "optimizer.momentum": Range(least=0, below=1),
     "evaluation.batch_size": Range(above=0),
-    **dict.fromkeys([f"evaluation.{key}" for key in ("limit", "checks", "pictures")], Range(least=0)),
+    **dict.fromkeys([f"evaluation.{key}" for key in ("limit", "checks", "pictures", "surfaces")], Range(least=0)),
 }
 
 
@@ -86,7 +86,7 @@ def base(dataset: str = "digits", model: str = "digits_cnn") -> ConfigDict:
             "model": {"name": model, "mean": mean, "std": std, "dtype": "float32", "options": {}},
             "sync_batch_norm": False,  # batch statistics over all devices instead of each device's own
             "optimizer": {
-                "name": "sgd",
+                "name": "sgd",  # any of optax that takes a learning rate, or "module:name"
                 "momentum": 0.9,
                 "nesterov": False,
                 "weight_decay": 0.0,
@@ -95,6 +95,8 @@ def base(dataset: str = "digits", model: str = "digits_cnn") -> ConfigDict:
                 "max_norm": 0.0,  # the largest norm of a unit's incoming weights; 0: no bound
                 # The gradient is taken after a step uphill by this fraction of each layer's norm (AWP); 0: no step.
                 "adversarial_weights": 0.0,
+                # Further arguments of the optimiser, such as dict(b2=0.95) of adamw.
+                "options": {},
                 "ema": 0.0,  # decay of an average of weights and BatchNorm statistics, used to evaluate; 0: none
             },
             "schedule": {
@@ -125,6 +127,7 @@ def base(dataset: str = "digits", model: str = "digits_cnn") -> ConfigDict:
                 "checks": 64,  # the number of images examined for signs of masked gradients; 0: none
                 "signs": (),  # further signs of masked gradients, each "module:name"
                 "pictures": 10,  # the number of examples drawn per attack, at most 10
+                "surfaces": 0,  # the number of examples per attack around which the loss is drawn, at most 10
             },
         },
         convert_dict=True,

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import inspect
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from robust_jax.config.values import number
 from robust_jax.extensions import choose
-from robust_jax.options import NotNegative, Positive, Range
+from robust_jax.options import NotNegative, Positive, Range, function_of
 from robust_jax.options.signatures import checks_arguments
 
-OPTIMIZERS = ("sgd", "adam", "adamw")
 OF_STEP = ("ema", "adversarial_weights")  # keys of a config's optimizer that the training step takes
 _MOST_STEPS = 2**31 - 1
 Momentum = Annotated[float, Range(least=0, below=1)]
@@ -114,31 +117,149 @@ def bound_unit_norms(limit: Positive) -> optax.GradientTransformation:
     return optax.stateless_with_tree_map(project)
 
 
+@functools.cache
+def known_optimizers() -> dict[str, Callable[..., optax.GradientTransformation]]:
+    """The optimisers of optax by name: its functions whose first parameter is the learning rate.
+
+    `make_optimizer` says why a few of them cannot be used, such as "lbfgs", which needs the loss at other weights.
+
+    Example::
+
+        known_optimizers()["lion"] is optax.lion
+    """
+    kinds = (types.FunctionType, functools.partial)
+    functions = {name: value for name, value in vars(optax).items() if isinstance(value, kinds)}
+    return {
+        name: function
+        for name, function in sorted(functions.items())
+        if not name.startswith(("_", "scale_by_"))
+        and next(iter(inspect.signature(function).parameters), "") == "learning_rate"
+    }
+
+
 @checks_arguments
 def make_optimizer(
     schedule: optax.Schedule, *, name: str, momentum: Momentum, nesterov: bool, weight_decay: NotNegative,
-    decay_batch_norm: bool, clip_norm: NotNegative, max_norm: NotNegative = 0.0,
+    decay_batch_norm: bool, clip_norm: NotNegative, max_norm: NotNegative = 0.0, options: Mapping[str, Any] = {},
 ) -> optax.GradientTransformation:  # fmt: skip
-    """SGD with momentum, Adam or AdamW.
+    """An optimiser of optax, or of your own, with clipping before it and a bound of norms after it.
 
-    Weight decay is coupled, ``g + weight_decay * θ`` before momentum or Adam's moments, as in torch.optim.SGD;
-    "adamw" decouples it (Loshchilov & Hutter 2019). ``clip_norm`` > 0 first clips the global gradient norm, and
-    ``max_norm`` > 0 last bounds the norm of every unit's incoming weights (`bound_unit_norms`).
+    Weight decay is coupled, ``g + weight_decay * θ`` before momentum or Adam's moments, as in torch.optim.SGD, unless
+    the optimiser has a parameter ``weight_decay``, as "adamw" and "lion" do: then it is the optimiser's own, decoupled
+    in these (Loshchilov & Hutter 2019). ``clip_norm`` > 0 first clips the global gradient norm, and ``max_norm`` > 0
+    last bounds the norm of every unit's incoming weights (`bound_unit_norms`).
+
+    Args:
+      schedule: step -> learning rate.
+      name: one of `known_optimizers`, or ``"module:name"`` of a function ``(learning_rate, **options) ->
+        GradientTransformation``, such as "optax.contrib:muon".
+      momentum: of "sgd"; other optimisers take theirs from ``options``.
+      nesterov: of "sgd", likewise.
+      weight_decay: its coefficient.
+      decay_batch_norm: whether the scales and biases of BatchNorm decay too.
+      clip_norm: the largest global norm of the gradient; 0 for none.
+      max_norm: the largest norm of a unit's incoming weights; 0 for none.
+      options: further arguments of the optimiser's function, such as ``dict(b1=0.95)``.
 
     Raises:
-      ValueError: an unknown name, or a negative ``max_norm``.
+      ValueError: an unknown name or option, an optimiser that needs more than gradients, or a negative ``max_norm``.
+
+    Example::
+
+        make_optimizer(
+            optax.constant_schedule(1e-4), name="lion", momentum=0.0, nesterov=False, weight_decay=0.1,
+            decay_batch_norm=False, clip_norm=1.0, options={"b2": 0.98},
+        )
     """
-    choose("optimizer.name", name, OPTIMIZERS)
+    function = function_of("optimizer.name", name, known_optimizers())
+    parameters = _parameters_of(name, function)
+    _check_own_options(name, parameters, options)
+    given = {option: number(value) for option, value in options.items()}
+    if function is optax.sgd:
+        given |= {"momentum": momentum or None, "nesterov": nesterov}
     mask = None if decay_batch_norm else decayed
     parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
-    if weight_decay and name != "adamw":
+    if "weight_decay" in parameters:
+        given |= {"weight_decay": weight_decay} | _mask_option(name, parameters, mask, weight_decay)
+    elif weight_decay:
         parts.append(optax.add_decayed_weights(weight_decay, mask))
-    if name == "adamw":
-        parts.append(optax.adamw(schedule, weight_decay=weight_decay, mask=mask))
-    elif name == "adam":
-        parts.append(optax.adam(schedule))
-    else:
-        parts.append(optax.sgd(schedule, momentum or None, nesterov=nesterov))
+    parts.append(_checked_optimizer(name, function, {"learning_rate": schedule} | given))
     if max_norm:
         parts.append(bound_unit_norms(max_norm))
     return optax.chain(*parts)
+
+
+_MASKS = ("mask", "weight_decay_mask")
+# Parameters of an optimiser that keys of a config give, and these keys.
+_ELSEWHERE = {
+    "learning_rate": "schedule.learning_rate",
+    "weight_decay": "optimizer.weight_decay",
+    **dict.fromkeys(_MASKS, "optimizer.decay_batch_norm"),
+}
+_OF_SGD = {name: f"optimizer.{name}" for name in ("momentum", "nesterov")}
+
+
+def _parameters_of(name: str, function: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of an optimiser's parameters.
+
+    Raises:
+      ValueError: none of them is the learning rate.
+    """
+    parameters = tuple(inspect.signature(function).parameters)
+    if "learning_rate" not in parameters:
+        raise ValueError(
+            f"optimizer.name={name!r} has no parameter learning_rate: name a function (learning_rate, **options) -> "
+            f"optax.GradientTransformation."
+        )
+    return parameters
+
+
+def _check_own_options(name: str, parameters: Sequence[str], options: Mapping[str, Any]) -> None:
+    """Raises ValueError for an option that is no parameter of the optimiser, or that another key of a config gives."""
+    elsewhere = _ELSEWHERE | (_OF_SGD if name == "sgd" else {})
+    for option in options:
+        if option in elsewhere and option in parameters:
+            raise ValueError(f"optimizer.options.{option}: set {elsewhere[option]} instead.")
+        choose(f"optimizer.options (of {name})", option, set(parameters) - set(elsewhere))
+
+
+def _mask_option(name: str, parameters: Sequence[str], mask: Any, weight_decay: float) -> dict[str, Any]:
+    """The mask of the parameters that decay, as the optimiser's own argument.
+
+    Raises:
+      ValueError: the optimiser takes none, and one is wanted.
+    """
+    found = [parameter for parameter in _MASKS if parameter in parameters]
+    if mask is not None and weight_decay and not found:
+        raise ValueError(
+            f"optimizer.decay_batch_norm=False: {name} takes no mask of what decays; set it to True, or "
+            f"optimizer.weight_decay to 0."
+        )
+    return {found[0]: mask} if found else {}
+
+
+def _checked_optimizer(
+    name: str, function: Callable[..., Any], given: Mapping[str, Any]
+) -> optax.GradientTransformation:
+    """The optimiser, after one update on shapes alone.
+
+    Raises:
+      ValueError: it cannot be made, or an update needs more than gradients and weights.
+    """
+    params = {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}
+    refused = f"optimizer.name={name!r} with {dict(given) | {'learning_rate': '...'}} cannot train here"
+    try:
+        optimizer = function(**given)
+        state = jax.eval_shape(optimizer.init, params)
+        jax.eval_shape(optimizer.update, params, state, params)
+    except Exception as error:  # whichever a function of optax or of the user's own raises
+        raise ValueError(f"{refused}: {type(error).__name__}: {error}") from error
+    if any(map(_is_schedule_free, jax.tree.leaves(state, is_leaf=_is_schedule_free))):
+        raise ValueError(f"{refused}: it evaluates other weights than those that it updates.")
+    if any(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in jax.tree.leaves(state)):
+        raise ValueError(f"{refused}: its state holds a random key, which no checkpoint can store.")
+    return optimizer
+
+
+def _is_schedule_free(part: Any) -> bool:
+    return isinstance(part, optax.contrib.ScheduleFreeState)

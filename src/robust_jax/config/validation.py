@@ -33,7 +33,7 @@ from robust_jax.config.optimizers import OF_STEP, make_optimizer, make_schedule
 from robust_jax.config.values import number
 from robust_jax.data.augment import augment, resize_images
 from robust_jax.data.known import IMAGE_SHAPES
-from robust_jax.extensions import FILES, check_name, choose, find
+from robust_jax.extensions import FILES, check_name, choose, find, is_object
 from robust_jax.models import MODELS
 from robust_jax.objectives.objective import make_objective
 from robust_jax.objectives.points import POINTS
@@ -128,7 +128,8 @@ def check(config: Mapping[str, Any]) -> None:
     _check_values(config)
     shape, classes = nominal_shape(config)
     # `create_model` is called again before training, then with the axis of sync_batch_norm.
-    create_model({**config, "sync_batch_norm": False}, classes)
+    if not is_object(config["model"]["name"]):
+        create_model({**config, "sync_batch_norm": False}, classes, shape)
     for name, spec in config["attacks"].items():
         dry_run.ignoring_libraries(check_attack, f"attacks.{name}", spec, shape, classes)
     make_objective(config["points"], config["terms"])
@@ -196,11 +197,12 @@ def _check_values(config: Mapping[str, Any]) -> None:
         if not isinstance(_at(config, path), tuple | list):
             raise ValueError(f"{path}={_at(config, path)!r}: give a tuple.")
     dataset = config["data"]["name"]
-    if not dataset.strip() or ".." in dataset and dataset.partition(":")[0] not in FILES:
+    if not is_object(dataset) and (not dataset.strip() or ".." in dataset and dataset.partition(":")[0] not in FILES):
         raise ValueError(f"data.name={dataset!r} is no name of a dataset.")
     if not all(isinstance(name, str) for name in config["model"]["options"]):
         raise ValueError(f"model.options={config['model']['options']!r}: give names of the model's fields.")
-    find("model.name", config["model"]["name"], MODELS)
+    if not is_object(config["model"]["name"]):
+        find("model.name", config["model"]["name"], MODELS)
     choose("select_by", config["select_by"], ("clean", *config["attacks"]))
     schedule = make_schedule(**config["schedule"], epochs=config["epochs"], steps_per_epoch=100)
     _check_images(config)

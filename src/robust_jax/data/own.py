@@ -8,6 +8,7 @@ Each function makes one split, a `Source`; `dataset` makes a `Dataset` of one or
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from robust_jax.data import pixels
 from robust_jax.data.parts import Dataset, of_parts, split_off
 from robust_jax.data.sources import Source
+from robust_jax.options.hints import described
 
 
 def from_arrays(
@@ -38,6 +40,10 @@ def from_arrays(
     Raises:
       ValueError: other arrays, a single class, a label out of range.
     """
+    if (isinstance(images, list | tuple) and images) or getattr(images, "dtype", None) == np.dtype(object):
+        way_out = "give pairs to data.from_iterable(zip(images, labels), size=...)"
+        pixels.one_shape(((f"{name}[{i}]", np.shape(image)) for i, image in enumerate(images)), way_out)
+        images = [np.asarray(image) for image in images]
     images, labels = np.asarray(images), np.asarray(labels)
     images = pixels.as_bytes(f"{name}: images", images)
     images = images[..., None] if images.ndim == 3 else images
@@ -61,14 +67,14 @@ def from_iterable(
     class_names: Sequence[str] | None = None,
     name: str = "train",
 ) -> Source:
-    """A split of pairs (image, label), such as a generator yields; all are read at once, into memory.
+    """A split of pairs (image, label), such as a generator yields; all are read at once, and kept in memory as resized.
 
     The images are grey if none of them has colour, RGB otherwise.
 
     Args:
       pairs: image: PIL's, or an array or tensor ``[H, W]``, ``[H, W, C]`` or ``[C, H, W]``, uint8 or floats in [0, 1];
         label: a whole number.
-      size: the height and width of the result; 0 if all have one size.
+      size: the height and width to which images of any sizes are brought; 0 if all have one size.
       resize: "crop", "stretch" or "pad", see `robust_jax.data.pixels.resized`.
       num_classes: see `from_arrays`.
       class_names: one per class.
@@ -77,18 +83,25 @@ def from_iterable(
     Raises:
       ValueError: no pairs, sizes that differ, and what `from_arrays` raises; names the pair.
     """
-    pictures, labels = [], []
+    arrays, labels = [], []
     for i, pair in enumerate(pairs):
         if not (isinstance(pair, tuple | list) and len(pair) == 2):
             raise ValueError(f"{name}[{i}] is a {type(pair).__name__}: give pairs (image, label).")
-        pictures.append(pixels.as_picture(f"{name}[{i}]", pair[0]))
+        picture = pixels.as_picture(f"{name}[{i}]", pair[0])
+        grey = pixels.is_grey(f"{name}[{i}]", picture)
+        arrays.append(pixels.decoded(picture, 1 if grey else 3, size, resize))
         labels.append(_label(f"{name}[{i}]", pair[1]))
-    if not pictures:
+    if not arrays:
         raise ValueError(f"{name} is empty: it has no pairs (image, label).")
-    grey = [pixels.is_grey(f"{name}[{i}]", picture) for i, picture in enumerate(pictures)]
-    arrays = [pixels.decoded(picture, 1 if all(grey) else 3, size, resize) for picture in pictures]
-    pixels.one_shape((f"{name}[{i}]", array.shape[:2]) for i, array in enumerate(arrays))
-    return from_arrays(np.stack(arrays), labels, num_classes=num_classes, class_names=class_names, name=name)
+    pixels.one_shape(((f"{name}[{i}]", array.shape[:2]) for i, array in enumerate(arrays)), "give size=")
+    channels = max(array.shape[2] for array in arrays)
+    return from_arrays(
+        np.stack([np.broadcast_to(array, (*array.shape[:2], channels)) for array in arrays]),
+        labels,
+        num_classes=num_classes,
+        class_names=class_names,
+        name=name,
+    )
 
 
 def from_torch(dataset: Any, **options: Any) -> Source:
@@ -182,6 +195,63 @@ def dataset(
                 f"{list(other.image_shape)} of {other.num_classes}: all need one shape and one set of classes."
             )
     return of_parts(first, held_out, tested, name=name, validation=fraction, seed=seed)
+
+
+def splits_of(given: Any) -> Dataset | tuple[Source, ...]:
+    """What `robust_jax.train` may be given as its images, as a dataset or as its splits.
+
+    Args:
+      given: a `Dataset`; a split, which is a `Source` or a pair (images, labels) of arrays; or a tuple of two or three
+        splits: (train, test) or (train, validation, test).
+
+    Returns:
+      The dataset, or one to three sources.
+
+    Raises:
+      ValueError: anything else, and what `from_arrays` raises.
+    """
+    if isinstance(given, Dataset | Source):
+        return given if isinstance(given, Dataset) else (given,)
+    parts = given if isinstance(given, tuple | list) else ()
+    if len(parts) in (1, 2, 3) and all(isinstance(part, Source) or _is_pair(part) for part in parts):
+        names = {1: ("train",), 2: ("train", "test"), 3: ("train", "validation", "test")}[len(parts)]
+        return _sources(parts, names)
+    if _is_pair(given):
+        return _sources((given,), ("train",))
+    raise ValueError(
+        f"dataset is {described(given)}: give a robust_jax.data.Dataset, a split, or (train, test) or (train, "
+        f"validation, test) of splits. A split is what data.from_arrays, from_iterable, from_torch or "
+        f"from_huggingface returns, or a pair (images, labels) of arrays."
+    )
+
+
+def _is_pair(part: Any) -> bool:
+    """Whether something is (images, labels): of arrays, not of further pairs or sources."""
+    inner = (Source, tuple)
+    return isinstance(part, tuple | list) and len(part) == 2 and not any(isinstance(each, inner) for each in part)
+
+
+def _sources(parts: Sequence[Any], names: Sequence[str]) -> tuple[Source, ...]:
+    """The splits, of which those given as arrays have the classes of the first."""
+    first = parts[0] if isinstance(parts[0], Source) else from_arrays(*parts[0])
+    rest = [part if isinstance(part, Source)
+            else from_arrays(*part, num_classes=first.num_classes, class_names=first.class_names, name=name)
+            for part, name in zip(parts[1:], names[1:], strict=True)]  # fmt: skip
+    return (first, *rest)
+
+
+def fingerprint(splits: Dataset | Sequence[Source]) -> str:
+    """Eight hexadecimal digits of the splits' sizes, shapes, class names, and 64 examples of each."""
+    sources = (splits.train, splits.validation, splits.test) if isinstance(splits, Dataset) else splits
+    checksum = 0
+    for source in sources:
+        facts = repr((len(source), source.image_shape, source.num_classes, source.class_names))
+        checksum = zlib.crc32(facts.encode(), checksum)
+        if len(source):
+            batch = source.take(np.unique(np.linspace(0, len(source) - 1, 64).astype(int)))
+            for name in ("image", "label", "id"):
+                checksum = zlib.crc32(np.ascontiguousarray(batch[name]).tobytes(), checksum)
+    return f"{checksum:08x}"
 
 
 def statistics(source: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -107,19 +107,21 @@ def as_bytes(what: Any, array: np.ndarray) -> np.ndarray:
     return np.rint(255 * array).astype(np.uint8) if floats else array.astype(np.uint8)
 
 
-def one_shape(named: Iterable[tuple[Any, tuple[int, int]]]) -> tuple[int, int]:
-    """The size that all pictures have, of pairs (name, size).
+def one_shape(named: Iterable[tuple[Any, tuple[int, ...]]], way_out: str = "give data.size") -> tuple[int, ...]:
+    """The height and width that all pictures have, of pairs (name, (height, width)).
 
     Raises:
-      ValueError: two sizes; names the first picture of each, and the way out.
+      ValueError: several sizes; lists them with how often they occur and the first picture of each, and the way out.
     """
-    first: tuple[Any, tuple[int, int]] | None = None
+    found: dict[tuple[int, ...], list[Any]] = {}
     for name, size in named:
-        first = first or (name, size)
-        if size != first[1]:
-            raise ValueError(
-                f"{name} is {size[0]}x{size[1]} and {first[0]} {first[1][0]}x{first[1][1]}: give data.size, to which "
-                f"all are brought as data.resize says."
-            )
-    assert first is not None
-    return first[1]
+        found.setdefault(tuple(size), [0, name])[0] += 1
+    if len(found) > 1:
+        common = sorted(found.items(), key=lambda item: -item[1][0])
+        shown = [f"{'x'.join(map(str, size))} ({count}, as {name})" for size, (count, name) in common[:4]]
+        more = f", and {len(found) - 4} more" if len(found) > 4 else ""
+        raise ValueError(
+            f"the images have {len(found)} sizes, height x width: {', '.join(shown)}{more}. To bring all to one, "
+            f"{way_out}; resize says how: crop, stretch or pad."
+        )
+    return next(iter(found))

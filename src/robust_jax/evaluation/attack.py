@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 from robust_jax.attacks.define import about
 from robust_jax.checks import check_curve, check_function
+from robust_jax.files import plain
 from robust_jax.options import check_call
+from robust_jax.spaces import threat_models
 from robust_jax.spaces.threat_models import ThreatModel
 
 
@@ -97,6 +99,16 @@ class Attack:
     def multiples(self) -> list[float]:
         """The multiples of the radius at which the attack runs, in increasing order; 1 is one of them, 0 is not."""
         return sorted({1.0, *map(float, self.curve)} - {0.0})
+
+    def described_threat(self) -> dict[str, Any]:
+        """The threat model in the form that JSON has for it."""
+        space = self.threat.perturbation
+        return {
+            "perturbation": space.name,
+            "norm": plain(self.threat.norm),
+            "radius": plain(self.threat.radius),
+            "unit": threat_models.unit(self.threat),
+        }
 
     def all_settings(self) -> dict[str, Any]:
         """The settings with the function's defaults filled in: what runs, for the report."""

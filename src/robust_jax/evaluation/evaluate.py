@@ -3,11 +3,16 @@
 `evaluate(["/tmp/standard", "/tmp/fgr"])` restores each model, attacks it, prints one table, and
 leaves
 
-    DIR/evaluation.json        every number with its interval, settings, versions and warnings
-    DIR/per_example.npz        what each attack did to each example
-    DIR/adversarial_NAME.png   examples of each attack
-    FIRST/robustness_NAME.png  robust accuracy against the radius, all workdirs in one chart
-    FIRST/trade_off.png        robust against clean accuracy, if the workdirs' configs differ in one key
+    DIR/evaluations/NAME/evaluation.json         every number with its interval, settings, versions and warnings
+    DIR/evaluations/NAME/per_example.npz         what each attack did to each example
+    DIR/evaluations/NAME/adversarial_ATTACK.png  examples of each attack
+    DIR/evaluations/NAME/loss_surface_ATTACK.png the loss around them, if `surfaces` asks for it; and gradients.png
+    DIR/evaluations/NAME/robustness_ATTACK.png   robust accuracy against the radius
+    FIRST/robustness_ATTACK.png                  robust accuracy against the radius, all workdirs in one chart
+    FIRST/trade_off.png                          robust against clean accuracy, if the configs differ in one key
+
+Evaluations that differ in their attacks, examples, seed or checkpoint lie side by side: none replaces another. NAME
+says what is not as the workdir's config says, "test-first_100-seed_3"; it is "test" if everything is.
 
 An interrupted evaluation continues after the last attack that finished, if nothing that its numbers depend on has
 changed. `robust_jax.evaluation.measure` measures one workdir; `robust_jax.robustness` does the measuring itself and
@@ -19,11 +24,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from robust_jax.extensions import choose
 from robust_jax.files import folder_name
 from robust_jax.options.signatures import checks_arguments
+
+if TYPE_CHECKING:
+    from robust_jax.evaluation.attack import Attack
+    from robust_jax.evaluation.settings import Settings
+    from robust_jax.evaluation.stored import Place
+    from robust_jax.workdir.runs import Trained
 
 
 @checks_arguments
@@ -40,9 +51,13 @@ def evaluate(
     worst_case_only: bool | None = None,
     checks: int | None = None,
     pictures: int | None = None,
+    surfaces: int | None = None,
     signs: Sequence[str] | None = None,
+    out: str | None = None,
     progress: bool = True,
     trust: Sequence[str] = (),
+    dataset: Any = None,
+    model: Any = None,
 ) -> dict[str, dict[str, Any]]:
     """Clean and attacked accuracy of trained work directories, on screen and in their folders.
 
@@ -65,24 +80,33 @@ def evaluate(
       checks: the number of images on which further signs of masked gradients are looked for, see
         `robust_jax.evaluation.masking.probe`; 0: none.
       pictures: the number of examples of each attack that are drawn, at most 10; 0: none.
+      surfaces: the number of examples of each attack, at most 10, around which the loss is drawn, in the direction of
+        the attack and a random one, and whose gradients are drawn; 0: none. Costs 625 forward passes per example.
       signs: your own signs of masked gradients, by their names ``"module:name"``, see
         `robust_jax.evaluation.signs.define`.
+      out: the name of the evaluation, which becomes a folder in ``WORKDIR/evaluations``; by default it is made from
+        what is evaluated. The same evaluation replaces its own files.
       progress: whether to show a progress bar, on a terminal or in a notebook.
       trust: modules whose parts the workdirs may name, such as ``("my_parts",)`` for ``kind="my_parts:entropy"``:
         importing a module runs its code, and a workdir may come from anyone. It also holds for the workdirs of the
         models that transfer attacks attack. Parts that this call names need no trust.
+      dataset: the object that `robust_jax.train` was given, if it was; for those of the workdirs that need it.
+      model: likewise.
 
     Returns:
-      Workdir -> the content of its `evaluation.json`.
+      Workdir -> the content of its `evaluation.json`, whose ``name`` is the evaluation's, and whose ``identity`` is
+      what distinguishes it from others.
 
     Raises:
       ValueError: no workdir, one without config or checkpoint, or whose config names a part of a module that is not
-        trusted; an unknown split, attack or sign.
+        trusted; an unknown split, attack or sign; an ``out`` that is no name, or that of another evaluation.
     """
     # Loads drawing, data and checkpoints, which `import robust_jax.evaluation` should not.
     from robust_jax import parallel
-    from robust_jax.evaluation import outcome_cache, report
-    from robust_jax.evaluation.measure import Settings, chosen_attacks, measure
+    from robust_jax.config.objects import Objects
+    from robust_jax.evaluation import outcome_cache, report, stored
+    from robust_jax.evaluation.measure import chosen_attacks, measure
+    from robust_jax.evaluation.settings import Settings
     from robust_jax.workdir import runs
     from robust_jax.workdir.checkpoints import KINDS
     from robust_jax.workdir.folder import explained
@@ -95,23 +119,51 @@ def evaluate(
         raise ValueError("evaluate got no workdir: give at least one folder that train.py wrote")
     given: dict[str, Any] = {
         "split": split, "limit": limit, "batch_size": batch_size, "seed": seed, "worst_case_only": worst_case_only,
-        "checks": checks, "pictures": pictures, "signs": signs,
+        "checks": checks, "pictures": pictures, "surfaces": surfaces, "signs": signs,
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     Settings(**given)  # what the call says is checked before anything is loaded
-    for folder in folders:
-        runs.read_config(folder, trust)  # a mistake in the last one is not found after hours
+    if out is not None:
+        stored.check_name(out)
+    objects = Objects.of(dataset, model)
+    # A mistake in the last one is not found after hours.
+    needed = runs.objects_needed({folder: runs.read_config(folder, trust) for folder in folders}, objects)
     reports: dict[str, dict[str, Any]] = {}
-    configs = []
+    configs, prints = [], []
     for folder in folders:
-        restored = runs.load(folder, checkpoint, data_dir, trust)
+        restored = runs.restored(folder, checkpoint, data_dir, trust, needed[folder])
         settings = Settings.of(restored.config, given)
-        chosen = chosen_attacks(restored.config.attacks if attacks is None else attacks, data_dir, trust)
+        chosen = chosen_attacks(restored.config.attacks if attacks is None else attacks, data_dir, trust, objects)
+        place = _place(folder, restored, chosen, settings, out, checkpoint, attacks is None)
         with explained(folder, "Attacks that finished are kept in evaluation_unfinished if that could be written"):
-            reports[str(folder)] = measure(folder, restored, chosen, settings, progress)
+            measured = measure(place, restored, chosen, settings, progress)
+        reports[str(folder)] = measured.report
         configs.append(restored.config)
+        prints.append(measured.prints)
     if parallel.is_main():
-        for folder in folders:
-            outcome_cache.clear(folder)
+        for folder, kept in zip(folders, prints, strict=True):
+            outcome_cache.clear(folder, kept)
         report.compare(reports, runs.swept(configs))
     return reports
+
+
+def _place(
+    workdir: Path,
+    restored: Trained,
+    attacks: Mapping[str, Attack],
+    settings: Settings,
+    out: str | None,
+    checkpoint: str | None,
+    own_attacks: bool,
+) -> Place:
+    """Where an evaluation goes."""
+    from robust_jax.evaluation import naming
+    from robust_jax.evaluation.measure import examples
+    from robust_jax.evaluation.stored import Place
+
+    source, n = examples(restored, settings)
+    identity = naming.identity_of(settings, attacks, n, restored.variables, restored.step)
+    if out is not None:
+        return Place(workdir, identity, (out,), is_given=True)
+    names = naming.names_of(identity, settings, restored.config, len(source), checkpoint, own_attacks)
+    return Place(workdir, identity, names)

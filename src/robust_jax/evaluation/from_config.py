@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from robust_jax import parallel
 from robust_jax.config.build import build_attack
+from robust_jax.config.objects import NONE, Objects
 from robust_jax.evaluation.attack import Attack, Source
 from robust_jax.options import with_path
 from robust_jax.options.signatures import checks_arguments
@@ -15,7 +15,13 @@ from robust_jax.workdir import runs
 
 
 @checks_arguments
-def attack_from(name: str, spec: Mapping[str, Any], data_dir: str | None = None, trust: Sequence[str] = ()) -> Attack:
+def attack_from(
+    name: str,
+    spec: Mapping[str, Any],
+    data_dir: str | None = None,
+    trust: Sequence[str] = (),
+    objects: Objects = NONE,
+) -> Attack:
     """An `Attack` from its entry in a config.
 
     Args:
@@ -26,6 +32,7 @@ def attack_from(name: str, spec: Mapping[str, Any], data_dir: str | None = None,
         then sees the adversarial images: a transfer attack.
       data_dir: of the prepared datasets, for the source; default: as its config says.
       trust: the modules from which the config of the source may name parts, see `robust_jax.workdir.runs.read_config`.
+      objects: the dataset and the model that the source was trained with, if they were objects.
 
     Raises:
       ValueError: an unknown kind, loss or option, no radius, or a source that is no workdir; valid choices are listed.
@@ -34,7 +41,8 @@ def attack_from(name: str, spec: Mapping[str, Any], data_dir: str | None = None,
     built = build_attack(path, spec)
     source = None
     if built.source:
-        trained = runs.load(Path(built.source), "best", data_dir, trust)
+        needed = runs.objects_for(runs.read_config(built.source, trust), objects)
+        trained = runs.restored(built.source, "best", data_dir, trust, needed)
         source = Source(str(built.source), parallel.everywhere(trained.logits_fn))
     attack: Attack = with_path(path, Attack, built.function, built.threat, built.settings, built.curve, source)
     return attack

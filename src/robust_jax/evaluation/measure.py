@@ -1,4 +1,4 @@
-"""Measures one trained work directory, and leaves the results in it."""
+"""Measures one trained work directory, and leaves the results in one of its evaluations."""
 
 from __future__ import annotations
 
@@ -9,89 +9,37 @@ import zlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 from tqdm.auto import tqdm
 
 from robust_jax import models, parallel
 from robust_jax.attacks.define import Problem, cost_of
 from robust_jax.checks import check_attack_names
-from robust_jax.config.defaults import RANGES, SPLITS
+from robust_jax.config.objects import NONE, Objects
 from robust_jax.data.batches import Batches
+from robust_jax.data.sources import Source
 from robust_jax.evaluation import masking, outcome_cache, report
 from robust_jax.evaluation.attack import Attack
 from robust_jax.evaluation.from_config import attack_from
 from robust_jax.evaluation.outcomes import PerExample
 from robust_jax.evaluation.robustness import robustness
+from robust_jax.evaluation.settings import Settings
+from robust_jax.evaluation.stored import FOLDER, Place
 from robust_jax.evaluation.summary import summarise
-from robust_jax.extensions import choose
-from robust_jax.files import refuse_other
 from robust_jax.options import shown
 from robust_jax.workdir.folder import try_to_write
 from robust_jax.workdir.runs import Trained
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How a workdir is measured: ``config.evaluation``, the seed and the precision.
-
-    Attributes:
-      split: "test", "validation" or "train".
-      limit: the number of examples, the first ones of the split; 0: all.
-      batch_size: examples at a time.
-      worst_case_only: whether each attack sees only what those before it have not broken.
-      checks: the number of images on which signs of masked gradients are looked for; 0: only by `masking.glance`.
-      pictures: the number of examples drawn per attack; 0: none.
-      signs: the user's own signs of masked gradients, ``"module:name"``.
-      seed: of the attacks.
-      precision: of matrix products.
-
-    Raises:
-      ValueError: an unknown split or sign, or a number out of range.
-    """
-
-    split: str = "test"
-    limit: int = 0
-    batch_size: int = 250
-    worst_case_only: bool = False
-    checks: int = 64
-    pictures: int = 10
-    signs: tuple[str, ...] = ()
-    seed: int = 0
-    precision: str = "float32"
-
-    def __post_init__(self) -> None:
-        choose("split", self.split, SPLITS)
-        for name, least, meaning in (
-            ("seed", 0, "it numbers the random draws"), ("limit", 0, "0 for all examples"),
-            ("checks", 0, "0 for none"), ("pictures", 0, "0 for none"),
-            ("batch_size", 1, "the number of examples at a time"),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | np.integer):
-                raise ValueError(f"{name}={value!r} must be a whole number: {meaning}.")
-            if value < least:
-                raise ValueError(f"{name}={value} must be at least {least}: {meaning}.")
-        RANGES["seed"].check("seed", self.seed)
-        if not isinstance(self.signs, Sequence):
-            raise ValueError(f"signs={self.signs!r}: give a tuple of names 'module:name'.")
-        masking.find(self.signs)
-
-    @classmethod
-    def of(cls, config: ConfigDict, given: Mapping[str, Any]) -> Settings:
-        """The settings of a workdir's config, replaced by those given in the call of `evaluate`."""
-        own = {field.name: config.evaluation[field.name] for field in dataclasses.fields(cls)
-               if field.name in config.evaluation}  # fmt: skip
-        own |= {"seed": int(config.seed), "precision": config.get("precision", "float32")}
-        return cls(**(own | dict(given)))
-
-
 def chosen_attacks(
-    attacks: Mapping[str, Attack | Mapping[str, Any]], data_dir: str | None = None, trust: Sequence[str] = ()
+    attacks: Mapping[str, Attack | Mapping[str, Any]],
+    data_dir: str | None = None,
+    trust: Sequence[str] = (),
+    objects: Objects = NONE,
 ) -> dict[str, Attack]:
     """The attacks, those in the form of a config built, see `attack_from`.
 
@@ -103,39 +51,53 @@ def chosen_attacks(
         if not isinstance(given, Attack) and not hasattr(given, "items"):
             raise ValueError(f"attacks.{name} is {given!r}: give Attack(function, threat, settings) or dict(kind=...).")
     return {
-        name: given if isinstance(given, Attack) else attack_from(name, given, data_dir, trust)
+        name: given if isinstance(given, Attack) else attack_from(name, given, data_dir, trust, objects)
         for name, given in attacks.items()
     }
 
 
+class Measured(NamedTuple):
+    """What was measured of a workdir.
+
+    Attributes:
+      report: the content of `evaluation.json`.
+      prints: the fingerprints of the attacks, by which outcomes are kept, see `outcome_cache`.
+    """
+
+    report: dict[str, Any]
+    prints: dict[str, str]
+
+
+def examples(restored: Trained, settings: Settings) -> tuple[Source, int]:
+    """The split that is evaluated, and the number of its examples."""
+    source = getattr(restored.dataset, settings.split)
+    return source, min(settings.limit or len(source), len(source))
+
+
 def measure(
-    workdir: Path,
+    place: Place,
     restored: Trained,
     attacks: Mapping[str, Attack],
     settings: Settings,
     progress: bool = True,
-) -> dict[str, Any]:
-    """Measures one workdir and writes its files.
+) -> Measured:
+    """Measures one workdir and writes the files of the evaluation.
 
     Args:
-      workdir: where the files go.
+      place: where the files go.
       restored: its config, model, variables, dataset and step.
       attacks: NAME -> attack.
       settings: how to measure.
       progress: whether to show a progress bar, on a terminal or in a notebook.
 
-    Returns:
-      The content of `evaluation.json`.
-
     Raises:
-      ValueError: a folder where the results are to be written.
+      ValueError: a folder where the results are to be written; a name that is taken by another evaluation.
       OSError: the workdir cannot be written.
     """
-    for name in report.FILES if parallel.is_main() else ():
-        refuse_other(workdir / name)
-        try_to_write(workdir, f".{name}.probe")
-    source = getattr(restored.dataset, settings.split)
-    n = min(settings.limit or len(source), len(source))
+    workdir = place.workdir
+    if parallel.is_main():
+        _prepare(place)
+    source, n = examples(restored, settings)
     batches = partial(Batches, source, resize=restored.config.data.get("eval_resize", 0))
     passes = 1 + sum(1 if settings.worst_case_only else len(attack.multiples()) for attack in attacks.values())
     bars = progress and shown.has_bars()
@@ -168,10 +130,23 @@ def measure(
         "precision": settings.precision,
         "versions": versions(),
         "seed": settings.seed,
+        "identity": dict(place.identity),
     }
-    if parallel.is_main():
-        report.write(workdir, summary, measured, settings.pictures)
-    return summary
+
+    def write(folder: Path, name: str) -> None:
+        report.write(folder, summary | {"name": name}, measured, settings.pictures, workdir.name, settings.surfaces)
+
+    name = place.keep(write) if parallel.is_main() else place.names[0]
+    return Measured(summary | {"name": name}, prints)
+
+
+def _prepare(place: Place) -> None:
+    """Makes the folder of the evaluations, so that what is in the way is told before anything is measured."""
+    name, folder = place.name(), place.workdir / FOLDER
+    folder.mkdir(exist_ok=True)
+    for path in (folder, folder / name):
+        if path.exists():
+            try_to_write(path)
 
 
 def _fingerprints(restored: Trained, attacks: Mapping[str, Attack], settings: Settings, n: int) -> dict[str, str]:

@@ -14,8 +14,8 @@ import io
 import json
 import os
 import shutil
-import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,12 @@ from absl import logging
 
 from robust_jax.attacks import ATTACKS
 from robust_jax.evaluation.attack import Attack
+from robust_jax.evaluation.identity import checksum
 from robust_jax.evaluation.outcomes import Outcome
 from robust_jax.files import plain, read_arrays, refuse_link, write_atomically
 from robust_jax.losses import LOSSES
 from robust_jax.models import BoundModel
+from robust_jax.models.network import code_of
 from robust_jax.spaces.registry import built_in
 
 # The arrays of an outcome, one entry per example, with the kinds of their types: bool, int, float.
@@ -49,15 +51,14 @@ def fingerprints(attacks: Mapping[str, Attack], variables: Any, rest: Any, in_tu
       rest: everything else that outcomes depend on.
       in_turn: whether an outcome depends on the attacks before it.
     """
-    code = max(file.stat().st_mtime_ns for file in PACKAGE.rglob("*.py"))
-    common: list[Any] = [_checksum(variables), code, plain(rest), in_turn]
+    common: list[Any] = [checksum(variables), _newest_code(), plain(rest), in_turn]
     prints: dict[str, str] = {}
     for name, attack in attacks.items():
         if _is_built_in(attack):
             threat = attack.threat.perturbation.name, attack.threat.norm, attack.threat.radius
             own = plain((name, threat, attack.all_settings(), attack.curve))
             if attack.source:
-                own += [_checksum(attack.source.logits_fn), code_changed(attack.source.logits_fn.model)]  # type: ignore[attr-defined]
+                own += [checksum(attack.source.logits_fn), code_changed(attack.source.logits_fn.model)]  # type: ignore[attr-defined]
             prints[name] = hashlib.sha256(json.dumps([common, own]).encode()).hexdigest()[:32]
         if in_turn and name not in prints:
             break
@@ -67,18 +68,16 @@ def fingerprints(attacks: Mapping[str, Attack], variables: Any, rest: Any, in_tu
 
 
 def code_changed(model: Any) -> int:
-    """When the file that defines the class of a model was changed last, in nanoseconds; 0 if it has no file."""
+    """When the file that defines a model was changed last, in nanoseconds; 0 if it has no file."""
     try:
-        return Path(inspect.getfile(type(model))).stat().st_mtime_ns
+        return Path(inspect.getfile(code_of(model))).stat().st_mtime_ns
     except (OSError, TypeError):
         return 0
 
 
-def _checksum(weights: Any) -> int:
-    checksum = 0
-    for leaf in jax.tree.leaves(weights):
-        checksum = zlib.crc32(np.asarray(leaf).tobytes(), checksum)
-    return checksum
+def _newest_code() -> int:
+    """When the package was changed last, in nanoseconds."""
+    return max(file.stat().st_mtime_ns for file in PACKAGE.rglob("*.py"))
 
 
 def _is_built_in(attack: Attack) -> bool:
@@ -124,9 +123,10 @@ def saver(workdir: Path, prints: Mapping[str, str]) -> Callable[[str, Outcome], 
         arrays = {k: np.asarray(getattr(outcome, k)) for k in KINDS}
         arrays |= {"seconds": np.asarray(outcome.seconds), "multiples": np.asarray(list(outcome.curve), float)}
         arrays |= {f"curve/{i}": broken for i, broken in enumerate(outcome.curve.values())}
-        arrays |= {f"sample/{k}": np.asarray(v) for k, v in outcome.sample.items() if k != "delta"}
-        leaves = jax.tree.leaves(outcome.sample.get("delta", ()))
-        arrays |= {f"delta/{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
+        for kind, examples in (("sample", outcome.sample), ("hardest", outcome.hardest)):
+            arrays |= {f"{kind}/{k}": np.asarray(v) for k, v in examples.items() if k != "delta"}
+            leaves = jax.tree.leaves(examples.get("delta", ()))
+            arrays |= {f"{kind}_delta/{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
         content = io.BytesIO()
         np.savez(content, checksum=_digest(arrays, prints[name]), **arrays)  # type: ignore[arg-type]
         try:
@@ -163,9 +163,7 @@ def _read(path: Path, attack: Attack) -> Outcome:
     if checksum is None or not np.array_equal(checksum, _digest(arrays, path.stem)):
         raise ValueError(f"{path}: its content is not what was written.")
     try:
-        sample = {k.removeprefix("sample/"): v for k, v in arrays.items() if k.startswith("sample/")}
-        if sample:
-            sample["delta"] = _delta(attack, sample["clean"], arrays)
+        sample, hardest = (_examples(kind, attack, arrays) for kind in ("sample", "hardest"))
         curve = {float(m): arrays[f"curve/{i}"] for i, m in enumerate(arrays["multiples"])}
         kept: dict[str, Any] = {k: arrays[k] for k in KINDS}
         seconds = float(arrays["seconds"])
@@ -173,22 +171,42 @@ def _read(path: Path, attack: Attack) -> Outcome:
         raise ValueError(f"{path}: it is not what an outcome of this attack is ({error}).") from error
     if [array.dtype.kind for array in (*curve.values(), *kept.values())] != ["b"] * len(curve) + [*KINDS.values()]:
         raise ValueError(f"{path}: its arrays are not of the types that outcomes have.")
-    return Outcome(attack, **kept, curve=curve, seconds=seconds, sample=sample)
+    return Outcome(attack, **kept, curve=curve, seconds=seconds, sample=sample, hardest=hardest)
 
 
-def _delta(attack: Attack, images: np.ndarray, arrays: Mapping[str, np.ndarray]) -> Any:
-    """The δ of the sample, in the structure that the attack's perturbation gives it.
+def _examples(kind: str, attack: Attack, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The examples of a kind, with δ in the structure that the attack's perturbation gives it.
 
     Raises:
       KeyError, TypeError: an array is missing, or of another shape.
     """
-    zeros = jax.eval_shape(attack.threat.perturbation.zeros, images)
-    leaves = [arrays[f"delta/{i}"] for i in range(len(jax.tree.leaves(zeros)))]
+    examples: dict[str, Any] = {k.removeprefix(f"{kind}/"): v for k, v in arrays.items() if k.startswith(f"{kind}/")}
+    if not examples:
+        return {}
+    zeros = jax.eval_shape(attack.threat.perturbation.zeros, examples["clean"])
+    leaves = [arrays[f"{kind}_delta/{i}"] for i in range(len(jax.tree.leaves(zeros)))]
     if [leaf.shape for leaf in leaves] != [leaf.shape for leaf in jax.tree.leaves(zeros)]:
         raise TypeError(f"δ of shapes {[leaf.shape for leaf in leaves]}")
-    return jax.tree.unflatten(jax.tree.structure(zeros), leaves)
+    return examples | {"delta": jax.tree.unflatten(jax.tree.structure(zeros), leaves)}
 
 
-def clear(workdir: Path) -> None:
-    """Removes all stored outcomes."""
-    shutil.rmtree(workdir / FOLDER, ignore_errors=True)
+def clear(workdir: Path, prints: Mapping[str, str]) -> None:
+    """Removes the outcomes of an evaluation that is finished, and those that are older than the package's code.
+
+    Those of other evaluations, which may have been interrupted too, stay.
+
+    Args:
+      workdir: that was evaluated.
+      prints: the fingerprints of the attacks.
+    """
+    folder = workdir / FOLDER
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    own, newest = set(prints.values()), _newest_code()
+    for path in folder.iterdir():
+        with suppress(OSError):
+            if path.name.lstrip(".").split(".")[0] not in own and path.lstat().st_mtime_ns >= newest:
+                continue
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    with suppress(OSError):
+        folder.rmdir()

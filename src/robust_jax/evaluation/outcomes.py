@@ -29,6 +29,7 @@ class Outcome:
       seen: `[n]`, the examples that the attack was tried on; the others count as broken. None: all.
       after: the names of the attacks before this one, if it was tried only on correctly classified examples that those
         did not break; otherwise None.
+      hardest: the broken examples whose loss rose most, with their ids and the rise, in the form of `sample`.
     """
 
     attack: Attack
@@ -42,6 +43,7 @@ class Outcome:
     sample: dict[str, Any]
     seen: Bool[np.ndarray, " n"] | None = None
     after: tuple[str, ...] | None = None
+    hardest: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"Outcome({self.attack!r}, robust {shown.share(~self.broken)}, {self.seconds:.1f} s)"

@@ -75,7 +75,7 @@ def adversarial_grid(
     flow = _as_flow(delta, clean.shape)
     difference = adversarial - clean
     scale = float(np.abs(difference).max()) or 1.0
-    magnify, stride = _arrow_scale(flow) if flow is not None else (1.0, 1)
+    magnify, stride = arrow_scale(flow) if flow is not None else (1.0, 1)
     changed, caption = _legend(flow, magnify, stride, scale, grey=clean.shape[-1] == 1)
     layout = _layout(clean.shape, caption, bool(title))
     figure, axes = _axes(layout, len(clean))
@@ -253,7 +253,7 @@ def _legend(flow: np.ndarray | None, magnify: float, stride: int, scale: float, 
     )
 
 
-def _arrow_scale(flow: np.ndarray) -> tuple[float, int]:
+def arrow_scale(flow: np.ndarray) -> tuple[float, int]:
     """The factor that makes the longest arrow span the stride, and the stride: about 9 arrows per side."""
     stride = max(1, round(max(flow.shape[1:3]) / 9))
     longest = float(np.linalg.norm(flow, axis=-1).max())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +15,36 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from robust_jax.evaluation import curves, pictures
+from robust_jax.evaluation import curves, landscape_files, pictures
+from robust_jax.evaluation import drawn as drawn_examples
 from robust_jax.evaluation.outcomes import PerExample
+from robust_jax.evaluation.stored import EXAMPLES, REPORT, folder_of
 from robust_jax.files import file_name, printable, write_atomically
 
-FILES = ("per_example.npz", "evaluation.json")
-"""What every evaluation writes."""
 Reports = Mapping[str, Mapping[str, Any]]
 """Workdir -> the content of its evaluation.json."""
 
 
-def write(folder: Path, report: Mapping[str, Any], measured: PerExample, drawn: int) -> None:
-    """Writes the files of one workdir; the JSON comes last, so that if it exists all others do.
+def write(
+    folder: Path, report: Mapping[str, Any], measured: PerExample, drawn: int, label: str, surfaces: int = 0
+) -> None:
+    """Writes the files of one evaluation; the JSON comes last, so that if it exists all others do.
+
+    Pictures that an earlier evaluation left there are removed if this one does not draw them.
 
     Args:
-      folder: the workdir.
+      folder: of the evaluation.
       report: the content of evaluation.json.
       measured: the results per example.
       drawn: the number of examples drawn per attack; 0: none.
+      label: of the model, in its curves.
+      surfaces: the number of examples per attack around which the loss is drawn; 0: none.
     """
     table = io.BytesIO()
     np.savez_compressed(table, **measured.arrays())  # type: ignore[arg-type]
-    write_atomically(folder / FILES[0], table.getvalue())
+    write_atomically(folder / EXAMPLES, table.getvalue())
+    drawn_now = draw_curves({label: report}, folder)
+    drawn_examples.write(folder, measured, drawn)
     for name, outcome in measured.attacks.items():
         if drawn and outcome.sample and outcome.sample["clean"].shape[-1] in (1, 3):
             examples = jax.tree.map(lambda leaf: leaf[:drawn], outcome.sample)
@@ -44,9 +52,22 @@ def write(folder: Path, report: Mapping[str, Any], measured: PerExample, drawn: 
             title = f"{name}: {_threat(report['attacks'][name])}, {_effort(report['attacks'][name])}"
             names = [_drawn(name) for name in report.get("class_names") or ()]
             pictures.adversarial_grid(**examples, path=picture, title=_drawn(title), class_names=names)
-            write_atomically(folder / _file("adversarial", name), picture.getvalue())
+            drawn_now.append(_file("adversarial", name))
+            write_atomically(folder / drawn_now[-1], picture.getvalue())
+    for kind, name, png in landscape_files.drawn(measured, surfaces, jax.random.key(report.get("seed", 0))):
+        drawn_now.append(_file(kind, name) if name else f"{kind}.png")
+        write_atomically(folder / drawn_now[-1], png)
+    remove_others(folder, drawn_now)
     text = json.dumps(report, indent=1, allow_nan=False) + "\n"
-    write_atomically(folder / FILES[1], text.encode())
+    write_atomically(folder / REPORT, text.encode())
+
+
+def remove_others(folder: Path, kept: Collection[str]) -> None:
+    """Removes pictures, and temporary files of a process that was killed, that evaluations write, except those kept."""
+    for pattern in ("adversarial_*.png", "robustness_*.png", "loss_surface_*.png", "gradients.png", ".*.tmp"):
+        for path in folder.glob(pattern):
+            if path.name not in kept and (path.is_symlink() or path.is_file()):
+                path.unlink()
 
 
 def compare(reports: Reports, sweep: tuple[str, Sequence[Any]] | None) -> None:
@@ -56,15 +77,20 @@ def compare(reports: Reports, sweep: tuple[str, Sequence[Any]] | None) -> None:
       reports: of at least one workdir.
       sweep: the one key in which the workdirs' configs differ, and its values; None unless there is exactly one.
     """
-    draw_curves(reports)
+    if len(reports) > 1:
+        draw_curves(reports, Path(next(iter(reports))))
     if sweep:
         draw_trade_off(reports, *sweep)
     show(reports)
 
 
-def draw_curves(reports: Reports) -> None:
-    """Draws one chart per attack that has a curve and that all workdirs were evaluated with in the same way."""
-    first_folder = next(iter(reports))
+def draw_curves(reports: Reports, folder: Path) -> list[str]:
+    """Draws one chart per attack that has a curve and that all workdirs were evaluated with in the same way.
+
+    Returns:
+      The names of the files.
+    """
+    drawn = []
     for name, same in _shared(reports).items():
         attack = same[0]
         if not all("curve" in a for a in same):
@@ -83,7 +109,9 @@ def draw_curves(reports: Reports) -> None:
             xlabel=f"radius{f' ({unit})' if unit else ''}" if by_radius else f"radius / {radius}",
             highlight=radius if by_radius else 1.0,
         )
-        write_atomically(Path(first_folder) / _file("robustness", name), picture.getvalue())
+        drawn.append(_file("robustness", name))
+        write_atomically(folder / drawn[-1], picture.getvalue())
+    return drawn
 
 
 def draw_trade_off(reports: Reports, key: str, values: Sequence[Any]) -> None:
@@ -128,7 +156,8 @@ def show(reports: Reports, written: bool = True) -> None:
         for warning in report["warnings"]:
             console.print(printable(f"Warning, {label}: {warning}"), style="yellow", markup=False)
         if written:
-            console.print(printable(f"Written to {folder}"), markup=False, soft_wrap=True)
+            place = folder_of(folder, report["name"]) if "name" in report else folder
+            console.print(printable(f"Written to {place}"), markup=False, soft_wrap=True)
 
 
 def _table(reports: Reports) -> Table:

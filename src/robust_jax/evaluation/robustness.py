@@ -30,6 +30,7 @@ from jaxtyping import Array, Bool, Float, Key
 from robust_jax import losses
 from robust_jax.attacks.wrappers import as_pytree
 from robust_jax.checks import check_attack_name, check_batch
+from robust_jax.evaluation import drawn
 from robust_jax.evaluation.attack import Attack
 from robust_jax.evaluation.batching import Batch, Rows, as_batches, in_parts, selected, with_ids_and_masks
 from robust_jax.evaluation.outcomes import Outcome, PerExample, contradiction
@@ -203,6 +204,7 @@ def _outcome(
     """One attack at all its radii on the examples that it sees."""
     found: dict[float, list[Rows]] = {m: [] for m in trial.attack.multiples()}
     sample: dict[str, Any] = {}
+    hardest: dict[str, Any] = {}
     seconds, left = 0.0, measured.prediction[seen]
     size: int | None = None
 
@@ -210,7 +212,9 @@ def _outcome(
         images, delta, new = _attacked(trial, trial.place(part), multiple)
         rows = _host(new, part["mask"])
         if multiple == 1 and not sample and len(rows["loss"]):
-            sample.update(_sample(part, images, delta, before, rows["prediction"]))
+            sample.update(drawn.first_of_each_class(part, images, delta, before, rows["prediction"]))
+        if multiple == 1:
+            hardest.update(drawn.hardest(hardest, part, images, delta, rows, measured))
         return rows
 
     for batch in selected(with_ids_and_masks(batches), seen, trial.largest):
@@ -231,7 +235,7 @@ def _outcome(
     largest, excess = (np.max([f[k] for f in at.values()], 0) for k in ("size", "excess"))
     return Outcome(
         trial.attack, broken[1.0], at[1.0]["prediction"], at[1.0]["loss"], largest, excess,
-        curve=curve, seconds=seconds, sample=sample, seen=seen,
+        curve=curve, seconds=seconds, sample=sample, seen=seen, hardest=hardest,
     )  # fmt: skip
 
 
@@ -281,15 +285,3 @@ def _host(found: Mapping[str, Array], real: Bool[np.ndarray, " b"]) -> Rows:
 
 def _joined(batches: Sequence[Rows]) -> Rows:
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-
-
-def _sample(batch: Batch, images: Array, delta: Any, before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
-    """Up to ten examples of a batch to draw: the first of each class, not the most impressive."""
-    labels = np.asarray(batch["label"])[batch["mask"]]
-    picked = np.unique(labels, return_index=True)[1][:10]
-    device = {"clean": batch["image"], "adversarial": images, "delta": delta}
-    return jax.tree.map(lambda x: np.asarray(x)[batch["mask"]][picked], device) | {
-        "labels": labels[picked],
-        "clean_predictions": before[picked],
-        "adversarial_predictions": after[picked],
-    }

@@ -49,6 +49,6 @@ def show(
         return summary
     folder = Path(folder_name("save", save))
     folder.mkdir(parents=True, exist_ok=True)
-    report.write(folder, summary, measured, 10)
+    report.write(folder, summary, measured, 10, name)
     report.compare({str(folder): summary}, None)
     return summary

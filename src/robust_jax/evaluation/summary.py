@@ -51,12 +51,7 @@ def _attack(outcome: Outcome, labels: Int[np.ndarray, " n"]) -> dict[str, Any]:
     """The entry of one attack."""
     threat = outcome.attack.threat
     entry = _counted(~outcome.broken, labels) | {
-        "threat": {
-            "perturbation": threat.perturbation.name,
-            "norm": plain(threat.norm),
-            "radius": plain(threat.radius),
-            "unit": threat.perturbation.unit,
-        },
+        "threat": outcome.attack.described_threat(),
         "settings": plain(outcome.attack.all_settings()),
         "seconds": round(outcome.seconds, 3),
         # Compared with BALL and BOX in `_warnings`; strings if they are not finite.

@@ -18,19 +18,22 @@ from robust_jax.models.bound import BoundModel, bind
 from robust_jax.models.digits_cnn import DigitsCNN
 from robust_jax.models.maxout import MaxoutCIFAR, MaxoutCNN, MaxoutMLP
 from robust_jax.models.mlp import MLP
+from robust_jax.models.network import COLLECTIONS, LinenNetwork, Made, Network, NNXNetwork
 from robust_jax.models.resnet import PreActResNet, ResNet, WideResNet
 from robust_jax.models.small_cnn import SmallCNN
 from robust_jax.models.torch_weights import from_torch, to_torch
+from robust_jax.models.trainable import checked_variables, is_nnx, trainable
 from robust_jax.models.vgg import VGG
 from robust_jax.options import Range
 from robust_jax.options.signatures import check_arguments, checks_arguments
 
 __all__ = [
-    "MODELS", "BoundModel", "DigitsCNN", "MLP", "MaxoutCIFAR", "MaxoutCNN", "MaxoutMLP", "PreActResNet", "ResNet",
-    "SmallCNN", "VGG", "WideResNet", "Model", "bind", "create", "from_torch", "model", "to_torch",
+    "COLLECTIONS", "MODELS", "BoundModel", "DigitsCNN", "LinenNetwork", "MLP", "MaxoutCIFAR", "MaxoutCNN", "MaxoutMLP",
+    "Model", "NNXNetwork", "Network", "PreActResNet", "ResNet", "SmallCNN", "VGG", "WideResNet", "bind",
+    "checked_variables", "create", "from_torch", "model", "to_torch", "trainable",
 ]  # fmt: skip
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
+MODELS: dict[str, Callable[..., Any]] = {
     name: maker
     for module in pkgutil.iter_modules(__path__)
     for name, maker in getattr(importlib.import_module(f"{__name__}.{module.name}"), "PRESETS", {}).items()
@@ -40,14 +43,15 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 @checks_arguments
 def create(
-    name: str,
+    name: str | Callable[..., Any],
     *,
     num_classes: Annotated[int, Range(least=2)],
     mean: Annotated[Any, Range(tuples=True)] = 0.0,
     std: Annotated[Any, Range(above=0, tuples=True)] = 1.0,
     dtype: Any = jnp.float32,
+    image_shape: tuple[int, ...] | None = None,
     **fields: Any,
-) -> nn.Module:
+) -> Network:
     """Makes a model that takes images `[B, H, W, C]` in [0, 1] and returns logits `[B, num_classes]`.
 
     `model.init(key, images)` makes float32 variables and `model.apply(variables, images,
@@ -56,13 +60,15 @@ def create(
     `rngs={"dropout": key}` if it has dropout. Equal arguments make equal, hashable models.
 
     Args:
-        name: a key of `MODELS`, or `module:name` of your own: a flax Linen module class, or a function that returns
-            a module. It takes at least `num_classes`. `mean`, `std` and `dtype` are passed on if it takes them:
-            without `mean` and `std` it sees the images in [0, 1], and without `dtype` only float32 may be asked for.
+        name: a key of `MODELS`, or `module:name` of your own, or your own itself: a class of flax's modules, Linen's or
+            NNX's, or a function that returns a module. It takes at least `num_classes`, and for NNX `rngs`. `mean`,
+            `std`, `dtype` and `image_shape` are passed on if it takes them: without `mean` and `std` it sees the
+            images in [0, 1], and without `dtype` only float32 may be asked for.
         num_classes: the number of logits.
         mean: subtracted from the images inside the model, one number or one per channel.
         std: what the images are then divided by, one number or one per channel.
         dtype: the dtype of the model's computations, e.g. `"bfloat16"`.
+        image_shape: `(H, W, C)`, for modules of your own whose layers have to know it.
         **fields: the module's own, e.g. `dropout` (small_cnn, mlp, maxout_*, wrn_*), `activation` (all
             but digits_cnn and maxout_*), `batch_norm_axis` (vgg*, resnet*, wrn_*, preact_*),
             `remat` (resnet*, wrn_*, preact_*; less memory for more computation) or `conv_general_dilated`
@@ -75,14 +81,16 @@ def create(
     Example::
 
         # my_models.py, then --config.model.name=my_models:Linear
-        class Linear(nn.Module):
-            num_classes: int
+        class Linear(nnx.Module):
+            def __init__(self, num_classes, image_shape, rngs):
+                self.dense = nnx.Linear(math.prod(image_shape), num_classes, rngs=rngs)
 
-            @nn.compact
-            def __call__(self, images, train=False):
-                return nn.Dense(self.num_classes)(images.reshape(len(images), -1))
+            def __call__(self, images):
+                return self.dense(images.reshape(len(images), -1))
     """
-    maker = extensions.find("model.name", name, MODELS)
+    maker = extensions.find("model.name", name, MODELS) if isinstance(name, str) else name
+    built_in = isinstance(name, str) and name in MODELS
+    name = name if isinstance(name, str) else getattr(name, "__name__", repr(name))
     known, takes_any = _fields_of(name, maker)
     if fields.get("batch_norm_axis", "") is None:
         del fields["batch_norm_axis"]  # the default, and valid for models without BatchNorm too
@@ -92,24 +100,35 @@ def create(
         raise ValueError(f"model {name!r} has no field {', '.join(map(repr, unknown))}; it has {', '.join(known)}")
     mean, std = _as_tuple(mean), _as_tuple(std)
     shared = {"num_classes": num_classes, "mean": mean, "std": std, "dtype": dtype}
+    if image_shape is not None and "image_shape" in known:
+        shared["image_shape"] = tuple(image_shape)
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    if name in MODELS:
+    if built_in:
         check_arguments(maker, (), fields, f"model {name!r}")
-    model = maker(**{k: v for k, v in shared.items() if takes_any or k in known}, **fields)
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model {name!r} returned {model!r}: it must return a flax.linen.Module")
-    return model
+    options = {k: v for k, v in shared.items() if takes_any or k in known} | fields
+    if "rngs" in known or is_nnx(maker):
+        return NNXNetwork(Made(maker, tuple(sorted(options.items()))))
+    model = maker(**options)
+    if built_in:
+        return model
+    if not (isinstance(model, nn.Module) or is_nnx(model)):
+        raise ValueError(
+            f"model {name!r} returned {model!r}: it must return a flax.linen.Module, or take rngs and return a "
+            f"flax.nnx.Module"
+        )
+    return trainable(model)
 
 
-def _fields_of(name: str, maker: Callable[..., nn.Module]) -> tuple[list[str], bool]:
+def _fields_of(name: str, maker: Callable[..., Any]) -> tuple[list[str], bool]:
     """The keyword arguments of a class or function that are not set already, and whether it takes any others too."""
     if not callable(maker):
-        raise ValueError(f"model {name!r} is {maker!r}: it must be a flax.linen.Module class, or a function")
+        raise ValueError(f"model {name!r} is {maker!r}: it must be a class of flax's modules, or a function")
     preset = maker.keywords if isinstance(maker, partial) else {}
-    parameters = inspect.signature(maker).parameters
+    # The signature of a class of NNX is that of its metaclass.
+    parameters = inspect.signature(maker.__init__ if is_nnx(maker) else maker).parameters  # type: ignore[misc]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = {n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    return sorted(named - set(preset) - {"parent", "name"}), takes_any
+    return sorted(named - set(preset) - {"parent", "name", "self"}), takes_any
 
 
 def _float_dtype(dtype: Any) -> Any:

@@ -13,7 +13,6 @@ libraries is imported unless the network is one of its own.
 from __future__ import annotations
 
 import functools
-import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from jaxtyping import Array, Float
 
 from robust_jax.attacks import compiled
 from robust_jax.attacks.wrappers import black_box
+from robust_jax.models.network import mode_settings
 from robust_jax.options import shown
 from robust_jax.options.hints import described
 
@@ -120,22 +120,12 @@ def _has_its_own(what: str, variables: Any) -> None:
         raise ValueError(f"model: {what} holds its weights: leave out variables={described(variables)}.")
 
 
-# How networks are told that they are evaluated.
-_EVALUATED = {"train": False, "training": False, "is_training": False, "deterministic": True, "inference": True,
-              "use_running_average": True}  # fmt: skip
-
-
-def _settings(function: Callable[..., Any]) -> dict[str, bool]:
-    parameters = inspect.signature(function).parameters
-    return {name: value for name, value in _EVALUATED.items() if name in parameters}
-
-
 @dataclass(frozen=True)
 class _Linen:
     module: Any
 
     def __call__(self, variables: Any, images: Array) -> Any:
-        return self.module.apply(variables, images, **_settings(type(self.module).__call__))
+        return self.module.apply(variables, images, **mode_settings(type(self.module).__call__, False))
 
 
 def _linen(network: Any, variables: Any) -> tuple[Apply, Any]:
@@ -151,7 +141,7 @@ class _NNX:
         from flax import nnx
 
         network = nnx.merge(self.structure, state)
-        return network(images, **_settings(type(network).__call__))
+        return network(images, **mode_settings(type(network).__call__, False))
 
 
 def _nnx(network: Any, variables: Any) -> tuple[Apply, Any]:

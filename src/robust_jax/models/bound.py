@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
+from robust_jax.models.network import Network, code_of
 from robust_jax.options import shown
 from robust_jax.options.signatures import checks_arguments
 
@@ -20,7 +20,7 @@ from robust_jax.options.signatures import checks_arguments
 class BoundModel:
     """A model and its variables: a function of images, and a pytree of the variables."""
 
-    model: nn.Module
+    model: Network
     variables: Mapping[str, Any]
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b classes"]:
@@ -29,11 +29,12 @@ class BoundModel:
         return logits
 
     def __repr__(self) -> str:
-        return f"BoundModel({type(self.model).__name__}, {shown.numbers(self.variables)})"
+        name = getattr(code_of(self.model), "__name__", "model")
+        return f"BoundModel({name}, {shown.numbers(self.variables)})"
 
 
 @checks_arguments
-def bind(model: nn.Module, variables: Mapping[str, Any]) -> BoundModel:
+def bind(model: Network, variables: Mapping[str, Any]) -> BoundModel:
     """Joins a model to its variables: `bind(model, variables)(images)` gives logits in eval mode.
 
     The result is a pytree, so that it can be an argument of a jitted function, which then compiles

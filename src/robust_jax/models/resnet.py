@@ -142,8 +142,8 @@ class WideResNet(_Residual):
 
     A convolution of 16 channels, n `PreActBlock`s each of 16, 32 and 64 times `width` channels, the latter two
     with stride 2, then BatchNorm and the activation. Convolutions start Kaiming-normal (fan-out) as in the
-    authors' code. WRN-16-4, 28-10 and 34-10 have 2,748,890, 36,479,194 and 46,160,474 parameters for
-    3 channels and 10 classes. `dropout` is the rate between the two convolutions of a block: 0.3 in
+    authors' code. WRN-16-4, 16-8, 28-10 and 34-10 have 2,748,890, 10,961,370, 36,479,194 and 46,160,474
+    parameters for 3 channels and 10 classes. `dropout` is the rate between the two convolutions of a block: 0.3 in
     some of the paper's networks. BatchNorm as in `VGG`; `activation` is one of `layers.ACTIVATIONS`.
     """
 
@@ -189,6 +189,6 @@ class PreActResNet(_Residual):
 
 PRESETS = {
     **{f"resnet{depth}": partial(ResNet, depth=depth) for depth in (20, 32, 56)},
-    **{f"wrn_{d}_{w}": partial(WideResNet, depth=d, width=w) for d, w in ((16, 4), (28, 10), (34, 10))},
+    **{f"wrn_{d}_{w}": partial(WideResNet, depth=d, width=w) for d, w in ((16, 4), (16, 8), (28, 10), (34, 10))},
     "preact_resnet18": PreActResNet,
 }

@@ -18,9 +18,10 @@ own.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ from jaxtyping import Array, Float
 from robust_jax import losses
 from robust_jax.extensions import choose
 from robust_jax.objectives.define import classifies, memory_of
-from robust_jax.objectives.points import POINTS, Examples, Keys, Labels, Model, Point
+from robust_jax.objectives.points import POINTS, Examples, Keys, Labels, Mode, Model, Point, as_model
 from robust_jax.objectives.terms import TERMS, PerExample, PointOutput, every_term
 from robust_jax.options import SCHEDULE, arguments, arguments_of, check_options, function_of, options_of, with_path
 from robust_jax.options.signatures import checks_arguments
@@ -81,7 +82,7 @@ class _PointEntry(NamedTuple):
 
 
 class _TermEntry(NamedTuple):
-    """A term as a config describes it: at a point, perhaps compared with others (option -> point)."""
+    """A term as a config describes it: at a point, perhaps compared with others (option -> point), in a mode."""
 
     path: str
     function: Callable[..., PerExample]
@@ -89,6 +90,7 @@ class _TermEntry(NamedTuple):
     weight: Any
     at: str
     others: dict[str, str]
+    mode: Mode
 
 
 def scheduled(option: Any, epoch: Any) -> Any:
@@ -124,10 +126,11 @@ def make_objective(points: Mapping[str, Mapping[str, Any]], terms: Mapping[str, 
         raise ValueError(f"an objective needs at least one term whose weight is not 0: kinds are {sorted(TERMS)}.")
     named = {point for entry in at_terms.values() for point in (entry.at, *entry.others.values())}
     used = {name: entry for name, entry in at_points.items() if name in named}
-    classifying = [entry.at for entry in at_terms.values() if classifies(entry.function)]
-    return Objective(
-        partial(_find, used), partial(_loss, at_terms, tuple(used), [*classifying, *used][0]), partial(_remember, used)
-    )
+    reported = [*(entry.at for entry in at_terms.values() if classifies(entry.function)), *used][0]
+    asked = {(point, entry.mode) for entry in at_terms.values() for point in (entry.at, *entry.others.values())}
+    asked |= {(reported, "train")}
+    looks = tuple(one for one in itertools.product(used, get_args(Mode)) if one in asked)
+    return Objective(partial(_find, used), partial(_loss, at_terms, looks, reported), partial(_remember, used))
 
 
 def _point_entry(path: str, entry: Mapping[str, Any], place: int) -> _PointEntry:
@@ -145,7 +148,8 @@ def _term_entry(path: str, entry: Mapping[str, Any], points: Mapping[str, Any]) 
     for name in ("at", *compared):
         choose(f"{path}.{name}", entry[name], points)
     options = {name: value for name, value in entry.items() if name not in ("kind", *own, *compared)}
-    return _TermEntry(path, function, options, entry["weight"], entry["at"], {name: entry[name] for name in compared})
+    others = {name: entry[name] for name in compared}
+    return _TermEntry(path, function, options, entry["weight"], entry["at"], others, entry["batch_norm"])
 
 
 def _arguments(entry: _PointEntry | _TermEntry, epoch: Any) -> dict[str, Any]:
@@ -158,6 +162,7 @@ def _find(
     memory: Mapping[str, Any] | None = None, steps_done: Any = 0, epoch: Any = 0.0,
 ) -> dict[str, Point]:  # fmt: skip
     """`Objective.find` of the points that terms name."""
+    model = as_model(model)
 
     def one(name: str, entry: _PointEntry) -> Point:
         options = _arguments(entry, epoch)
@@ -172,26 +177,27 @@ def _find(
 
 
 def _loss(
-    terms: Mapping[str, _TermEntry], used: tuple[str, ...], reported: str,
+    terms: Mapping[str, _TermEntry], looks: tuple[tuple[str, Mode], ...], reported: str,
     model: Model, found: Mapping[str, Point], labels: Labels, epoch: Any = 0.0,
 ) -> tuple[Float[Array, ""], Outcome]:  # fmt: skip
-    """`Objective.loss`; accuracy and state are those at the point ``reported``."""
-    outputs: dict[str, PointOutput] = {}
-    states: dict[str, Any] = {}
-    for name in used:
-        outputs[name], states[name] = look(model, found[name], labels)
+    """`Objective.loss`; accuracy and state are those of train mode at the point ``reported``."""
+    model = as_model(model)
+    outputs: dict[tuple[str, Mode], PointOutput] = {}
+    states: dict[tuple[str, Mode], Any] = {}
+    for point, mode in looks:
+        outputs[point, mode], states[point, mode] = look(model, found[point], labels, mode)
 
     def one(entry: _TermEntry) -> Float[Array, ""]:
-        others = {option: outputs[point] for option, point in entry.others.items()}
-        value = entry.function(outputs[entry.at], **_arguments(entry, epoch), **others)
+        others = {option: outputs[point, entry.mode] for option, point in entry.others.items()}
+        value = entry.function(outputs[entry.at, entry.mode], **_arguments(entry, epoch), **others)
         if jnp.shape(value) != labels.shape:
             raise ValueError(f"it returned shape {jnp.shape(value)}: return one number per example, {labels.shape}.")
         return value.mean()
 
     values = {name: with_path(entry.path, one, entry) for name, entry in terms.items()}
     total = sum(scheduled(terms[name].weight, epoch) * value for name, value in values.items())
-    accuracy = (outputs[reported].logits.argmax(-1) == labels).mean()
-    return total, Outcome(values, accuracy, states[reported])
+    accuracy = (outputs[reported, "train"].logits.argmax(-1) == labels).mean()
+    return total, Outcome(values, accuracy, states[reported, "train"])
 
 
 def _remember(used: Mapping[str, _PointEntry], examples: Examples, classes: int) -> dict[str, Any]:
@@ -204,11 +210,11 @@ def _remember(used: Mapping[str, _PointEntry], examples: Examples, classes: int)
     return {name: with_path(entry.path, one, entry) for name, entry in used.items() if memory_of(entry.function)}
 
 
-def look(model: Model, point: Point, labels: Labels) -> tuple[PointOutput, Any]:
-    """Runs the model on a point: one pass for the loss, its image gradient and the new state."""
+def look(model: Model, point: Point, labels: Labels, mode: Mode = "train") -> tuple[PointOutput, Any]:
+    """Runs the model on a point: one pass for the loss, its image gradient and the new state, none in eval mode."""
 
     def loss_fn(x: Images) -> tuple[PerExample, Any]:
-        logits, state = model.train(x)
+        logits, state = model.train(x) if mode == "train" else (model.eval(x), None)
         return losses.cross_entropy(logits, labels), (logits, state)
 
     loss, gradient, (logits, state) = per_example.value_and_gradient(loss_fn, point.images, has_aux=True)

@@ -7,7 +7,7 @@ The function that makes its memory before the first step stands beside it: ``@po
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
@@ -20,8 +20,10 @@ from robust_jax.attacks.define import Loss
 from robust_jax.attacks.pgd import pgd
 from robust_jax.attacks.result import clip_box
 from robust_jax.attacks.universal import apply_universal, spread, universal_targeted
+from robust_jax.checks import warn_of_sigma
 from robust_jax.objectives.define import marked, point
 from robust_jax.options import Convert, Count, NotNegative, Positive, Range
+from robust_jax.options.hints import described
 from robust_jax.penalties import gradient_norms
 from robust_jax.penalties.local_flatness import roughest as find_roughest
 from robust_jax.spaces import norms, per_example, perturbations, threat_models
@@ -75,6 +77,42 @@ class Model(NamedTuple):
     eval: LogitsFn
     mean: Callable[[Any], Any] = _identity
 
+    @classmethod
+    def of(
+        cls, network: Any, variables: Mapping[str, Any], key: Any = None, mean: Callable[[Any], Any] = _identity
+    ) -> Model:
+        """Of a network with variables, as `robust_jax.models.trainable` and `robust_jax.models.create` give it.
+
+        Args:
+          network: has ``apply(variables, images, train=, mutable=, rngs=)``.
+          variables: ``{"params": ..., "batch_stats": ...}``.
+          key: of dropout; None for a network without.
+          mean: see `Model`.
+        """
+        rngs = None if key is None else {"dropout": key}
+
+        def train(images: Images) -> tuple[Float[Array, "b k"], Any]:
+            logits, new = network.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)
+            return logits, new.get("batch_stats", {})
+
+        return cls(train, lambda images: network.apply(variables, images, train=False), mean)
+
+
+def as_model(model: Any) -> Model:
+    """A model, or a function ``images -> logits`` that is the same in training and in evaluation.
+
+    Raises:
+      ValueError: anything else.
+    """
+    if isinstance(model, Model):
+        return model
+    if not callable(model):
+        raise ValueError(
+            f"model is {described(model)}: give robust_jax.objectives.Model(train, eval), or a function of images that "
+            f"returns logits."
+        )
+    return Model(lambda images: (model(images), {}), model)
+
 
 class Point(NamedTuple):
     """What a point function returns.
@@ -107,6 +145,7 @@ def clean(model: Model, images: Images, labels: Labels, keys: Keys) -> Point:
 @point
 def random(model: Model, images: Images, labels: Labels, keys: Keys, *, perturbation: Space, sigma: Sigma) -> Point:
     """``T(x, n)``, ``n ~ N(0, sigma²)`` per coordinate, in units of δ: the random start of FGR (Xia & Li 2021)."""
+    warn_of_sigma(perturbation, sigma, images)
     delta = perturbations.gaussian_delta(perturbation, keys, images, sigma)
     return Point(perturbation.apply(images, delta), delta)
 

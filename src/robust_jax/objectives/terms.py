@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from robust_jax import losses
 from robust_jax.objectives.define import marked, term
-from robust_jax.objectives.points import Labels, Norm
+from robust_jax.objectives.points import Labels, Mode, Norm
 from robust_jax.options import Positive, Range
 from robust_jax.penalties import gradient_norms
 from robust_jax.penalties.gradient_norms import Method
@@ -39,7 +39,7 @@ class PointOutput(NamedTuple):
       images: the point, constants.
       delta: the δ that turned the clean images into it, if there is one.
       labels: the true classes.
-      logits: those of the model in train mode.
+      logits: those of the model, in the term's mode: train unless its ``batch_norm`` is eval.
       loss: the cross-entropy of each example.
       gradient: that of the sum of the losses in the images, differentiable in the parameters.
       loss_fn: ``images -> [B]``, for terms that evaluate the loss at other images.
@@ -54,8 +54,13 @@ class PointOutput(NamedTuple):
     loss_fn: Callable[[Images], PerExample]
 
 
-def every_term(*, at: str = "clean", weight: Annotated[float, Range(schedule=True)] = 1.0) -> None:
-    """The options of every term, besides its own: the point's name, and the weight in the objective."""
+def every_term(
+    *, at: str = "clean", weight: Annotated[float, Range(schedule=True)] = 1.0, batch_norm: Mode = "train"
+) -> None:
+    """The options of every term, besides its own: the point's name, the weight in the objective, and the model's mode.
+
+    In eval mode BatchNorm takes its running statistics, dropout is off, and examples do not depend on each other.
+    """
 
 
 @term(classifies=True)

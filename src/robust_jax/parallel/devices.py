@@ -112,8 +112,12 @@ _put = each(lambda shards: shards)
 
 
 def mean(tree: Any) -> Any:
-    """The mean over all devices of all hosts, inside `pmap`."""
-    return jax.lax.pmean(tree, AXIS)
+    """The mean over all devices of all hosts, inside `pmap`; whole numbers, such as counts, stay each device's own."""
+    leaves, structure = jax.tree.flatten(tree)
+    floats = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
+    for i, average in zip(floats, jax.lax.pmean([leaves[i] for i in floats], AXIS), strict=True):
+        leaves[i] = average
+    return jax.tree.unflatten(structure, leaves)
 
 
 def spread(batch: Mapping[str, Any]) -> dict[str, Any]:

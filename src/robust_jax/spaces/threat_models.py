@@ -164,6 +164,14 @@ def _times(delta: Array, radius: Any) -> Array:
 
 
 @checks_arguments
+def unit(threat: ThreatModel) -> str:
+    """The unit of the radius in words: "px", and "px per axis" for flows in linf, which bounds dy and dx each."""
+    space = threat.perturbation
+    each = space.moves_pixels and not space.parts and norms.exponent(threat.norm) == np.inf and threat.norm != "l2inf"
+    return f"{space.unit} per axis" if each and space.unit == "px" else space.unit
+
+
+@checks_arguments
 def scaled(threat: ThreatModel, factor: Factor) -> ThreatModel:
     """The same threat model with its radius (every part's) multiplied by a factor."""
     radius = jax.tree.map(lambda r: r * factor, threat.radius)

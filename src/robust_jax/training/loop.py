@@ -16,11 +16,11 @@ import jax
 import numpy as np
 import optax
 from absl import logging
-from flax import linen as nn
 from ml_collections import ConfigDict
 
 from robust_jax import data, models, parallel
 from robust_jax.config import build, optimizers
+from robust_jax.config.objects import NONE, Objects
 from robust_jax.config.validation import complete
 from robust_jax.evaluation import from_config, masking
 from robust_jax.evaluation.robustness import robustness
@@ -61,16 +61,18 @@ class Run:
       steps_per_epoch: may be fractional.
       total_steps: of the whole run.
       trust: see `train`.
+      objects: the dataset and the model that were given as objects.
     """
 
     config: ConfigDict
     dataset: data.Dataset
-    model: nn.Module
+    model: models.Network
     schedule: optax.Schedule
     steps: Callable[..., tuple[Any, Any]]
     steps_per_epoch: float
     total_steps: int
     trust: tuple[str, ...] = ()
+    objects: Objects = NONE
 
     @property
     def validate_every(self) -> int:
@@ -90,7 +92,9 @@ class Run:
         return min(self.total_steps - step, *(n - step % n for n in every if n))
 
 
-def train(config: ConfigDict, workdir: str | Path, trust: Sequence[str] = ()) -> TrainState:
+def train(
+    config: ConfigDict, workdir: str | Path, trust: Sequence[str] = (), *, dataset: Any = None, model: Any = None
+) -> TrainState:
     """Trains as the config says, resuming from what the workdir holds.
 
     Leaves ``config.json``, ``metrics.jsonl`` (one line per log step), TensorBoard events, and ``checkpoints/`` (the
@@ -102,6 +106,15 @@ def train(config: ConfigDict, workdir: str | Path, trust: Sequence[str] = ()) ->
       workdir: a folder, made if it does not exist; one that was trained with another config is refused.
       trust: the modules from which the workdirs of models that transfer attacks attack may name parts, see
         `robust_jax.workdir.runs.read_config`. The config itself may name any.
+      dataset: images as an object, in place of ``data.name``: a `robust_jax.data.Dataset`; one split, a
+        `robust_jax.data.Source` or a pair (images, labels); or (train, test) or (train, validation, test) of splits.
+        What is missing is set aside as ``data.validation``, ``data.test`` and ``seed`` say.
+      model: a network as an object, in place of ``model.name``: a Linen module, alone or as (module, variables); an NNX
+        module, whose weights are where training starts; or a class or function that makes one of ``num_classes``, and
+        for NNX ``rngs``. What ``model`` says in the config is only for networks that are made here.
+
+    ``config.json`` records the name of an object and a fingerprint. The same object is given again to resume, and to
+    `robust_jax.load` and `robust_jax.evaluate`.
 
     Returns:
       The last state, as NumPy arrays.
@@ -110,11 +123,19 @@ def train(config: ConfigDict, workdir: str | Path, trust: Sequence[str] = ()) ->
       ValueError: a mistake in the config, a workdir of another config or one that cannot be used, or a disk that fails.
       Stopped: a signal asked for it; a KeyboardInterrupt with an ``exit_code``.
       NonFiniteLossError: NaN or infinity in the loss or its gradient.
+
+    Example::
+
+        config = rj.config.base("own", "own")
+        config.terms.ce = dict(kind="cross_entropy", at="clean")
+        rj.train(config, "runs/own", dataset=((images, labels), (test_images, test_labels)), model=Net(nnx.Rngs(0)))
     """
     workdir = folder.named(folder_name("workdir", workdir))
-    config = complete(config)
+    objects = Objects.of(dataset, model)
+    runs.check_objects_to_resume(workdir, objects)
+    config = complete(objects.named(config))
     with jax.default_matmul_precision(config.precision):
-        run, state = prepare(config, trust)
+        run, state = prepare(config, trust, objects)
         size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(state))
         with folder.claimed(workdir, size), folder.explained(workdir):
             runs.claim(config, workdir)
@@ -130,8 +151,13 @@ def train(config: ConfigDict, workdir: str | Path, trust: Sequence[str] = ()) ->
                     return _train_on(run, state, Metrics(notes["pending"]), saved, log, requests)
 
 
-def prepare(config: ConfigDict, trust: Sequence[str] = ()) -> tuple[Run, TrainState]:
+def prepare(config: ConfigDict, trust: Sequence[str] = (), objects: Objects = NONE) -> tuple[Run, TrainState]:
     """Builds everything that a config describes and checks it against the data; nothing is written.
+
+    Args:
+      config: a whole config.
+      trust: see `train`.
+      objects: the dataset and the model that are given in place of those that the config names.
 
     Returns:
       What stays the same during the run, and the state before the first step.
@@ -143,9 +169,9 @@ def prepare(config: ConfigDict, trust: Sequence[str] = ()) -> tuple[Run, TrainSt
     masking.find(config.evaluation.signs)
     if source := config.attacks.get(config.select_by, {}).get("source"):
         runs.read_config(source, trust)  # restored at every validation
-    dataset = build.load_dataset(config)
+    dataset = build.load_dataset(config, objects)
     _check_against(config, dataset)
-    model = build.create_model(config, dataset.num_classes)
+    model = build.create_model(config, dataset.num_classes, dataset.image_shape, objects)
     steps_per_epoch = len(dataset.train) / config.batch_size
     schedule = optimizers.make_schedule(**config.schedule, epochs=config.epochs, steps_per_epoch=steps_per_epoch)
     of_step = {name: config.optimizer[name] for name in optimizers.OF_STEP}
@@ -166,6 +192,7 @@ def prepare(config: ConfigDict, trust: Sequence[str] = ()) -> tuple[Run, TrainSt
         steps_per_epoch=steps_per_epoch,
         total_steps=max(round(config.epochs * steps_per_epoch), 1),
         trust=tuple(trust),
+        objects=objects,
     )
     return run, _first_state(run, optimizer, objective)
 
@@ -177,6 +204,8 @@ def _check_against(config: ConfigDict, dataset: data.Dataset) -> None:
             f"batch_size={config.batch_size} is more than the {len(dataset.train)} training images (data.limit and "
             f"data.validation leave no more): lower it."
         )
+    if not len(dataset.validation):
+        raise ValueError(f"the dataset {dataset.name!r} has no validation images: checkpoints are chosen on them.")
     for name, spec in config.attacks.items():
         build.check_attack(f"attacks.{name}", spec, dataset.image_shape, dataset.num_classes)
 
@@ -198,8 +227,22 @@ def _warn_of_missing_sources(config: ConfigDict) -> None:
 def _first_state(run: Run, optimizer: optax.GradientTransformation, objective: Objective) -> TrainState:
     """The state before the first step, on the host."""
     variables = build.init_variables(run.model, run.dataset.image_shape, run.config.seed)
+    _check_logits(run, variables)
     memory = objective.remember(partial(data.first_examples, run.dataset.train), run.dataset.num_classes)
     return jax.device_get(init_state(variables, optimizer, run.config.optimizer.ema, memory))
+
+
+def _check_logits(run: Run, variables: Mapping[str, Any]) -> None:
+    """Raises ValueError for a model of the user's own that does not give one logit per class."""
+    images = jax.ShapeDtypeStruct((2, *run.dataset.image_shape), np.float32)
+    logits = jax.eval_shape(models.bind(run.model, variables), images)
+    expected = (2, run.dataset.num_classes)
+    if getattr(logits, "shape", None) != expected:
+        shown = getattr(logits, "shape", None) or f"a {type(logits).__name__}"
+        raise ValueError(
+            f"the model {run.config.model.name!r} gives {shown} for {list(images.shape)} images of "
+            f"{run.dataset.num_classes} classes: it must give logits of shape {expected}."
+        )
 
 
 def _resumed(
@@ -320,7 +363,9 @@ def _validate(run: Run, state: TrainState, requests: stopping.Requests) -> dict[
     config, split, name = run.config, run.dataset.validation, run.config.select_by
     chosen = {}
     if name != "clean":
-        chosen[name] = from_config.attack_from(name, {**config.attacks[name], "curve": ()}, trust=run.trust)
+        chosen[name] = from_config.attack_from(
+            name, {**config.attacks[name], "curve": ()}, None, run.trust, run.objects
+        )
     count = min(config.select_limit or len(split), len(split))
     batches = _Interruptible(
         data.Batches(split, count, config.evaluation.batch_size, config.data.eval_resize), requests

@@ -10,7 +10,6 @@ import flax
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 
 from robust_jax import data, models, parallel
 from robust_jax.config import optimizers
@@ -75,7 +74,7 @@ def init_state(
 
 
 def make_train_step(
-    model: nn.Module,
+    model: models.Network,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     *,
@@ -91,7 +90,7 @@ def make_train_step(
     records it.
 
     Args:
-      model: a flax module.
+      model: see `robust_jax.models.trainable`.
       objective: what is minimised, see `robust_jax.objectives`.
       optimizer: optax's.
       augmentation: options of `robust_jax.data.augment.augment`.
@@ -136,15 +135,9 @@ def _keys_of(key: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array, jax.
     return augment_keys, point_keys, dropout_key
 
 
-def _model_at(model: nn.Module, batch_stats: Any, dropout_key: jax.Array, params: Any) -> Model:
+def _model_at(model: models.Network, batch_stats: Any, dropout_key: jax.Array, params: Any) -> Model:
     """The model with these parameters, as objectives take it."""
-    variables = {"params": params, "batch_stats": batch_stats}
-
-    def run(x: jax.Array) -> tuple[jax.Array, Any]:
-        logits, new = model.apply(variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key})
-        return logits, new.get("batch_stats", {})
-
-    return Model(run, models.bind(model, variables), parallel.mean)
+    return Model.of(model, {"params": params, "batch_stats": batch_stats}, dropout_key, parallel.mean)
 
 
 def _uphill(loss: Callable[[Any], tuple[jax.Array, Any]], params: Any, size: float) -> Any:
@@ -166,8 +159,13 @@ def _updated(
         params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
-        ema=optax.incremental_update(averaged, state.ema, 1 - decay),
+        ema=jax.tree.map(partial(_averaged, 1 - decay), averaged, state.ema),
     )
+
+
+def _averaged(rate: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    """``old + rate (new - old)``, as optax computes it; whole numbers, such as counts, are not averaged."""
+    return optax.incremental_update(new, old, rate) if jnp.issubdtype(new.dtype, jnp.inexact) else new
 
 
 def _unless_failed(new: TrainState, old: TrainState, finite: jax.Array, finite_terms: jax.Array) -> TrainState:

@@ -13,15 +13,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from robust_jax import data, files, parallel
 from robust_jax.config.build import create_model, load_dataset
 from robust_jax.config.defaults import CHOICES, RANGES, base
-from robust_jax.extensions import check_name, check_trust, choose
+from robust_jax.config.objects import NONE, Objects
+from robust_jax.extensions import check_name, check_trust, choose, is_object
 from robust_jax.models.bound import BoundModel, bind
+from robust_jax.models.network import Network
+from robust_jax.objectives.terms import every_term
+from robust_jax.options import options_of
 from robust_jax.options.signatures import checks_arguments
 from robust_jax.spaces.perturbations import Perturbation
 from robust_jax.workdir import checkpoints, integrity, saved_config
@@ -31,7 +34,7 @@ class Trained(NamedTuple):
     """A trained run: its config, model, variables (averaged weights if the run has them), dataset, and their step."""
 
     config: ConfigDict
-    model: nn.Module
+    model: Network
     variables: dict[str, Any]
     dataset: data.Dataset
     step: int
@@ -168,13 +171,17 @@ def _read(workdir: Path) -> dict[str, Any]:
 
 def _filled(saved: dict[str, Any], path: str, defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """A saved group of keys, completed by the defaults of those that it lacks."""
-    filled = dict(base().to_dict() if defaults is None else defaults)
+    whole = defaults is None
+    filled = dict(base().to_dict() if whole else defaults or {})
     for key, value in saved.items():
         if isinstance(filled.get(key), dict):
             if not isinstance(value, dict):
                 raise ValueError(f"{path}{key}={str(value)[:100]!r} must be a group of keys.")
             value = _filled(value, f"{path}{key}.", filled[key])
         filled[key] = value
+    if whole:  # what every term has, whatever its kind
+        own = {name: option.default for name, option in options_of(every_term).items()}
+        filled["terms"] = {k: own | dict(v) if isinstance(v, dict) else v for k, v in filled["terms"].items()}
     return filled
 
 
@@ -208,6 +215,9 @@ def load(
     checkpoint: str | None = None,
     data_dir: str | None = None,
     trust: Sequence[str] = (),
+    *,
+    dataset: Any = None,
+    model: Any = None,
 ) -> Trained:
     """Loads a trained run from its workdir.
 
@@ -216,12 +226,15 @@ def load(
       checkpoint: "best" on validation, or "latest"; by default the config's ``evaluation.checkpoint``.
       data_dir: where datasets are prepared, if it is not where the config says.
       trust: the modules from which the config may name parts, see `read_config`.
+      dataset: the object that `robust_jax.train` was given, if it was.
+      model: likewise; its weights, if it holds any, are not used.
 
     Returns:
       Its ``logits_fn``, ``config``, ``model``, ``variables``, ``dataset`` and ``step``.
 
     Raises:
-      ValueError: no such workdir or checkpoint; a part of a module that is not trusted.
+      ValueError: no such workdir or checkpoint; a part of a module that is not trusted; an object that is missing, or
+        another one.
 
     Example::
 
@@ -230,15 +243,27 @@ def load(
         images, labels = rj.data.to_float(batch["image"]), batch["label"]
         result = rj.attacks.pgd(run.logits_fn, images, labels, threat, key=jax.random.key(0))
     """
+    return restored(workdir, checkpoint, data_dir, trust, Objects.of(dataset, model))
+
+
+def restored(
+    workdir: str | os.PathLike[str],
+    checkpoint: str | None,
+    data_dir: str | None,
+    trust: Sequence[str],
+    objects: Objects = NONE,
+) -> Trained:
+    """`load` of a run and the objects that it was given."""
     workdir = Path(os.path.expanduser(workdir))
     config = read_config(workdir, trust)
+    objects.check(config, workdir)
     checkpoint = checkpoint or config.evaluation.checkpoint
     if checkpoint not in checkpoints.KINDS:
         raise ValueError(f"checkpoint={checkpoint!r}: choose one of {list(checkpoints.KINDS)}.")
     if data_dir is not None:
         config.data.data_dir = data_dir
-    dataset = load_dataset(config)
-    model = create_model(config, dataset.num_classes)
+    dataset = load_dataset(config, objects)
+    model = create_model(config, dataset.num_classes, dataset.image_shape, objects)
     others = [kind for kind in checkpoints.KINDS if kind != checkpoint]
     with checkpoints.opened(workdir) as saved:
         if saved.step(checkpoint) is None:
@@ -254,7 +279,37 @@ def load(
     return Trained(config, model, variables, dataset, found.step)
 
 
-def _check_variables(path: Path, variables: Mapping[str, Any], model: nn.Module, image_shape: tuple[int, ...]) -> None:
+def check_objects_to_resume(workdir: Path, objects: Objects) -> None:
+    """Raises ValueError if a run in the workdir was given objects that are missing now."""
+    if (workdir / "config.json").exists():
+        saved = _read(workdir)
+        missing = {key: {"name": saved[key]["name"]} for key in ("data", "model")}
+        given = {"data": objects.dataset, "model": objects.model}
+        NONE.check({k: v if given[k] is None else {"name": ""} for k, v in missing.items()}, workdir)
+
+
+def objects_for(config: ConfigDict, objects: Objects) -> Objects:
+    """The objects that a run needs: those for the names in its config that records objects."""
+    dataset, model = (is_object(config[key].name) for key in ("data", "model"))
+    return Objects(objects.dataset if dataset else None, objects.model if model else None)
+
+
+def objects_needed(configs: Mapping[Path, ConfigDict], objects: Objects) -> dict[Path, Objects]:
+    """The objects that each of several runs needs.
+
+    Raises:
+      ValueError: one that is missing, or another one than that of training; one that no run needs.
+    """
+    needed = {workdir: objects_for(config, objects) for workdir, config in configs.items()}
+    for workdir, config in configs.items():
+        needed[workdir].check(config, workdir)
+    for key in ("dataset", "model"):
+        if getattr(objects, key) is not None and all(getattr(each, key) is None for each in needed.values()):
+            objects.check(next(iter(configs.values())), next(iter(configs)))
+    return needed
+
+
+def _check_variables(path: Path, variables: Mapping[str, Any], model: Network, image_shape: tuple[int, ...]) -> None:
     """Raises ValueError if a checkpoint's variables are not those of the model: it was moved here, or planted."""
     expected = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
     if why := integrity.other_shape(integrity.shapes_of(variables), integrity.shapes_of(expected)):

@@ -1,0 +1,51 @@
+"""How one δ for all images changes what a trained model predicts."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import numpy as np
+
+from robust_jax import attacks, data, models
+from robust_jax.spaces.threat_models import ThreatModel
+from robust_jax.workdir.runs import Trained
+
+
+@partial(jax.jit, static_argnames="epochs")
+def _towards(logits_fn, images, target, threat, key, epochs=20):
+    made = attacks.universal_targeted(logits_fn, images, target, threat, key=key, epochs=epochs, keep="highest_loss")
+    return made.delta
+
+
+@jax.jit
+def _untargeted(logits_fn, images, labels, threat, key):
+    return attacks.universal_gradient(logits_fn, images, labels, threat, key=key, epochs=20).delta
+
+
+@jax.jit
+def _predicted(logits_fn, threat, images, delta):
+    return logits_fn(attacks.apply_universal(threat, images, delta)).argmax(-1)
+
+
+def universal_rates(trained: Trained, threat: ThreatModel, count: int) -> dict[str, float]:
+    """How one δ, made from the first ``count`` training images, changes predictions on at most 1,000 test images.
+
+    Targeted: the fraction of images of other classes that are then classified as the target, averaged over all
+    classes. Untargeted: the accuracy that is left.
+    """
+    _, model, variables, dataset, _ = trained
+    logits_fn = models.bind(model, variables)
+    images, labels = data.first_examples(dataset.train, count)
+    held_out, truth = data.first_examples(dataset.test, min(len(dataset.test), 1000))
+
+    predicted = partial(_predicted, logits_fn, threat, held_out)
+    rates = []
+    for target in range(dataset.num_classes):
+        delta = _towards(logits_fn, images, target, threat, jax.random.key(target))
+        rates.append(float((predicted(delta) == target)[truth != target].mean()))
+    uap = _untargeted(logits_fn, images, labels, threat, jax.random.key(0))
+    return {
+        "targeted universal success": float(np.mean(rates)),
+        "untargeted universal": float((predicted(uap) == truth).mean()),
+    }

@@ -1,0 +1,171 @@
+"""A dataset and a model that are given as Python objects, in place of those that a config names.
+
+The config of the run then records them as ``"object:NAME#FINGERPRINT"``: enough to tell another object, not to find
+this one. Whoever resumes, loads or evaluates the run gives the same objects.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from absl import logging
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+
+from robust_jax import data, models
+from robust_jax.data import own
+from robust_jax.data.known import STATISTICS
+from robust_jax.extensions import OBJECT, is_object
+from robust_jax.models.network import LinenNetwork, Network, NNXNetwork, code_of
+from robust_jax.options.hints import described
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What a run was given as objects; made by `of`.
+
+    Attributes:
+      dataset: the dataset or its splits; None for the one that the config names.
+      model: a network, or a class or function that makes one; None for the one that the config names.
+    """
+
+    dataset: Any = None
+    model: Any = None
+
+    @classmethod
+    def of(cls, dataset: Any = None, model: Any = None) -> Objects:
+        """The objects as `robust_jax.train` takes them.
+
+        Raises:
+          ValueError: what is no dataset, or no model that can be trained.
+        """
+        makes = isinstance(model, type | functools.partial) or inspect.isroutine(model)
+        network = model if model is None or makes else models.trainable(model)
+        return cls(None if dataset is None else own.splits_of(dataset), network)
+
+    def named(self, config: ConfigDict) -> ConfigDict:
+        """The config with the names of the objects.
+
+        Raises:
+          ValueError: an option for a dataset or model made by name, which an object has no use for.
+        """
+        if self.dataset is None and self.model is None:
+            return config
+        if not isinstance(config, ConfigDict):
+            raise ValueError(f"config is {described(config)}: give a ConfigDict, made by robust_jax.config.base.")
+        config = config.copy_and_resolve_references()
+        if self.dataset is not None:
+            _refuse(config, {"data.size": 0}, "images given as an object have a size: give size= to data.from_iterable")
+            _warn_of_statistics(config, self.model)
+            config.data.name = self.dataset_name
+        if self.model is not None:
+            if not self._is_made:
+                plain = {"model.options": {}, "model.dtype": "float32", "sync_batch_norm": False}
+                _refuse(config, plain, "a model object has its own: set it where the object is made")
+                config.model.mean, config.model.std = (0.0,), (1.0,)
+            config.model.name = self.model_name
+        return config
+
+    @property
+    def _is_made(self) -> bool:
+        """Whether the model is a class or function that is called with options."""
+        return not _is_network(self.model)
+
+    @functools.cached_property
+    def dataset_name(self) -> str:
+        """As a config records the dataset."""
+        name = self.dataset.name if isinstance(self.dataset, data.Dataset) else "own"
+        return f"{OBJECT}{name}#{own.fingerprint(self.dataset)}"
+
+    @functools.cached_property
+    def model_name(self) -> str:
+        """As a config records the model: its class, and the shapes of its weights or, without weights, its fields."""
+        code = self.model if self._is_made else code_of(self.model)
+        if self._is_made:
+            facts = f"{getattr(code, '__module__', '')}.{getattr(code, '__qualname__', '')}"
+        elif self.model_variables is not None:
+            flat = flatten_dict(self.model_variables, sep="/")
+            facts = repr(sorted((path, np.shape(leaf)) for path, leaf in flat.items()))
+        else:
+            network = self.model.module if isinstance(self.model, LinenNetwork) else self.model
+            facts = re.sub(r" at 0x[0-9a-f]+", "", repr(network))
+        return f"{OBJECT}{getattr(code, '__name__', type(code).__name__)}#{zlib.crc32(facts.encode()):08x}"
+
+    def split(self, config: Mapping[str, Any]) -> data.Dataset:
+        """The dataset object with the splits that it lacks, taken from the others as the config says."""
+        given, c = self.dataset, config["data"]
+        if isinstance(given, data.Dataset):
+            return given
+        test = given[-1] if len(given) > 1 else None
+        validation = given[1] if len(given) == 3 else c["validation"]
+        return own.dataset(given[0], test, validation, test_fraction=c["test"], seed=config["seed"])
+
+    @property
+    def network(self) -> Network | None:
+        """The model, if it is one, and no function that makes one."""
+        return self.model if _is_network(self.model) else None
+
+    @property
+    def model_variables(self) -> Any:
+        """The weights that the model came with; None if there are none."""
+        return getattr(self.model, "held", None) if isinstance(self.model, LinenNetwork | NNXNetwork) else None
+
+    def check(self, config: Mapping[str, Any], where: Any) -> None:
+        """Raises ValueError unless the objects are those that a config records, and all that it needs.
+
+        Args:
+          config: of a run.
+          where: it lies, for messages.
+        """
+        for key, name, given in (
+            ("dataset", config["data"]["name"], self.dataset), ("model", config["model"]["name"], self.model)
+        ):  # fmt: skip
+            if given is None:
+                if is_object(name):
+                    raise ValueError(
+                        f"{where} was trained with a {key} that was given as a Python object, {name!r}: give it "
+                        f"again, in Python, by {key}=..., to rj.train, rj.load or rj.evaluate."
+                    )
+                continue
+            now = self.dataset_name if key == "dataset" else self.model_name
+            if not is_object(name):
+                raise ValueError(
+                    f"{where} was trained with the {key} {name!r}, which is found by its name: leave out {key}=."
+                )
+            if name != now:
+                raise ValueError(f"{where} was trained with the {key} {name!r}, and {key}= is {now!r}: give the same.")
+
+
+NONE = Objects()
+
+
+def _is_network(model: Any) -> bool:
+    return isinstance(model, nn.Module | LinenNetwork | NNXNetwork)
+
+
+def _refuse(config: ConfigDict, plain: Mapping[str, Any], way_out: str) -> None:
+    """Raises ValueError for a key that is not as it is by default."""
+    for key, default in plain.items():
+        value: Any = config
+        for step in key.split("."):
+            value = value[step]
+        if (value.to_dict() if isinstance(value, ConfigDict) else value) != default:
+            raise ValueError(f"{key}={value!r}: {way_out}.")
+
+
+def _warn_of_statistics(config: ConfigDict, model: Any) -> None:
+    """A config made by ``base("digits")`` normalises images as digits."""
+    known = STATISTICS.get(config.data.name)
+    if known is not None and not _is_network(model) and tuple(np.ravel(config.model.mean)) == known[0]:
+        logging.warning(
+            "model.mean and model.std are those of %s: set them for the dataset that is given, see "
+            "robust_jax.data.statistics; base('own', ...) has 0 and 1.", config.data.name
+        )  # fmt: skip

@@ -1,0 +1,167 @@
+"""The parts of one evaluation that need its arrays: classes, confusions, galleries, the worst examples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from robust_jax.evaluation import pictures
+from robust_jax.evaluation.page import images, sources, words
+from robust_jax.evaluation.page.sources import Evaluation
+from robust_jax.files import file_name, printable
+
+MANY = 20  # classes, of which not all are shown
+_MOST_IDS = 12
+
+
+def per_class(evaluation: Evaluation) -> dict[str, Any]:
+    """A row per class with its accuracies, clean and under each attack; of many classes the least robust."""
+    report = evaluation.report
+    entries = {"clean": report["clean"], **{printable(k): v for k, v in report["attacks"].items()}}
+    entries |= {"worst case": report["worst_case"]} if len(entries) > 2 else {}
+    entries = {name: entry for name, entry in entries.items() if entry.get("per_class")}
+    if not entries:
+        return {}
+    names = report.get("class_names") or ()
+    rows = []
+    for label in sorted(map(int, report["clean"]["per_class"])):
+        cells = [(entry["per_class"].get(str(label)) or {}).get("accuracy") for entry in entries.values()]
+        n = report["clean"]["per_class"][str(label)]["n"]
+        rows.append({"name": words.class_name(names, label), "n": n, "cells": cells})
+    few = sorted(rows, key=lambda row: row["cells"][-1] or 0)[:MANY] if len(rows) > MANY else rows
+    return {"columns": list(entries), "rows": few, "left_out": len(rows) - len(few)}
+
+
+def confusions(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """A matrix for the clean images and one per attack; of many classes the most frequent confusions."""
+    arrays, names = evaluation.arrays, evaluation.report.get("class_names") or ()
+    if "label" not in arrays:
+        return []
+    label = arrays["label"]
+    classes = max(int(label.max()) + 1, len(names))
+    found = []
+    for name in ("clean", *evaluation.report["attacks"]):
+        if (prediction := arrays.get(f"{name}/prediction")) is None:
+            continue
+        if prediction.shape != label.shape:
+            raise ValueError(f"{name}/prediction has shape {prediction.shape}, the labels {label.shape}")
+        unknown = [-1] if (prediction < 0).any() else []
+        columns = [*range(classes), *unknown]
+        counts = np.zeros((classes, classes + 1), int)
+        np.add.at(counts, (label, np.where(prediction < 0, classes, prediction)), 1)
+        frequent = [(int(counts[t, p]), t, p) for t, p in np.argwhere(counts) if t != p]
+        found.append({
+            "title": printable(name), "counts": counts[:, : len(columns)].tolist() if classes <= MANY else None,
+            "names": [words.class_name(names, k) for k in range(classes)],
+            "columns": [words.class_name(names, k) for k in columns],
+            "frequent": [f"{words.class_name(names, t)} → {words.class_name(names, p)}: {n}"
+                         for n, t, p in sorted(frequent, reverse=True)[:10]],
+        })  # fmt: skip
+    return found
+
+
+def gallery(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """The first example of each class under each attack; an older evaluation has a picture of them instead."""
+    found = []
+    for name, entry in evaluation.report["attacks"].items():
+        about = {"title": printable(name), "about": f"{words.threat(entry)}, {words.effort(entry)}"}
+        examples = evaluation.examples.get(name, {}).get("sample")
+        if examples:
+            found.append(about | _cards(evaluation, examples, 10))
+        elif content := sources.png(evaluation.folder / f"adversarial_{file_name(name)}.png"):
+            found.append(about | {"png": images.data_uri(content)})
+    return found
+
+
+def hardest(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """The examples whose loss rose most, and those that break at the smallest radius of the curve."""
+    found = []
+    for name in evaluation.report["attacks"]:
+        examples = evaluation.examples.get(name, {}).get("hardest")
+        early = _broken_early(name, evaluation.arrays)
+        if not examples and not early:
+            continue
+        one: dict[str, Any] = {"title": printable(name), "early": early, "cards": []}
+        if examples:
+            one |= _cards(evaluation, examples, len(examples["clean"]))
+            losses = _losses(name, evaluation.arrays)
+            for card, identity, rise in zip(one["cards"], examples["id"], examples["rise"], strict=True):
+                before, after = losses.get(int(identity), (None, None))
+                card["number"] = int(identity)
+                card["loss"] = f"loss +{float(rise):.3g}" if before is None else f"loss {before:.2g} → {after:.3g}"
+        found.append(one)
+    return found
+
+
+def _cards(evaluation: Evaluation, examples: Mapping[str, np.ndarray], count: int) -> dict[str, Any]:
+    """The tiles of examples with what the model says about each."""
+    found = images.gallery(dict(examples), count)
+    names = evaluation.report.get("class_names") or ()
+    told = (examples[key] for key in ("labels", "clean_predictions", "adversarial_predictions"))
+    for card, truth, before, after in zip(found["cards"], *told, strict=False):
+        card |= {
+            "truth": words.class_name(names, int(truth)),
+            "before": words.class_name(names, int(before)),
+            "after": words.class_name(names, int(after)),
+            "kind": "lost" if before != truth else "right" if after == truth else "wrong",
+        }
+    return found
+
+
+def _losses(name: str, arrays: Mapping[str, np.ndarray]) -> dict[int, tuple[float, float]]:
+    """The loss of each example by its id, clean and attacked."""
+    known = [arrays.get(key) for key in ("id", "clean/loss", f"{name}/loss")]
+    if any(array is None for array in known):
+        return {}
+    return {int(i): (float(before), float(after)) for i, before, after in zip(*known, strict=True)}
+
+
+def _broken_early(name: str, arrays: Mapping[str, np.ndarray]) -> str:
+    """Which examples break at the smallest radius of the curve that breaks any, in a sentence."""
+    multiples, broken = (arrays.get(f"{name}/curve_{key}") for key in ("multiple", "broken"))
+    if multiples is None or broken is None or not {"id", "label", "clean/prediction"} <= arrays.keys():
+        return ""
+    right = arrays["clean/prediction"] == arrays["label"]
+    for i in np.argsort(multiples):
+        if multiples[i] > 0 and (lost := broken[i] & right).any():
+            ids = arrays["id"][lost]
+            more = " and others" if len(ids) > _MOST_IDS else ""
+            shown = ", ".join(map(str, ids[:_MOST_IDS]))
+            count = "1 image breaks" if len(ids) == 1 else f"{len(ids)} images break"
+            return f"{count} already at {multiples[i]:g} × the radius: number {shown}{more}."
+    return ""
+
+
+def universal(memory: Any, spec: Mapping[str, Any], names: Sequence[Any]) -> dict[str, Any]:
+    """The universal perturbations of a point: one, or one towards each class.
+
+    Args:
+      memory: what the point kept: δ, or a dict of deltas and images.
+      spec: the entry of the point in the config.
+      names: of the classes.
+    """
+    targeted = isinstance(memory, Mapping)
+    delta = np.asarray(memory["deltas"] if targeted else memory, np.float32)
+    space, target = spec.get("perturbation"), spec.get("target", -1)
+    radius = spec.get("radius")
+    about = words.threat({"threat": {k: spec[k] for k in ("perturbation", "norm", "radius") if k in spec}})
+    found: dict[str, Any] = {"about": about, "cards": [], "kind": space, "radius": radius}
+    if delta.ndim != 4 or (space, delta.shape[-1]) not in (("additive", 1), ("additive", 3), ("flow", 2)):
+        return found | {"missing": f"δ of {space}, of shape {list(delta.shape)}, has no picture."}
+    magnify, stride = pictures.arrow_scale(delta) if space == "flow" else (1.0, 1)
+    scale = float(np.abs(delta).max()) or 1.0
+    found["scale"] = f"wedges × {magnify:.3g}" if space == "flow" else f"±{scale:.2g}"
+    for i, one in enumerate(delta[:MANY]):
+        name = ("all images" if not targeted else
+                f"towards {words.class_name(names, target if isinstance(target, int) and target >= 0 else i)}")  # fmt: skip
+        if space == "flow":
+            card = {
+                "pale": images.image(np.full((*one.shape[:2], 1), 0.93)),
+                "arrows": images.arrows(one, magnify, stride),
+            }
+        else:
+            card = {"difference": images.difference(one, scale)}
+        found["cards"].append(card | {"name": name})
+    return found
