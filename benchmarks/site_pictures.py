@@ -3,7 +3,7 @@
 python train.py --config=mnist_short_methods:standard --workdir=runs/standard   # and :fgr, :adt
 python benchmarks/site_pictures.py --workdirs=runs/standard,runs/fgr,runs/adt [--data_dir=DIR]
 
-The curves are PGD over flows, linf, 20 steps, on the first 300 test images of MNIST, seed 0.
+The curves are PGD over flows, linf, 20 steps, on the first 200 test images of MNIST, seed 0.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from robust_jax.workdir import runs
 flags.DEFINE_list("workdirs", [], "Of train.py: standard training first.")
 flags.DEFINE_list("names", ["standard training", "FGR", "adversarial deformation training"], "Of the workdirs.")
 flags.DEFINE_string("data_dir", "", "Of the prepared MNIST; default: as the workdirs say.")
-flags.DEFINE_integer("count", 300, "The number of test images of the curves.")
+flags.DEFINE_integer("count", 200, "The number of test images of the curves.")
 flags.DEFINE_string("out", "docs", "The folder of the pictures.")
 
 RADII = (0.0, 0.125, 0.25, 0.375, 0.5, 0.75)

@@ -81,10 +81,14 @@ def of_public_name(app: Sphinx, env: BuildEnvironment, node: Any, content: nodes
     """
     if node.get("reftype") != "obj" or node.get("refdomain") != "py":
         return None
-    target = node["reftarget"].removesuffix("()")
+    target = node["reftarget"].removesuffix("()").replace("rj.", "robust_jax.", 1)
     domain = env.get_domain("py")
     assert isinstance(domain, PythonDomain)
-    found = [name for name in domain.objects if name == target or name.endswith("." + target)]
+    found = [
+        name
+        for name, entry in domain.objects.items()
+        if (name == target or name.endswith("." + target)) and not entry.aliased
+    ]
     if not target or len(found) != 1:
         return content
     return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", found[0], node, content)
