@@ -6,17 +6,14 @@ Started again it resumes: neither what is trained nor what is measured is done a
 numbers go to docs/results/TABLE_SIZE.json, each with its config, command, seed, hardware, seconds, versions and
 revision, and the table is printed. `--fraction=0.01` tries everything at one percent of its epochs and images and keeps
 its numbers in the folder of its runs. `--estimate` prints about how many minutes each row takes at `--gflops` sustained
-GFLOP/s, from the convolutions and matrix products of its training step and its attacks, and runs nothing.
+GFLOP/s, from the convolutions and matrix products of its training step and its attacks, and runs nothing. It counts
+work that is not done at every step, such as RAT's universal perturbations, as if it were.
 benchmarks/tables.py defines the tables.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shlex
-import subprocess
-import sys
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -28,6 +25,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
+from origin import trace
 from result_tables import RESULTS, rendered
 from robust_jax import cli, models, parallel
 from robust_jax.attacks.define import Problem, cost_of
@@ -151,11 +149,9 @@ def measure(table: Table, config: ConfigDict, workdir: Path) -> dict[str, Any]:
     for name, ball in table.universal.items():
         threat = ThreatModel(ball.perturbation, "linf", ball.radius)
         universal[name] = universal_rates(runs.load(workdir), threat, ball.examples)
-    return {
-        "command": shlex.join(["python", *sys.argv]), "settings": settings(config), "training": training(workdir),
-        "evaluation": report, "broken": broken, "universal": universal,
-        "hardware": f"{parallel.device_count()} × {parallel.device_kind()}, {os.cpu_count()} CPU cores",
-        "revision": revision(),
+    return trace() | {
+        "settings": settings(config), "training": training(workdir), "evaluation": report, "broken": broken,
+        "universal": universal,
     }  # fmt: skip
 
 
@@ -169,14 +165,6 @@ def training(workdir: Path) -> dict[str, Any]:
         if "validation/clean" in line:
             curve.append([round(line["epoch"], 3), line["validation/clean"]])
     return {"steps": step, "seconds": round(seconds), "validation": curve}
-
-
-def revision() -> str:
-    """The commit that the code is of, with a + if it was changed since."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changed = [*git, "status", "--porcelain", "--untracked-files=no", "--", ":/src", ":/benchmarks"]
-    return commit + ("+" if subprocess.run(changed, capture_output=True, text=True).stdout else "")
 
 
 def _measured(path: Path, row: str, seed: int) -> dict[str, Any] | None:

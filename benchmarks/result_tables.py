@@ -1,8 +1,13 @@
-"""Tables from the numbers of reproduce.py: `python benchmarks/result_tables.py docs/results/TABLE_SIZE.json ...`."""
+"""Tables from the numbers of reproduce.py: `python benchmarks/result_tables.py [docs/results/TABLE_SIZE.json ...]`.
+
+Without files it puts all tables into docs/results.md, each between the comments `<!-- TABLE_SIZE.json -->` and
+`<!-- end of TABLE_SIZE.json -->`.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +19,16 @@ from scipy.stats import binomtest
 from robust_jax.evaluation.statistics import wilson_interval
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
+PAGE = RESULTS.parent / "results.md"
+
+
+def filled(page: str) -> str:
+    """The page with the tables of the files that it names."""
+
+    def table(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{rendered(RESULTS / match[2]).rstrip()}\n\n{match[3]}"
+
+    return re.sub(r"(<!-- (\w+\.json) -->\n).*?(<!-- end of \2 -->)", table, page, flags=re.DOTALL)
 
 
 def rendered(path: Path) -> str:
@@ -148,3 +163,5 @@ def _mcnemar(column: str, ours: set[int], theirs: set[int]) -> str:
 if __name__ == "__main__":
     for argument in sys.argv[1:]:
         print(rendered(Path(argument)), end="\n\n")
+    if not sys.argv[1:]:
+        PAGE.write_text(filled(PAGE.read_text()))

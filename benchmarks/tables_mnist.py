@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from table_types import Choice, Row, Table
+from table_types import Choice, Row, Table, Universal, against
 
 ACTIVATIONS = {"relu": "ReLU", "silu": "SiLU", "gelu": "GELU"}
 # Row -> what is printed, a method, its weight and the values that are tried, the largest first.
@@ -17,10 +17,18 @@ REGULARISERS: dict[str, tuple[str, str, str, tuple[float, ...]]] = {
 }
 
 
-def smooth_rows(config: str, regularisers: Mapping[str, Any], options: str = "") -> dict[str, Row]:
-    """Standard training and each regulariser, each with each activation, in an order in which a part makes sense."""
+NOISE = dict(kind="gaussian_noise", perturbation="additive", norm="l2")
+
+
+def smooth_rows(
+    config: str, regularisers: Mapping[str, Any], options: str = "", model: str = "", within: float = 0.5
+) -> dict[str, Row]:
+    """Standard training and each regulariser, each with each activation, in an order in which a part makes sense.
+
+    ``options`` are those of LFR, ``model`` those of all rows.
+    """
     rows = {
-        activation: Row(f"{name}, standard", f"{config}:standard:model.options.activation={activation}")
+        activation: Row(f"{name}, standard", f"{config}:standard{model}:model.options.activation={activation}")
         for activation, name in ACTIVATIONS.items()
     }
     for row, (label, method, key, values) in regularisers.items():
@@ -28,10 +36,19 @@ def smooth_rows(config: str, regularisers: Mapping[str, Any], options: str = "")
         for activation, name in ACTIVATIONS.items():
             rows[f"{activation}_{row}"] = Row(
                 f"{name}, {label}",
-                f"{config}:{method}:model.options.activation={activation}{extra}",
-                Choice(key, values, like=activation),
+                f"{config}:{method}{model}:model.options.activation={activation}{extra}",
+                Choice(key, values, like=activation, within=within),
             )
     return rows
+
+
+def smooth_pairs(regularisers: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Each regulariser with standard training, and each smooth activation with ReLU."""
+    return (
+        *((f"{a}_{row}", a) for row in regularisers for a in ACTIVATIONS),
+        *((f"{a}_{row}", f"relu_{row}") for row in regularisers for a in ("silu", "gelu")),
+        *((a, "relu") for a in ("silu", "gelu")),
+    )
 
 
 def _both(steps: int, restarts: int, flow: float, additive: float) -> dict[str, dict[str, Any]]:
@@ -41,24 +58,97 @@ def _both(steps: int, restarts: int, flow: float, additive: float) -> dict[str, 
     return {f"{s}_{kind}": dict(kind=kind, **search, **ball) for s, ball in balls.items() for kind in ("pgd", "apgd")}
 
 
-WORST = {"worst flow": ("flow_pgd", "flow_apgd"), "worst additive": ("additive_pgd", "additive_apgd")}
-SMOOTH = "MNIST: gradient penalties with smooth activations, at about the same clean accuracy"
-# Each regulariser with standard training, and each smooth activation with ReLU.
-SMOOTH_PAIRS = (
-    *((f"{a}_{row}", a) for row in REGULARISERS for a in ACTIVATIONS),
-    *((f"{a}_{row}", f"relu_{row}") for row in REGULARISERS for a in ("silu", "gelu")),
-    *((a, "relu") for a in ("silu", "gelu")),
-)
+def _smooth() -> dict[str, Table]:
+    """LFR ascends in three steps on CPUs; its own number is 40."""
+    title = "MNIST: gradient penalties with smooth activations, at about the same clean accuracy"
+    steps = ":points.roughest.steps=3:points.roughest.step_size=0.1"
+    few, every = smooth_rows("mnist_short_methods", REGULARISERS, steps), smooth_rows("mnist_methods", REGULARISERS)
+    worst = {"worst flow": ("flow_pgd", "flow_apgd"), "worst additive": ("additive_pgd", "additive_apgd")}
+    pairs, short, full = smooth_pairs(REGULARISERS), _both(20, 2, 0.5, 0.2), _both(100, 5, 0.5, 0.2)
+    return {
+        "short": Table(title, few, ("epochs=1",), short, worst, 500, (0,), pairs),
+        "full": Table(title, every, ("epochs=20",), full, worst, 10_000, (0, 1, 2), pairs),
+    }
 
-THREE_STEPS = ":points.roughest.steps=3:points.roughest.step_size=0.1"
 
-smooth = {
-    "short": Table(
-        SMOOTH, smooth_rows("mnist_short_methods", REGULARISERS, THREE_STEPS),
-        ("epochs=1",), _both(20, 2, 0.5, 0.2), WORST, 500, (0,), SMOOTH_PAIRS,
-    ),
-    "full": Table(
-        SMOOTH, smooth_rows("mnist_methods", REGULARISERS), ("epochs=20",), _both(100, 5, 0.5, 0.2), WORST, 10_000,
-        (0, 1, 2), SMOOTH_PAIRS,
-    ),
-}  # fmt: skip
+def _local_flatness() -> dict[str, Table]:
+    """Short: 10 ascent steps, and Adam for four epochs; full: the reference's 40 steps and 100 epochs of SGD."""
+    title = "MNIST, ε = 0.3: local flatness regularisation (Xu et al. 2020)"
+    rows = {
+        "standard": Row("standard", "mnist_methods:standard"),
+        "pgd": Row("adversarial training", "mnist_methods:pgd"),
+        "lfr": Row("LFR", "mnist_methods:lfr"),
+    }
+    ten = rows | {
+        "pgd": Row("adversarial training", "mnist_methods:pgd:points.attacked.steps=10"),
+        "lfr": Row("LFR", "mnist_methods:lfr:points.roughest.steps=10:points.roughest.step_size=0.05"),
+    }
+    ball = dict(perturbation="additive", norm="linf", radius=0.3)
+    attacks = {
+        "fgsm": dict(kind="fgsm", **ball),
+        "pgd": dict(kind="pgd", steps=40, step_size=0.01, **ball),
+        "apgd": dict(kind="apgd", steps=40, restarts=3, early_stop=True, **ball),
+        "square": dict(kind="square", queries=1000, **ball),
+    }
+    worst, pairs = {"worst": ("pgd", "apgd", "square")}, (*against(rows, "standard"), ("lfr", "pgd"))
+    full = ("epochs=100", "optimizer.name=sgd", "schedule.name=piecewise", "schedule.learning_rate=0.01",
+            "schedule.boundaries=(90.0,)")  # fmt: skip
+    return {
+        "short": Table(title, ten, ("epochs=4", "checkpoint_every_steps=20"), attacks, worst, 1000, (0,), pairs),
+        "full": Table(title, rows, full, attacks, worst, 10_000, (0, 1, 2), pairs),
+    }
+
+
+def _region() -> dict[str, Table]:
+    """By the number of examples that the universal perturbations are made from."""
+    title = "MNIST: region adversarial training (Wang et al. 2021), by the number of examples"
+
+    def rows(config: str) -> dict[str, Row]:
+        found = {"standard": Row("none: standard", f"{config}:standard")}
+        return found | {f"rat_{n}": Row(f"{n} examples", f"{config}:rat:points.region.examples={n}")
+                        for n in (10, 50, 100, 500)}  # fmt: skip
+
+    def attacks(radius: float) -> dict[str, dict[str, Any]]:
+        ball = dict(perturbation="additive", norm="linf", radius=radius)
+        smallest = dict(kind="carlini_wagner", steps=100, binary_search_steps=5)
+        return {
+            "fgsm": dict(kind="fgsm", **ball),
+            "pgd": dict(kind="pgd", steps=20, restarts=2, early_stop=True, **ball),
+            "carlini_wagner": smallest | dict(perturbation="additive", norm="l2", radius=1.5),
+        }
+
+    few, every = rows("mnist_short_methods"), rows("mnist_methods")
+    one = {f"additive {radius}": Universal("additive", radius) for radius in (0.2, 0.3)}
+    return {
+        "short": Table(title, few, (), attacks(0.1), {}, 500, (0,), against(few, "standard"), one),
+        "full": Table(title, every, ("epochs=20",), attacks(0.1), {}, 10_000, (0, 1, 2),
+                      against(every, "standard"), one),
+    }  # fmt: skip
+
+
+def _family() -> dict[str, Table]:
+    title = "MNIST, convolutional maxout: training at x + r (Lyu et al. 2015)"
+    rows = {
+        "standard": Row("standard", "mnist_maxout:standard"),
+        "linearised": Row("linearised, p = ∞, σ = 0.1", "mnist_maxout:linearised"),
+        "linearised_l2": Row("linearised, p = 2", "mnist_maxout:linearised_l2"),
+    }
+    ball = dict(perturbation="additive", norm="linf", radius=0.1)
+    attacks = {
+        "fgsm": dict(kind="fgsm", **ball),
+        "pgd": dict(kind="pgd", steps=20, early_stop=True, **ball),
+        **{f"noise_{s}".replace(".", "_"): NOISE | dict(radius=28 * s) for s in (0.15, 0.3, 0.45, 0.6, 0.9)},
+    }
+    pairs = against(rows, "standard")
+    return {
+        "short": Table(title, rows, ("checkpoint_every_steps=50",), attacks, {}, 2000, (0, 1, 2), pairs),
+        "full": Table(title, rows, ("epochs=200",), attacks, {}, 10_000, (0, 1, 2), pairs),
+    }
+
+
+TABLES: dict[str, dict[str, Table]] = {
+    "mnist_smooth": _smooth(),
+    "mnist_lfr": _local_flatness(),
+    "mnist_rat": _region(),
+    "mnist_family": _family(),
+}

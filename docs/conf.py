@@ -38,10 +38,12 @@ copybutton_exclude = ".linenos, .gp, .go"
 # Notebooks run at every build, since their results depend on the package. PyTorch is 3 GB: where it is not installed,
 # the one that needs it shows its code alone.
 nb_execution_mode = "force"
+nb_execution_in_temp = True  # they write files
 nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 nb_execution_excludepatterns = [] if util.find_spec("torch") else ["notebooks/*pytorch*"]
 nb_merge_streams = True
+nb_output_stderr = "remove"  # bars, which stand for nothing on a page
 
 # The reference. Types are in the docstrings, by shape and meaning; those of signatures are for type checkers.
 autodoc_typehints = "none"

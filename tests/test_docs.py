@@ -7,12 +7,13 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import robust_jax as rj
 from robust_jax import attacks
 from robust_jax.objectives import points, terms
-from test_readme import ROOT
+from test_readme import ROOT, run_python
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 PAGE = "docs/attacks.md"
@@ -108,6 +109,38 @@ def test_the_reference_has_every_public_name():
     assert {f"robust_jax.objectives.{kind}.{name}" for kind, table in parts.items() for name in table} <= described
 
 
+def blocks_of(page, kind):
+    """The Python of a page whose blocks are marked with a word, or with none."""
+    return re.findall(
+        rf"^```python{kind and f' {kind}'}\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE
+    )
+
+
+@pytest.mark.parametrize(
+    "library", ["optax", "nnx", *(pytest.param(name, marks=pytest.mark.slow) for name in ("equinox", "haiku"))]
+)
+def test_the_training_loops_lower_the_loss(library):
+    page = "docs/training_your_own.md"
+    (loop,) = blocks_of(page, library)
+    if library in ("equinox", "haiku"):
+        pytest.importorskip(library)
+    namespace = {}
+    for block in [*blocks_of(page, ""), loop]:
+        exec(compile(block, page, "exec"), namespace)  # noqa: S102
+    losses, terms = namespace["losses"], namespace["terms"]
+    assert losses[-1] < 0.6 * losses[0] and set(terms) == {"adversarial", "fgr"} and min(terms.values()) > 0
+    assert len([line for line in loop.split("trained =")[0].splitlines() if line.strip()]) <= 35
+
+
+@pytest.mark.slow
+def test_the_objects_of_training_your_own_train(tmp_path):
+    page, namespace = "docs/training_your_own.md", {"workdir": tmp_path / "run"}
+    for block in [*blocks_of(page, ""), *blocks_of(page, "trainer")]:
+        exec(compile(block, page, "exec"), namespace)  # noqa: S102
+    logits = namespace["trained"](namespace["images"])
+    np.testing.assert_allclose(logits, namespace["run"].logits_fn(namespace["images"]), atol=1e-5)
+
+
 @pytest.mark.slow
 def test_the_parts_of_contributing_train_and_evaluate(tmp_path):
     text = (ROOT / "CONTRIBUTING.md").read_text()
@@ -134,3 +167,12 @@ def test_the_tables_of_reliability_are_those_of_the_scripts():
     folder = ROOT / "benchmarks" / "reliability"
     done = subprocess.run([sys.executable, "-c", command], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_python_of_the_page_on_training_runs(tmp_path):
+    namespace = {"workdir": tmp_path / "run"}
+    assert run_python("docs/training.md", namespace) == 6
+    rows = [line.split(",") for line in (tmp_path / "run" / "table.csv").read_text().splitlines()]
+    assert {name for _, name, _ in rows} >= {"loss", "terms/ce", "validation/clean"}
+    assert sorted({int(step) for step, _, _ in rows}) == sorted(set(namespace["seen"])) and namespace["state"].step == 2

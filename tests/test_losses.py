@@ -96,3 +96,15 @@ def test_get_takes_names_and_functions():
     assert losses.get("margin") is losses.margin and losses.get(losses.dlr) is losses.dlr
     with pytest.raises(ValueError, match="loss='hinge'.*cross_entropy.*dlr.*margin"):
         losses.get("hinge")
+
+
+def test_cross_entropy_of_soft_labels_is_the_mixture_of_those_of_classes():
+    logits = jax.random.normal(jax.random.key(0), (5, 4))
+    one, other, share = jnp.array([0, 1, 2, 3, 0]), jnp.array([1, 1, 0, 2, 3]), jnp.array([0.0, 0.3, 0.5, 0.9, 1.0])
+    soft = share[:, None] * jnp.eye(4)[one] + (1 - share[:, None]) * jnp.eye(4)[other]
+    expected = share * losses.cross_entropy(logits, one) + (1 - share) * losses.cross_entropy(logits, other)
+    np.testing.assert_allclose(losses.cross_entropy(logits, soft), expected, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(losses.cross_entropy)(logits, soft), expected, rtol=1e-5)
+    for wrong, message in ((2 * soft, "a sum is off by 1"), (soft - 0.1, "the least is -0.1"), (soft[:, :3], "B, K")):
+        with pytest.raises(ValueError, match=message):
+            losses.cross_entropy(logits, wrong)

@@ -17,8 +17,23 @@ from robust_jax.options.signatures import checks_arguments
 
 
 @checks_arguments
-def cross_entropy(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array, " b"]:
-    """``-log softmax(logits)[label]``."""
+def cross_entropy(logits: Float[Array, "b k"], labels: Int[Array, " b"] | Float[Array, "b k"]) -> Float[Array, " b"]:
+    """``-log softmax(logits)[label]``; of soft labels q, such as mixup makes, ``-Σ_k q_k log softmax(logits)_k``.
+
+    Args:
+      logits: of any real values.
+      labels: classes, or one probability per class.
+
+    Raises:
+      ValueError: a label that is no class, or probabilities that are negative or do not sum to 1; of known values.
+
+    Example::
+
+        cross_entropy(logits, 0.7 * jax.nn.one_hot(labels, 10) + 0.3 * jax.nn.one_hot(others, 10))
+    """
+    if labels.ndim > 1:
+        _check_probabilities(logits, labels)
+        return optax.softmax_cross_entropy(logits, labels)
     _check_labels(logits, labels=labels)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
@@ -31,6 +46,19 @@ def _check_labels(logits: Array, **labels: Array) -> None:
         low, high, classes = int(np.min(given)), int(np.max(given)), logits.shape[-1]
         if low < 0 or high >= classes:
             raise ValueError(f"{name} range from {low} to {high}, but the logits have {classes} classes.")
+
+
+def _check_probabilities(logits: Array, labels: Array) -> None:
+    """Raises ValueError for soft labels that are no probabilities, where values are known."""
+    if isinstance(logits, jax.core.Tracer) or isinstance(labels, jax.core.Tracer) or not labels.size:
+        return
+    values = np.asarray(labels, float)
+    low, off = values.min(), np.abs(values.sum(-1) - 1).max()
+    if not (low >= 0 and off < 1e-3):
+        raise ValueError(
+            f"labels [B, K] are probabilities of each class, at least 0 and 1 in sum: the least is {low:.3g}, a sum is "
+            f"off by {off:.3g}."
+        )
 
 
 def _of_label(logits: Array, labels: Array) -> tuple[Array, Array]:

@@ -261,3 +261,41 @@ def test_a_path_may_go_up_and_the_name_of_a_dataset_may_not():
         c.data.name = name
         with pytest.raises(ValueError, match="is no name of a dataset"):
             complete(c)
+
+
+def own_term(point):
+    return point.loss
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix"])
+@pytest.mark.parametrize(
+    "section, spec, message",
+    [
+        ("terms", dict(kind="boosted_cross_entropy"), r"^terms.p: boosted_cross_entropy needs one class per image"),
+        ("terms", dict(kind="weighted_kl_divergence", reference="clean"), "^terms.p: weighted_kl_divergence needs one"),
+        (
+            "terms",
+            dict(kind=f"{__name__}:own_term"),
+            "^terms.p: own_term needs .* part of your own.*soft_labels",
+        ),
+        (
+            "points",
+            dict(kind="targeted_universal", perturbation="additive", radius=0.1),
+            "^points.p: targeted_universal",
+        ),
+        ("points", dict(kind="attack", perturbation="additive", radius=0.1, loss="margin"), "^points.p: loss='margin'"),
+    ],
+)
+def test_mixing_is_refused_by_what_needs_one_class_per_image(name, section, spec, message):
+    config = base()
+    config.data.augment[name] = 0.2
+    config[section].p = spec
+    config.terms.ce = dict(kind="cross_entropy", at="p" if section == "points" else "clean")
+    with pytest.raises(ValueError, match=f"{message}.*data.augment.cutmix to 0"):
+        complete(config)
+    config.data.augment[name] = 0.0
+    complete(config)
+    config.data.augment[name] = 0.2
+    del config[section]["p"]
+    config.terms.ce = dict(kind="cross_entropy", at="clean")
+    complete(config)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.interpolate import RegularGridInterpolator
+from scipy.stats import beta, kstest
 
 from robust_jax.data import augment
 
@@ -125,3 +126,58 @@ def test_test_view_is_the_centre_of_the_resized_image():
 def test_errors(batch, count, options, message):
     with pytest.raises(ValueError, match=message):
         augment.augment(jnp.asarray(batch), keys(range(count)), **options)
+
+
+def onehot(labels, classes=4):
+    return jnp.eye(classes)[np.asarray(labels)]
+
+
+def mixed(count, seed=0, **options):
+    """Black images of class 0 mixed with white ones of class 1, so that each pixel is its share of the other image."""
+    black = jnp.zeros((count, 6, 9, 1))
+    mix = jax.jit(partial(augment.mix, **options))
+    out, labels = mix(black, onehot([0] * count), black + 1, onehot([1] * count), keys(range(count), seed))
+    np.testing.assert_allclose(labels.sum(-1), 1, rtol=1e-6)
+    assert (labels[:, 2:] == 0).all()
+    return np.asarray(out)[..., 0], np.asarray(labels)
+
+
+def test_mixup_is_the_formula_of_its_paper():
+    one, other = images(4, seed=1), images(4, seed=2)
+    labels, others = onehot([0, 1, 2, 3]), onehot([0, 3, 1, 0])
+    out, soft = augment.mix(one, labels, other, others, keys(range(4)), mixup=0.4)
+    share = np.asarray(soft)[range(1, 4), [1, 2, 3]]
+    assert len(set(share.tolist())) == 3 and (share > 0).all() and (share < 1).all()
+    np.testing.assert_allclose(soft[0], labels[0], rtol=1e-6)  # both of one class
+    blend = share[:, None, None, None] * one[1:] + (1 - share[:, None, None, None]) * other[1:]
+    np.testing.assert_allclose(out[1:], blend, atol=1e-6)
+    np.testing.assert_allclose(soft[1:], share[:, None] * labels[1:] + (1 - share[:, None]) * others[1:], atol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
+def test_the_share_follows_a_beta_distribution(alpha):
+    pixels, labels = mixed(4000, mixup=alpha)
+    np.testing.assert_allclose(pixels, np.broadcast_to(labels[:, 1, None, None], pixels.shape), atol=1e-6)
+    assert kstest(labels[:, 1], beta(alpha, alpha).cdf).pvalue > 1e-3
+
+
+def test_cutmix_pastes_a_box_and_labels_have_the_shares_of_the_areas():
+    pixels, labels = mixed(4000, cutmix=1.0)
+    np.testing.assert_allclose(labels[:, 1], pixels.mean((1, 2)), atol=1e-6)
+    rows, columns = pixels.any(2), pixels.any(1)
+    np.testing.assert_array_equal(pixels, rows[:, :, None] & columns[:, None])
+    for side in (rows, columns):  # each a run of ones
+        edges = np.diff(np.pad(side.astype(int), ((0, 0), (1, 1))), axis=1)
+        assert ((edges == 1).sum(1) <= 1).all()
+    # r_x ~ U(0, W), r_w = W sqrt(1 - λ), λ ~ U(0, 1) as α = 1; likewise y; cut off at the border (Yun et al. 2019).
+    draw = np.random.default_rng(0)
+    half, centres = np.sqrt(draw.random(100_000)) / 2, draw.random((2, 100_000))
+    sides = np.minimum(centres + half, 1) - np.maximum(centres - half, 0)
+    assert labels[:, 1].mean() == pytest.approx(sides.prod(0).mean(), abs=0.02)
+
+
+def test_with_both_each_image_gets_one_by_a_fair_coin():
+    pixels, labels = mixed(2000, mixup=1.0, cutmix=1.0)
+    blended = (pixels.reshape(2000, -1) == pixels[:, :1, 0]).all(1) & (labels[:, 1] > 0) & (labels[:, 1] < 1)
+    assert abs(blended.sum() - 1000) < 150
+    np.testing.assert_allclose(labels[:, 1], pixels.mean((1, 2)), atol=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -45,13 +46,13 @@ def workdirs(trained, tmp_path, monkeypatch):
     config.attacks.shift = dict(kind="pgd", perturbation="additive", norm="linf", radius=0.05, curve=(0, 1, 2), steps=5)
     config.attacks.warp = dict(kind="pgd", perturbation="flow", norm="linf", radius=0.155, steps=5, restarts=2)
 
-    def load(workdir, checkpoint, data_dir, trust=()):
-        variables, dataset = trained[workdir.name]
+    def restored(workdir, checkpoint, *_):
+        variables, dataset = trained[Path(workdir).name]
         own = config.copy_and_resolve_references()
-        own.optimizer.weight_decay = float(workdir.name == "smooth")
+        own.optimizer.weight_decay = float(Path(workdir).name == "smooth")
         return runs.Trained(own, Linear(), variables, dataset, 9 if checkpoint == "latest" else 7)
 
-    monkeypatch.setattr(runs, "load", load)
+    monkeypatch.setattr(runs, "restored", restored)
     folders = [tmp_path / name for name in trained]
     for folder in folders:
         folder.mkdir()

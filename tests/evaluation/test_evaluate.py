@@ -23,14 +23,14 @@ from robust_jax.spaces.threat_models import ThreatModel
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
-def test_two_workdirs_leave_everything_the_design_lists(workdirs, capsys):
+def test_two_workdirs_leave_everything_the_design_lists(workdirs, tmp_path, capsys):
     reports = evaluate(workdirs, batch_size=64)
     for folder in (workdir / "evaluations" / "test" for workdir in workdirs):
         report = json.loads((folder / "evaluation.json").read_text())
         assert report == json.loads(json.dumps(reports[str(folder.parents[1])]))
         assert set(report) == {
             "clean", "attacks", "worst_case", "split", "checkpoint_step", "batch_norm", "precision", "class_names",
-            "warnings", "versions", "seed", "checks", "name", "identity",
+            "warnings", "versions", "seed", "checks", "name", "identity", "pictures",
         }  # fmt: skip
         assert (report["split"], report["checkpoint_step"], report["batch_norm"]) == ("test", 7, "none")
         assert (report["precision"], report["seed"], report["warnings"]) == ("float32", 0, [])
@@ -56,12 +56,19 @@ def test_two_workdirs_leave_everything_the_design_lists(workdirs, capsys):
         assert not [path for path in folder.iterdir() if path.suffix == ".tmp"]
     smooth, steep = reports.values()
     assert smooth["attacks"]["shift"]["curve"]["accuracy"][2] > steep["attacks"]["shift"]["curve"]["accuracy"][2] + 0.05
-    # Pictures of radii are only of the attack that has a curve; the common one goes into the first folder.
-    drawn = [str(p.relative_to(folder)) for folder in workdirs for p in sorted(folder.rglob("robustness_*"))]
+    # Pictures of radii are only of the attack that has a curve; common ones go to the comparison.
+    common = workdirs[0].parent / "comparisons" / "smooth-steep-test"
+    drawn = [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("robustness_*"))]
     own = "evaluations/test/robustness_shift.png"
-    assert drawn == [own, "robustness_shift.png", own]
-    assert (workdirs[0] / "robustness_shift.png").stat().st_size > 20_000
-    assert (workdirs[0] / "trade_off.png").stat().st_size > 20_000  # the two differ in one key
+    assert drawn == ["comparisons/smooth-steep-test/robustness_shift.png", f"smooth/{own}", f"steep/{own}"]
+    assert (common / "robustness_shift.png").stat().st_size > 20_000
+    assert (common / "trade_off.png").stat().st_size > 20_000  # the two differ in one key
+    shared = json.loads((common / "comparison.json").read_text())
+    assert shared["workdirs"]["steep"] == {"workdir": str(workdirs[1]), "evaluation": "test", "checkpoint_step": 7}
+    assert [row["attack"] for row in shared["table"]] == ["clean", "shift", "warp", "worst case"]
+    assert shared["table"][1]["accuracies"]["steep"]["accuracy"] == steep["attacks"]["shift"]["accuracy"]
+    assert shared["pictures"] == ["robustness_shift.png", "trade_off.png"]
+    assert shared["sweep"] == {"key": "optimizer.weight_decay", "values": [1.0, 0.0]}
     screen = capsys.readouterr().out
     for text in ("smooth", "steep", "worst case", "flow linf 0.155 px", "5 steps × 2 restarts", "n = 200"):
         assert text in screen
@@ -143,11 +150,12 @@ def test_signs_of_the_users_own_are_among_the_warnings(workdirs, tmp_path, monke
 
 
 def test_loss_surfaces_and_gradients_are_drawn_if_asked_for(workdirs):
-    evaluate(workdirs[0], limit=30)
-    assert not list(workdirs[0].glob("loss_surface*")) and not (workdirs[0] / "gradients.png").exists()
-    evaluate(workdirs[0], limit=30, surfaces=2)
-    for name in ("loss_surface_shift", "loss_surface_warp", "gradients"):
-        assert (workdirs[0] / f"{name}.png").stat().st_size > 10_000
+    pictures = {"loss_surface_shift.png", "loss_surface_warp.png", "gradients.png"}
+    folder = workdirs[0] / "evaluations" / "test-first_30"
+    for surfaces, drawn in ((2, pictures), (0, set())):  # the same evaluation, whose pictures are replaced
+        evaluate(workdirs[0], limit=30, surfaces=surfaces)
+        found = {path.name: path.stat().st_size for path in folder.glob("*.png")}
+        assert found.keys() & pictures == drawn and all(found[name] > 10_000 for name in drawn)
 
 
 def test_the_worst_case_alone(workdirs, capsys):
@@ -170,7 +178,9 @@ def test_names_are_no_markup_no_formula_and_no_path(trained, workdirs, tmp_path,
     spec = dict(kind="pgd", perturbation="additive", radius=0.3, steps=2, curve=(0, 1))
     name = "[blue]a $x^$ {x}"
     reports = evaluate(folders, {name: spec}, limit=20, progress=False)
-    assert (folders[0] / "robustness__blue_a_x_x_.png").exists()
+    shared = tmp_path / "comparisons" / "run_bold_x_x_-_red_-test-first_20-_blue_a_x_x_"
+    for place in (shared, folders[0] / "evaluations" / "test-first_20-_blue_a_x_x_"):
+        assert (place / "robustness__blue_a_x_x_.png").exists()
     screen = " ".join(capsys.readouterr().out.split())
     assert "[blue]a" in screen and "run[bold]x $x^$: ‖δ‖" in screen and "[red]: ‖δ‖" in screen and len(reports) == 2
     for other in ("a/b", "../../up", "x" * 300, "\x1b[31m"):

@@ -70,7 +70,7 @@ def test_histograms_of_nothing_are_refused():
 
 
 def test_the_bound_chart_has_a_panel_per_model_and_a_point_per_positive_change():
-    bounds = {"a": FlowBounds(np.ones(3), 2 * np.ones(3)), "b": FlowBounds(np.ones(3), 2 * np.ones(3))}
+    bounds = dict.fromkeys("ab", FlowBounds(np.ones(3), 2 * np.ones(3), np.ones(3)))
     figure = drawing.bound_chart({"a": np.array([0.5, 1.0, -1.0]), "b": np.ones(3)}, bounds, path=io.BytesIO())
     assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
     assert [len(line.get_xdata()) for line in figure.axes[0].lines[:2]] == [2, 2]

@@ -1,60 +1,39 @@
-"""Planted defences that mask gradients are found; honest models, trained with and without attacks, are not accused."""
+"""Planted defences that mask gradients are found; honest models, trained with and without attacks, are not accused.
+
+The models are those of `benchmarks/masking`, which lists what every evaluation says of them in docs/masking.md.
+"""
 
 import re
-from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from sklearn.datasets import load_digits
 
-from robust_jax import losses
-from robust_jax.attacks import fgsm, pgd, square
+from benchmarks.masking import honest, planted
+from benchmarks.masking.networks import FEW, KEY, THEIRS, perceptron
+from benchmarks.masking.probe import looked_at, names
+from robust_jax.attacks import deepfool, fgsm, gaussian_noise, pgd, square
 from robust_jax.evaluation import masking
 from robust_jax.evaluation.robustness import Attack, Outcome, PerExample, robustness
+from robust_jax.evaluation.signs.define import is_many
+from robust_jax.evaluation.statistics import exceeds, significant_lead
 from robust_jax.evaluation.summary import summarise
-from robust_jax.models import bind, create
+from robust_jax.models import bind
 from robust_jax.spaces.threat_models import ThreatModel
-from robust_jax.spaces.warping import warp
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-KEY = jax.random.key(0)
-DIGITS = load_digits()
-IMAGES = jnp.asarray(DIGITS.images[..., None] / 16, jnp.float32)
-LABELS = jnp.asarray(DIGITS.target)
-FEW, THEIRS = IMAGES[1497:1561], LABELS[1497:1561]
-BALL = ThreatModel("additive", "linf", 0.1)
-ATTACKS = {"pgd": Attack(pgd, BALL, {"steps": 10})}
-
-
-def trained_at(radius):
-    """A network trained on FGSM's images of the digits, in a second or two."""
-    model = create("mlp", num_classes=10, hidden=(64, 64), activation="relu")
-    optimizer = optax.adam(2e-3)
-
-    @jax.jit
-    def step(params, state, index):
-        x, y = IMAGES[index], LABELS[index]
-        gradient = jax.grad(lambda x: losses.cross_entropy(model.apply(params, x), y).sum())(x)
-        x = jnp.clip(x + radius * jnp.sign(gradient), 0, 1)
-        slope = jax.grad(lambda p: losses.cross_entropy(model.apply(p, x), y).mean())(params)
-        updates, state = optimizer.update(slope, state)
-        return optax.apply_updates(params, updates), state
-
-    params, rng = model.init(KEY, IMAGES[:1]), np.random.default_rng(0)
-    state = optimizer.init(params)
-    for _ in range(300):
-        params, state = step(params, state, rng.integers(0, 1497, 64))
-    return bind(model, params)
+BALL = planted.BALL
+ATTACKS = planted.PGD
+ALL = planted.KINDS | planted.LATER
+# One kind for each sign; the slow tests try all.
+EACH = list({(kind.needs, kind.sign): name for name, kind in reversed(ALL.items()) if kind.sign}.values())
 
 
 @pytest.fixture(scope="module")
 def standard():
-    return trained_at(0.0)
+    return perceptron()
 
 
 def test_every_sign_says_what_it_is():
@@ -65,113 +44,88 @@ def test_every_sign_says_what_it_is():
     assert stages == sorted(stages, key=("outcomes", "logits", "gradients", "attacks").index)
 
 
-def names(warnings):
-    return {warning.split(":")[0] for warning in warnings}
+def measure(model, attacks=ATTACKS, images=FEW, labels=THEIRS):
+    batch = {"image": images, "label": labels, "id": np.arange(len(images))}
+    return robustness(model, [batch], attacks, key=KEY)
 
 
 def shown(needs, model, measured=None):
     """The warnings of the built-in signs of some needs."""
-    look = masking.Look(measured, model, FEW, THEIRS, KEY)
+    look = masking.Look(measured or measure(model, {}), model, FEW, THEIRS, KEY)
     return [warning for sign in masking.signs().values() if sign.needs in needs for warning in sign(look)]
 
 
-def measure(model, attacks=ATTACKS):
-    ids = np.arange(len(FEW))
-    return robustness(model, [{"image": FEW, "label": THEIRS, "id": ids}], attacks, key=KEY)
+def looking_for(name, model, attacks, images=FEW, labels=THEIRS):
+    """The warnings of one sign."""
+    look = masking.Look(measure(model, attacks, images, labels), model, images, labels, KEY)
+    return masking.signs()[name](look)
 
 
-def test_honest_models_show_no_sign(standard):
-    accuracy = []
-    for model in (standard, trained_at(0.1)):
-        measured = measure(model)
-        assert summarise(measured)["warnings"] == []
-        assert masking.probe(model, FEW, THEIRS, measured, key=KEY) == []
-        accuracy.append(1 - measured.attacks["pgd"].broken.mean())
-        assert measured.correct.mean() > 0.85
-    assert accuracy[1] > accuracy[0] + 0.05  # two kinds of models indeed
+def test_there_are_many_kinds_of_planted_defences_and_of_honest_models():
+    assert len(planted.KINDS) >= 31 and len(planted.LATER) >= 5 and len(honest.MODELS) >= 13
 
 
-def layers(sizes, seed=0):
-    rng = np.random.default_rng(seed)
-    pairs = zip(sizes, sizes[1:], strict=False)
-    return [jnp.asarray(rng.normal(size=shape) * (2 / shape[0]) ** 0.5, jnp.float32) for shape in pairs]
+@pytest.mark.parametrize("name", [name for name in EACH if ALL[name].needs in ("logits", "gradients")])
+def test_planted_defences_show_signs_before_any_further_attack(name):
+    kind, model = ALL[name], ALL[name].model()
+    measured = measure(model, kind.attacks if kind.sign in ("tiny_radius", "non_finite") else {})
+    assert kind.sign in names(summarise(measured)["warnings"])
 
 
-def chain(activation, weights, images):
-    h = images.reshape(len(images), -1)
-    for w in weights[:-1]:
-        h = activation(h @ w)
-    return h @ weights[-1]
+@pytest.mark.parametrize("name", [name for name in EACH if ALL[name].needs in ("outcomes", "attacks")])
+def test_attacks_on_planted_defences_show_signs(name):
+    kind = ALL[name]
+    assert looking_for(kind.sign, kind.model(), kind.attacks)
 
 
-def winners(h):
-    """k-winners-take-all (Xiao et al. 2020): a tenth of the units, the others are 0."""
-    return jnp.where(h >= jax.lax.top_k(h, h.shape[-1] // 10)[0][:, -1:], h, 0)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALL)
+def test_the_whole_probe_tells_planted_defences(name):
+    kind = ALL[name]
+    found = names(looked_at(kind.model(), FEW, THEIRS, kind.attacks, further=kind.needs == "attacks")["warnings"])
+    assert kind.sign in found if kind.sign else not found
 
 
-def fitted(activation, sizes, labels=LABELS, steps=300):
-    function, weights = partial(chain, activation), layers(sizes)
-    optimizer = optax.adam(2e-3)
-
-    @jax.jit
-    def step(weights, state, index):
-        loss = lambda w: losses.cross_entropy(function(w, IMAGES[index]), labels[index]).mean()  # noqa: E731
-        updates, state = optimizer.update(jax.grad(loss)(weights), state)
-        return optax.apply_updates(weights, updates), state
-
-    state, rng = optimizer.init(weights), np.random.default_rng(0)
-    for _ in range(steps):
-        weights, state = step(weights, state, rng.integers(0, 1497, 64))
-    return jax.tree_util.Partial(function, weights)
+@pytest.mark.parametrize("name", ["standard", "random"])
+def test_honest_models_show_no_sign(name):
+    case = honest.MODELS[name]
+    few = {"additive": case.attacks["additive"]}  # the other ball compiles all attacks again
+    found = looked_at(case.model(), case.images, case.labels, few)
+    assert found["warnings"] == [] and found["clean"] > 0.85
 
 
-def clipped(model, images):
-    return jnp.clip(model(images), -5, 5)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", honest.MODELS)
+def test_the_whole_probe_accuses_no_honest_model(name):
+    case = honest.MODELS[name]
+    found = looked_at(case.model(), case.images, case.labels, case.attacks)
+    assert found["warnings"] == [] and found["clean"] > 0.7
 
 
-def told_by_other_losses(model, labels=THEIRS, radius=0.1):
-    attack = {"pgd": Attack(pgd, ThreatModel("additive", "linf", radius), {"steps": 10})}
-    batch = {"image": FEW, "label": labels, "id": np.arange(len(FEW))}
-    look = masking.Look(robustness(model, [batch], attack, key=KEY), model, FEW, labels, KEY)
-    return masking.signs()["other_losses"](look)
+def test_what_other_losses_break_is_told_with_its_size():
+    kind = planted.KINDS["k winners"]
+    attacks = kind.attacks | {"steep": Attack(fgsm, kind.attacks["pgd"].threat)}
+    (warning,) = looking_for("other_losses", kind.model(), attacks)
+    found = re.search(r"breaks (\d+) of 64 images that pgd and steep left, (\d+)% instead of (\d+)% are left", warning)
+    more, after, before = map(int, found.groups())
+    assert more >= 8 and abs((before - after) - 100 * more / 64) <= 1
+    assert re.search(r"\(pgd alone \d+%, steep alone \d+%\)", warning)
 
 
-@pytest.mark.parametrize("defence, radius", [("winners", 0.15), ("clipped", 0.2)])
-def test_what_pgd_misses_and_other_losses_break_is_told_with_its_size(standard, defence, radius):
-    model = jax.tree_util.Partial(clipped, standard) if defence == "clipped" else fitted(winners, (64, 512, 10))
-    (warning,) = told_by_other_losses(model, radius=radius)
-    lead = int(re.search(r"breaks (\d+) of 64 images more than pgd, \d+% instead of \d+% are left", warning)[1])
-    assert lead >= 7
-
-
-@pytest.mark.parametrize("honest", ["linear", "two classes", "random"])
-def test_other_losses_do_not_accuse_honest_models(honest):
-    if honest == "linear":
-        assert told_by_other_losses(fitted(jax.nn.relu, (64, 10)), radius=0.05) == []
-    elif honest == "two classes":
-        model = fitted(jax.nn.relu, (64, 64, 2), LABELS % 2)
-        assert told_by_other_losses(model, THEIRS % 2) == []
-    else:
-        model = jax.tree_util.Partial(partial(chain, jax.nn.relu), layers((64, 64, 10)))
-        assert told_by_other_losses(model, model(FEW).argmax(-1), radius=0.02) == []
-
-
-class Normalised(nn.Module):
-    @nn.compact
-    def __call__(self, x, train=False):
-        for features in (8, 16):
-            x = nn.Conv(features, (3, 3), strides=2)(x)
-            x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
-        return nn.Dense(10)(x.reshape(len(x), -1))
+def test_every_attack_that_searches_with_gradients_is_compared_with_other_losses(standard):
+    # DeepFool stops at a tiny perturbation in its ball; noise and single steps alone say nothing about gradients.
+    weak = {"steps": 1, "relaxation": 0.1}
+    assert looking_for("other_losses", standard, {"deepfool": Attack(deepfool, BALL, weak)})
+    others = {"noise": Attack(gaussian_noise, BALL), "fgsm": Attack(fgsm, BALL)}
+    assert looking_for("other_losses", standard, others) == []
 
 
 def test_examples_that_depend_on_their_batch_are_told_by_every_evaluation():
-    net = Normalised()
+    net = planted.Normalised()
     variables = net.init(KEY, FEW[:1])
-    in_train_mode = lambda v, x: net.apply(v, x, train=True, mutable=["batch_stats"])[0]  # noqa: E731
     half = jax.tree.map(lambda v: v.astype(jnp.bfloat16), variables)
     models = {
-        "eval": bind(net, variables), "train": jax.tree_util.Partial(in_train_mode, variables),
+        "eval": bind(net, variables), "train": jax.tree_util.Partial(planted.in_train_mode, variables),
         "bfloat16": jax.tree_util.Partial(lambda v, x: net.apply(v, x.astype(jnp.bfloat16)).astype(jnp.float32), half),
     }  # fmt: skip
     told = {}
@@ -182,75 +136,15 @@ def test_examples_that_depend_on_their_batch_are_told_by_every_evaluation():
 
 
 def test_every_evaluation_looks_at_logits_and_gradients_once(standard):
-    model = jax.tree_util.Partial(saturated_softmax, standard)
+    model = jax.tree_util.Partial(planted.saturated_softmax, standard)
     measured = measure(model, {})
     assert {"probabilities", "zero_gradient"} <= names(summarise(measured)["warnings"])
     assert masking.probe(model, FEW, THEIRS, measured, key=KEY, needs=()) == []
     assert masking.glance(PerExample(measured.id, measured.label, measured.prediction, measured.loss, {})) == []
 
 
-def quantised(model, images):
-    return model(jnp.round(images * 7) / 7)
-
-
-def stepped(model, images):
-    return model(jnp.where(images > 0.5, 1.0, 0.0))
-
-
-def saturated_softmax(model, images):
-    return jax.nn.softmax(model(images) * 1e3)
-
-
-def scaled(model, images):
-    return 1e6 * model(images)
-
-
-def host_resized(model, images):
-    """A random zoom, drawn anew on the host at every call."""
-    rng = np.random.default_rng(0)
-    drawn = jax.pure_callback(lambda: np.float32(rng.uniform(-0.1, 0.1)), jax.ShapeDtypeStruct((), jnp.float32))
-    return resized(model, images, jnp.full(len(images), jax.lax.stop_gradient(drawn)))
-
-
-def hash_resized(model, images):
-    """A random zoom, drawn from the image's own bits: two calls agree."""
-    bits = jax.lax.bitcast_convert_type(images, jnp.uint32).sum((1, 2, 3))
-    draw = jax.vmap(lambda b: jax.random.uniform(jax.random.key(b), minval=-0.1, maxval=0.1))
-    return resized(model, images, draw(bits))
-
-
-def resized(model, images, zoom):
-    at = jnp.arange(8.0) - 3.5
-    field = jnp.stack(jnp.meshgrid(at, at, indexing="ij"), -1)
-    return model(warp(images, zoom[:, None, None, None] * field))
-
-
-def without_gradient(model, images):
-    shape = jax.ShapeDtypeStruct(images.shape, images.dtype)
-    return model(jax.pure_callback(lambda x: np.asarray(x), shape, images))
-
-
-@pytest.mark.parametrize(
-    "defence, expected",
-    [
-        (scaled, {"saturated_loss"}),
-        (clipped, {"clipped_logits"}),
-        (quantised, {"zero_gradient"}),
-        (stepped, {"zero_gradient"}),
-        (saturated_softmax, {"probabilities", "zero_gradient"}),
-        (host_resized, {"random_logits"}),
-        (hash_resized, {"jumping_logits"}),
-        (without_gradient, {"no_gradient"}),
-    ],
-)
-def test_planted_defences_show_signs_before_any_attack(standard, defence, expected):
-    model = jax.tree_util.Partial(defence, standard)
-    found = shown(("logits", "gradients"), model)
-    assert expected <= names(found), found
-
-
 def test_attacks_on_a_quantised_input_show_signs(standard):
-    model = jax.tree_util.Partial(quantised, standard)
+    model = jax.tree_util.Partial(planted.quantised, standard)
     measured = measure(model, {"pgd": ATTACKS["pgd"], "square": Attack(square, BALL, {"queries": 200})})
     assert names(masking.compare(measured)) == {"black_box"}
     without = PerExample(*(getattr(measured, k) for k in ("id", "label", "prediction", "loss")),
@@ -260,7 +154,7 @@ def test_attacks_on_a_quantised_input_show_signs(standard):
 
 
 def test_what_cannot_be_differentiated_is_not_attacked_further(standard):
-    model = jax.tree_util.Partial(without_gradient, standard)
+    model = jax.tree_util.Partial(planted.without_gradient, standard)
     measured = measure(model, {"square": Attack(square, BALL, {"queries": 20})})
     assert names(masking.probe(model, FEW, THEIRS, measured, key=KEY)) == {"no_gradient"}
 
@@ -270,6 +164,7 @@ def test_an_attack_that_has_not_converged_shows_signs(standard):
     weak = Attack(pgd, BALL, {"steps": 5, "step_size": 0.008, "random_start": False})
     found = shown(("attacks",), standard, measure(standard, {"pgd": weak}))
     assert names(found) == {"more_steps", "one_step", "black_box", "other_losses"}
+    assert all(re.search(r"\d", warning) and re.search(r"[Uu]se |too ", warning) for warning in found)
 
 
 def made(**broken):
@@ -294,3 +189,41 @@ def test_attacks_are_compared_on_the_same_examples_beyond_noise():
     assert masking.compare(made(pgd_turned=range(20), square_turned=range(30))) == []  # few parameters
     assert masking.compare(made(pgd=range(20), square_turned=range(30))) == []  # another threat
     assert "breaks 10 images more than pgd" in masking.compare(made(pgd=range(20), square=range(30)))[0]
+
+
+def test_an_ascent_that_does_not_raise_the_loss_is_told():
+    measured = made(pgd=range(20))
+    outcome = measured.attacks["pgd"]
+    for stuck, told in ((0, False), (9, False), (10, True), (80, True)):
+        loss = np.full(100, 0.5) + (np.arange(100) >= 20 + stuck)
+        found = PerExample(measured.id, measured.label, measured.prediction, np.full(100, 0.5),
+                           {"pgd": Outcome(**vars(outcome) | {"loss": loss})})  # fmt: skip
+        warnings = masking.compare(found)
+        assert names(warnings) == ({"unmoved_loss"} if told else set()), stuck
+        assert not told or f"loss of {stuck} of 80 images" in warnings[0]
+
+
+def test_the_thresholds_are_exact_binomial_tests():
+    lead = lambda b, c: significant_lead(np.arange(100) < b, (np.arange(100) >= 50) & (np.arange(100) < 50 + c))  # noqa: E731
+    # McNemar: 2^-5 = .031 and 2^-6 = .016; 7 to 1, 9/256 = .035, and 8 to 1, 10/512 = .0195.
+    assert [lead(5, 0), lead(6, 0), lead(7, 1), lead(8, 1), lead(3, 9)] == [0, 6, 0, 7, 0]
+    # Of 64, 8 or more with probability .0158 at a share of .05, 7 or more with .0422.
+    assert not exceeds(7, 64, 0.05) and exceeds(8, 64, 0.05)
+    assert not exceeds(0, 64, 0.0) and not exceeds(0, 0, 0.05)
+    assert is_many(np.arange(8) < 3) and not is_many(np.arange(8) < 2)
+
+
+def test_a_radius_is_tiny_in_whatever_space():
+    tiny = masking.signs()["tiny_radius"]
+
+    def told(*threat):
+        outcome = Outcome(Attack(pgd, ThreatModel(*threat)), *np.zeros((5, 1)), curve={}, seconds=0.0, sample={})
+        measured = PerExample(*np.zeros((4, 1)), {"pgd": outcome})
+        return tiny(masking.Look(measured, None, FEW, THEIRS))
+
+    for norm in ("linf", "l2", "l1"):
+        assert told("additive", norm, 0.0019) and told("additive", norm, 0.0021) == []
+    assert told("flow", "l2inf", 0.001) and told("flow", "l2", 0.1) == []
+    assert told("affine", "linf", (0.01, 0.001, 0.001)) and told("affine", "linf", (1.0, 0.1, 0.1)) == []
+    assert told(("flow", "additive"), "linf", (0.001, 0.001)) and told(("flow", "additive"), "linf", (0.1, 0.001)) == []
+    assert "change no pixel by more than 0.0019" in told("additive", "linf", 0.0019)[0]

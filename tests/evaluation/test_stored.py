@@ -31,7 +31,7 @@ class Stop(Exception):
 def name_of(workdirs, monkeypatch):
     """A function that says under which name an evaluation would be kept."""
 
-    def stop(place, *_):
+    def stop(workdir, place, *_):
         raise Stop(place)
 
     def name_of(attacks=None, **given):
@@ -88,9 +88,7 @@ def test_a_given_name_is_kept_for_one_evaluation(workdirs):
     first = measured(folder, {"shift": SPEC}, out="mine")
     assert first["name"] == "mine" and measured(folder, {"shift": SPEC}, out="mine")["name"] == "mine"
     before = (folder / "evaluations" / "mine" / "evaluation.json").read_bytes()
-    message = (
-        r"steep/evaluations/mine holds an evaluation with other n, seed, which is kept: take another name than out='m"
-    )
+    message = "steep/evaluations/mine holds another evaluation, with other examples, n, seed, which is kept: take"
     with pytest.raises(ValueError, match=message):
         measured(folder, {"shift": SPEC}, limit=10, seed=1, out="mine")
     assert (folder / "evaluations" / "mine" / "evaluation.json").read_bytes() == before
@@ -104,7 +102,7 @@ def test_pictures_are_of_the_evaluation_beside_them(workdirs):
     spec = SPEC | dict(curve=(0, 1))
     measured(workdirs[1], {"shift": spec}, pictures=2, out="mine")
     assert {p.name for p in folder.iterdir()} == {
-        "evaluation.json", "per_example.npz", "adversarial_shift.png", "robustness_shift.png"
+        "evaluation.json", "examples.npz", "per_example.npz", "adversarial_shift.png", "robustness_shift.png"
     }  # fmt: skip
     (folder / "robustness_old.png").write_bytes(b"of an evaluation that was here before")
     (folder / ".evaluation.json.1.ab.tmp").write_bytes(b"{")
@@ -118,7 +116,7 @@ def test_pictures_are_of_the_evaluation_beside_them(workdirs):
 
 
 def test_an_evaluation_appears_whole_or_not_at_all(workdirs, monkeypatch):
-    place = stored.Place(workdirs[1], {"n": 1}, ("one", "two"))
+    place = stored.Place(workdirs[1] / "evaluations", {"n": 1}, ("one", "two"))
 
     def fails(folder, name):
         (folder / "per_example.npz").write_bytes(b"half")
@@ -139,6 +137,7 @@ def test_an_evaluation_appears_whole_or_not_at_all(workdirs, monkeypatch):
             there = folder.with_name("one")
             there.mkdir()
             (there / "evaluation.json").write_text(json.dumps(whole | {"identity": {"n": 2}}))
+        return name
 
     assert place.keep(other_process_is_quicker) == "two" and not left.exists()
     assert {n: r["identity"]["n"] for n, r in stored.evaluations(workdirs[1]).items()} == {"one": 2, "two": 1}
@@ -152,8 +151,6 @@ def test_an_evaluation_appears_whole_or_not_at_all(workdirs, monkeypatch):
         (lambda text: text[:-20], "is no JSON"),
         (lambda text: "[1]", "is no evaluation: it holds a list"),
         (lambda text: "{}", "is no evaluation: it lacks attacks"),
-        (lambda text: text.replace('"threat"', '"thread"'), r"attacks.shift lacks \['threat'\]"),
-        (lambda text: text.replace('"clean": {\n  "accuracy": ', '"clean": {\n  "x": '), "clean is no accuracy"),
     ],
 )
 def test_a_damaged_evaluation_is_named_left_out_and_kept(workdirs, caplog, damage, message):
@@ -165,7 +162,7 @@ def test_a_damaged_evaluation_is_named_left_out_and_kept(workdirs, caplog, damag
     assert list(stored.evaluations(folder)) == ["good"]
     assert str(path) in caplog.text and re.search(message, caplog.text)
     assert measured(folder, {"shift": SPEC})["name"] == f"{name}-step_7" and path.read_text() == damaged
-    with pytest.raises(ValueError, match="holds an evaluation that cannot be read, which is kept: take another name"):
+    with pytest.raises(ValueError, match="holds another evaluation, that cannot be read, which is kept: take another"):
         measured(folder, {"shift": SPEC}, out=name)
 
 
@@ -179,3 +176,21 @@ def test_nothing_is_written_through_links(workdirs, tmp_path):
     with pytest.raises(ValueError, match="smooth/evaluations/mine is a symbolic link"):
         measured(workdirs[0], {"shift": SPEC}, out="mine")
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ('"threat"', '"thread"', r"attacks.shift lacks \['threat'\]"),
+        ('"clean": {\n  "accuracy": ', '"clean": {\n  "x": ', "clean is no accuracy"),
+        ('"warnings": []', '"warnings": [3]', "it lacks attacks or warnings"),
+    ],
+)
+def test_what_is_no_evaluation_is_left_out_of_lists(workdirs, caplog, old, new, message):
+    name = measured(workdirs[1], {"shift": SPEC})["name"]
+    path = workdirs[1] / "evaluations" / name / "evaluation.json"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+    assert stored.evaluations(workdirs[1]) == {} and str(path) in caplog.text and re.search(message, caplog.text)
+    assert measured(workdirs[1], {"shift": SPEC})["name"] == name  # measured again, it is whole
+    assert list(stored.evaluations(workdirs[1])) == [name]

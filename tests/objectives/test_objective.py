@@ -332,3 +332,53 @@ def test_a_step_down_the_gradient_lowers_the_objective(batch):
     slope = float(optax.tree.norm(gradient)) ** 2
     lower = run(objective, batch, jax.tree.map(lambda t, g: t - 1e-3 * g, theta, gradient))[0]
     assert float(total - lower) == pytest.approx(1e-3 * slope, rel=0.3)
+
+
+BALL = dict(perturbation="additive", radius=0.1)
+SOFT_POINTS = {
+    "bent": dict(kind="attack", steps=2, **BALL),
+    "far": dict(kind="divergent", steps=1, **BALL),
+    "rough": dict(kind="roughest", steps=1, **BALL),
+    "all": dict(kind="universal", step_size=0.1, **BALL),
+}
+SOFT_TERMS = {
+    "ce": CE | {"at": "bent", "label_smoothing": 0.1},
+    "trades": dict(kind="kl_divergence", at="far", reference="clean"),
+    "lfr": dict(kind="gradient_norm", at="rough", perturbation="additive"),
+    "uat": CE | {"at": "all"},
+}
+
+
+def soft(labels, others, share):
+    return share * jnp.eye(3)[labels] + (1 - share) * jnp.eye(3)[others]
+
+
+def test_soft_labels_of_one_class_train_as_that_class(batch):
+    images, labels, keys = batch
+    objective, model = make_objective(SOFT_POINTS, SOFT_TERMS), model_of(parameters())
+
+    @jax.jit
+    def step(labels):
+        memory = objective.remember(lambda n: (images[:n], batch[1][:n]), 3)
+        return objective.loss(model, objective.find(model, images, labels, keys, memory, 0), labels)
+
+    (total, outcome), (expected, known) = step(soft(labels, labels, 0.5)), step(labels)
+    assert float(total) == pytest.approx(float(expected), rel=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), outcome, known)
+
+
+def test_an_attack_on_soft_labels_maximises_their_cross_entropy(batch):
+    images, labels, keys = batch
+    labels, theta = soft(labels, (labels + 1) % 3, 0.6), parameters()
+
+    def loss(x):
+        return -(labels * jax.nn.log_softmax(logits_of(theta, x))).sum(-1)
+
+    one_step = dict(threat=rj.ThreatModel("additive", radius=0.1), steps=1, step_size=0.1, random_start=False)
+    found = at_points.attack(model_of(theta), images, labels, keys, **one_step)
+    by_hand = jnp.clip(images + 0.1 * jnp.sign(jax.grad(lambda x: loss(x).sum())(images)), 0, 1)
+    np.testing.assert_allclose(found.images, by_hand, atol=1e-6)
+    total, outcome, _ = run(make_objective({}, {"ce": CE}), (images, labels, keys))
+    assert float(total) == pytest.approx(float(loss(images).mean()), rel=1e-5)
+    right = logits_of(theta, images).argmax(-1) == batch[1]  # the class of the larger share
+    assert float(outcome.accuracy) == pytest.approx(float(right.mean()))

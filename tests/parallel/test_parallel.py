@@ -64,7 +64,16 @@ CASES = {
     ),
     "unsynchronised": (Net(True), {}, {"ce": CE, "fgr": FGR}),
 }
+MIXING = dict(mixup=0.7, cutmix=0.8)
+CASES |= {
+    "accumulated": CASES["independent"],
+    "remembering_accumulated": CASES["remembering"],
+    "unsynchronised_accumulated": CASES["unsynchronised"],
+    "mixed": (Net(), POINTS, {"ce": CE | {"at": "warped"}, "fgr": FGR, "adv": CE | {"at": "bent"}}),
+}
+ACCUMULATE = {"accumulated": 2, "remembering_accumulated": 2, "unsynchronised_accumulated": 8, "mixed": 2}
 EIGHT_ONLY = {"synchronised_directional": "synchronised"}  # compared with that one
+ONE_ONLY = {"accumulated", "remembering_accumulated", "unsynchronised_accumulated"}
 
 
 def batch(count=16):
@@ -89,8 +98,12 @@ def prepared(case):
     objective, augmentation = make_objective(points, terms), dict(resize=0, padding=1, flip=True)
     memory = objective.remember(lambda n: (batch()["image"][:n] / np.float32(255), batch()["label"][:n]), 3)
     state = jax.device_get(init_state(initial(model.norm), optimizer, 0.0, memory))
-    uphill = 0.05 if case == "remembering" else 0.0
-    step = make_train_step(model, objective, optimizer, augmentation=augmentation, adversarial_weights=uphill)
+    uphill = 0.05 if case.startswith("remembering") else 0.0
+    augmentation |= MIXING if case == "mixed" else {}
+    step = make_train_step(
+        model, objective, optimizer, augmentation=augmentation, adversarial_weights=uphill,
+        accumulate=ACCUMULATE.get(case, 1),
+    )  # fmt: skip
     return parallel.pmap(step), parallel.replicate(state), parallel.shard(batch()), jax.random.key(3)
 
 
@@ -124,7 +137,8 @@ def results(tmp_path_factory, quick_compile):
     assert other.wait(300) == 0
     with np.load(out) as arrays:
         assert arrays["devices"] == 8 and arrays["all_reduces"] == 1  # gradients, metrics and statistics together
-        eight = {case: {k: arrays[f"{case}/{k}"] for k in one[EIGHT_ONLY.get(case, case)]} for case in CASES}
+        cases = [case for case in CASES if case not in ONE_ONLY]
+        eight = {case: {k: arrays[f"{case}/{k}"] for k in one[EIGHT_ONLY.get(case, case)]} for case in cases}
     return one, eight
 
 
@@ -132,7 +146,7 @@ def distance(one, other):
     return max(np.abs(one[k] - other[k]).max() / np.abs(one[k]).max() for k in one if np.abs(one[k]).max() > 0)
 
 
-@pytest.mark.parametrize("case", ["independent", "synchronised", "remembering"])
+@pytest.mark.parametrize("case", ["independent", "synchronised", "remembering", "mixed"])
 def test_eight_devices_make_the_step_of_one(results, case):
     one, eight = (r[case] for r in results)
     assert case == "remembering" or float(one["['metrics']['terms/fgr']"]) > 1e-3
@@ -151,9 +165,29 @@ def test_unsynchronised_batch_norm_does_not(results):
     assert distance(results[0]["synchronised"], one) < 1e-6
 
 
+@pytest.mark.parametrize("case", ["independent", "remembering"])
+def test_micro_batches_make_the_step_of_the_batch(results, case):
+    accumulated = {"independent": "accumulated", "remembering": "remembering_accumulated"}[case]
+    assert 0 < distance(results[0][case], results[0][accumulated]) < 1e-5
+
+
+def test_micro_batches_are_to_batch_norm_what_devices_are(results):
+    one, eight = results
+    assert distance(one["unsynchronised_accumulated"], eight["unsynchronised"]) < 1e-5
+    assert distance(one["unsynchronised_accumulated"], one["unsynchronised"]) > 1e-2
+
+
+def test_the_next_example_is_that_of_the_batch_of_all_devices():
+    rows = np.arange(6.0).reshape(1, 6)
+    np.testing.assert_array_equal(parallel.first(parallel.each(parallel.following)(rows)), [1, 2, 3, 4, 5, 0])
+
+
 def test_batch_sizes_that_do_not_split(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 8)
     parallel.check_batch_size(16)
+    parallel.check_batch_size(48, parts=3)
+    with pytest.raises(ValueError, match="batch_size=16 .*8 devices and there into accumulate=3.*multiple of 24"):
+        parallel.check_batch_size(16, parts=3)
     for size in (12, 0, -8):
         with pytest.raises(ValueError, match=f"batch_size={size} does not split evenly over 8 devices.*multiple of 8"):
             parallel.check_batch_size(size)
@@ -256,6 +290,6 @@ def test_the_form_of_an_address(address):
 
 if __name__ == "__main__":
     jax.config.update("jax_disable_most_optimizations", True)
-    steps = {case: take_step(case) for case in CASES}
+    steps = {case: take_step(case) for case in CASES if case not in ONE_ONLY}
     found = {f"{case}/{k}": v for case, (values, _) in steps.items() for k, v in values.items()}
     np.savez(sys.argv[1], devices=jax.local_device_count(), all_reduces=steps["independent"][1], **found)

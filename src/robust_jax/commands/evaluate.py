@@ -3,6 +3,7 @@
 robust-jax evaluate runs/digits_standard runs/digits_fgr [--config=FILE] [--config.KEY=VALUE ...]
 
 Evaluations of other attacks, examples, seeds or checkpoints lie side by side, in WORKDIR/evaluations/NAME: --out=NAME.
+--list lists them. What several workdirs share goes to comparisons/NAME beside them, or to --out=FOLDER.
 Without --config each workdir is measured by the attacks and settings of its own config. Overrides of attacks apply to
 the attacks of --config, or of the first workdir, which then serve all workdirs; data.data_dir, evaluation and attacks
 can be overridden. A workdir that names parts of your own, "my_parts:entropy", is evaluated with --trust=my_parts:
@@ -16,7 +17,7 @@ from pathlib import Path
 from absl import flags, logging
 
 from robust_jax import cli, parallel
-from robust_jax.evaluation import evaluate
+from robust_jax.evaluation import evaluate, stored, table
 from robust_jax.evaluation.page import report
 from robust_jax.files import printable
 from robust_jax.workdir import runs
@@ -29,7 +30,9 @@ def define(options: flags.FlagValues) -> None:
     """Defines the flags."""
     flags.DEFINE_list("workdir", ["runs/digits_fgr"], "What train wrote; several share pictures.", flag_values=options)
     flags.DEFINE_string("config", "", "A config whose attacks and settings serve all workdirs.", flag_values=options)
-    flags.DEFINE_string("out", None, "The name of the evaluation, by default what it is of.", flag_values=options)
+    text = "The name of the evaluation; of several workdirs, the folder of their comparison."
+    flags.DEFINE_string("out", None, text, flag_values=options)
+    flags.DEFINE_bool("list", False, "Lists the evaluations that there are, and measures nothing.", flag_values=options)
     flags.DEFINE_bool("report", False, "Also writes report.html, as robust-jax report does.", flag_values=options)
     flags.DEFINE_list("trust", [], "The modules, with commas, that configs may name parts of.", flag_values=options)
 
@@ -40,6 +43,12 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
     workdirs = [w for w in options.workdir if w]
     if not workdirs:
         raise ValueError("--workdir is empty: give one or more folders that train.py wrote.")
+    if options["list"].value:
+        for workdir in workdirs:
+            if not Path(workdir).expanduser().is_dir():
+                raise ValueError(f"{workdir} is no folder: give what train wrote.")
+        table.show_stored({workdir: stored.evaluations(workdir) for workdir in workdirs})
+        return
     paths = [cli.OVERRIDE.fullmatch(o)[1] for o in overrides]  # type: ignore[index]
     if trained := [path for path in paths if not path.startswith(OVERRIDABLE)]:
         raise ValueError(f"{trained} belong to training: eval.py overrides {list(OVERRIDABLE)} only.")

@@ -23,7 +23,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
 # Plain keys that take numbers.
 RANGES: dict[str, Range] = {
     **dict.fromkeys(
-        ("epochs", "batch_size", "eval_every_epochs", "log_every_steps", "keep_checkpoints"), Range(above=0)
+        ("epochs", "batch_size", "eval_every_epochs", "log_every_steps", "keep_checkpoints", "accumulate"),
+        Range(above=0),
     ),
     "seed": Range(least=0, most=2**32 - 1),  # what NumPy takes
     **dict.fromkeys(("select_limit", "checkpoint_every_steps", "checkpoint_every_minutes"), Range(least=0)),
@@ -31,6 +32,7 @@ RANGES: dict[str, Range] = {
     **dict.fromkeys(("data.limit", "data.eval_resize", "data.size"), Range(least=0)),
     "data.test": Range(above=0, below=1),
     **dict.fromkeys([f"data.augment.{key}" for key in ("resize", "padding")], Range(least=0)),
+    **dict.fromkeys(("data.augment.mixup", "data.augment.cutmix"), Range(least=0)),
     "model.mean": Range(tuples=True),
     "model.std": Range(above=0, tuples=True),
     "optimizer.ema": Range(least=0, below=1),
@@ -66,7 +68,8 @@ def base(dataset: str = "digits", model: str = "digits_cnn") -> ConfigDict:
         {
             "seed": 0,
             "epochs": 10.0,
-            "batch_size": 128,  # over all devices of all hosts
+            "batch_size": 128,  # of an update, over all devices of all hosts
+            "accumulate": 1,  # micro-batches per update and device: less memory, the same update
             # Of matrix products: float32, or the faster tensorfloat32, bfloat16, default (the device's own choice).
             "precision": "float32",
             "data": {
@@ -79,7 +82,8 @@ def base(dataset: str = "digits", model: str = "digits_cnn") -> ConfigDict:
                 "size": 0,
                 "resize": "crop",
                 "test": 0.2,
-                "augment": {"resize": 0, "padding": 0, "flip": False},
+                # mixup, cutmix: α of the Beta distribution of the share of an image and its label; 0: none.
+                "augment": {"resize": 0, "padding": 0, "flip": False, "mixup": 0.0, "cutmix": 0.0},
                 "eval_resize": 0,  # resize and centre-crop of validation and test images
             },
             # mean, std: normalisation inside the model. dtype: of its computations, float32 or bfloat16.
@@ -115,6 +119,8 @@ def base(dataset: str = "digits", model: str = "digits_cnn") -> ConfigDict:
             "checkpoint_every_minutes": 10.0,  # and at least this often; 0: no limit
             "keep_checkpoints": 2,  # the number of latest ones kept, in case the newest is damaged
             "log_every_steps": 50,
+            # Where metrics go besides metrics.jsonl: "tensorboard", "wandb", "module:name" of your own.
+            "writers": ("tensorboard",),
             "attacks": {},
             "evaluation": {
                 "split": "test",

@@ -11,12 +11,13 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from robust_jax.objectives.objective import make_objective
+from robust_jax.objectives.objective import Objective, make_objective
 from robust_jax.objectives.points import POINTS, Model
 from robust_jax.objectives.terms import TERMS
 from robust_jax.options import function_of, raised_by_library, with_path
@@ -94,23 +95,53 @@ def of_objective(
     visits = {f"at {name}": {"kind": "cross_entropy", "at": name} for name in points}
     objective = make_objective(points, weighted | visits)
 
-    def call(shapes: Batch) -> Any:
-        model = Model(lambda x: (shapes.model(x), {}), shapes.model)
+    _call_step("points and terms", points, weighted, objective, image_shape, num_classes, lambda labels: labels)
 
-        def examples(count: int) -> tuple[jax.Array, jax.Array]:
-            return jnp.zeros((count, *image_shape)), jnp.zeros(count, jnp.int32)
 
-        memory = objective.remember(examples, num_classes)
-        found = objective.find(model, shapes.images, shapes.labels, shapes.keys, memory, 0, 0.0)
-        return objective.loss(model, found, shapes.labels)
+def of_soft_labels(
+    points: Mapping[str, Any], terms: Mapping[str, Any], image_shape: tuple[int, ...], num_classes: int
+) -> None:
+    """Calls the points and terms that train with soft labels ``[B, K]``, as mixup and cutmix make them.
 
+    Raises:
+      ValueError: one of them needs classes.
+      LibraryError: a library's, such as JAX's about shapes.
+    """
+    soft, objective = partial(jax.nn.one_hot, num_classes=num_classes), make_objective(points, terms)
+    _call_step("soft labels", points, terms, objective, image_shape, num_classes, soft)
+
+
+def _call_step(
+    path: str, points: Mapping[str, Any], terms: Mapping[str, Any], objective: Objective,
+    image_shape: tuple[int, ...], num_classes: int, labels_of: Callable[[Any], Any],
+) -> None:  # fmt: skip
+    """Calls an objective, once for equal points and terms."""
     functions = [
         function_of(f"{section}.{name}.kind", entry["kind"], known)
         for section, entries, known in (("points", points, POINTS), ("terms", terms, TERMS))
         for name, entry in sorted(entries.items())
     ]
-    key = (tuple(functions), frozen(points), frozen(weighted))
-    _call_once(_Call("points and terms", key, call), tuple(image_shape), num_classes)
+    key = (tuple(functions), frozen(points), frozen(terms))
+    call = _step(objective, image_shape, num_classes, labels_of)
+    _call_once(_Call(path, key, call), tuple(image_shape), num_classes)
+
+
+def _step(
+    objective: Objective, image_shape: tuple[int, ...], num_classes: int, labels_of: Callable[[Any], Any]
+) -> Callable[[Batch], Any]:
+    """What a training step does with an objective."""
+
+    def call(shapes: Batch) -> Any:
+        model, labels = Model(lambda x: (shapes.model(x), {}), shapes.model), labels_of(shapes.labels)
+
+        def examples(count: int) -> tuple[jax.Array, jax.Array]:
+            return jnp.zeros((count, *image_shape)), jnp.zeros(count, jnp.int32)
+
+        memory = objective.remember(examples, num_classes)
+        found = objective.find(model, shapes.images, labels, shapes.keys, memory, 0, 0.0)
+        return objective.loss(model, found, labels)
+
+    return call
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from absl import logging
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from robust_jax import data, models
 from robust_jax.data import own
-from robust_jax.data.known import STATISTICS
 from robust_jax.extensions import OBJECT, is_object
 from robust_jax.models.network import LinenNetwork, Network, NNXNetwork, code_of
 from robust_jax.options.hints import described
@@ -64,7 +62,6 @@ class Objects:
         config = config.copy_and_resolve_references()
         if self.dataset is not None:
             _refuse(config, {"data.size": 0}, "images given as an object have a size: give size= to data.from_iterable")
-            _warn_of_statistics(config, self.model)
             config.data.name = self.dataset_name
         if self.model is not None:
             if not self._is_made:
@@ -159,13 +156,3 @@ def _refuse(config: ConfigDict, plain: Mapping[str, Any], way_out: str) -> None:
             value = value[step]
         if (value.to_dict() if isinstance(value, ConfigDict) else value) != default:
             raise ValueError(f"{key}={value!r}: {way_out}.")
-
-
-def _warn_of_statistics(config: ConfigDict, model: Any) -> None:
-    """A config made by ``base("digits")`` normalises images as digits."""
-    known = STATISTICS.get(config.data.name)
-    if known is not None and not _is_network(model) and tuple(np.ravel(config.model.mean)) == known[0]:
-        logging.warning(
-            "model.mean and model.std are those of %s: set them for the dataset that is given, see "
-            "robust_jax.data.statistics; base('own', ...) has 0 and 1.", config.data.name
-        )  # fmt: skip

@@ -31,7 +31,7 @@ from robust_jax.config.build import check_attack, create_model, every_attack
 from robust_jax.config.defaults import CHOICES, RANGES, SPLITS, base, nominal_shape
 from robust_jax.config.optimizers import OF_STEP, make_optimizer, make_schedule
 from robust_jax.config.values import number
-from robust_jax.data.augment import augment, resize_images
+from robust_jax.data.augment import MIXING, augment, resize_images
 from robust_jax.data.known import IMAGE_SHAPES
 from robust_jax.extensions import FILES, check_name, choose, find, is_object
 from robust_jax.models import MODELS
@@ -134,6 +134,8 @@ def check(config: Mapping[str, Any]) -> None:
         dry_run.ignoring_libraries(check_attack, f"attacks.{name}", spec, shape, classes)
     make_objective(config["points"], config["terms"])
     dry_run.ignoring_libraries(dry_run.of_objective, config["points"], config["terms"], shape, classes)
+    if any(config["data"]["augment"][name] for name in MIXING):
+        dry_run.ignoring_libraries(dry_run.of_soft_labels, config["points"], config["terms"], shape, classes)
     _check_finite_differences(config)
 
 
@@ -193,7 +195,7 @@ def _check_values(config: Mapping[str, Any]) -> None:
         choose(path, _at(config, path), choices)
     for path, option in plain_options().items():
         option.check(path, _at(config, path))
-    for path in ("schedule.boundaries", "evaluation.signs"):
+    for path in ("schedule.boundaries", "evaluation.signs", "writers"):
         if not isinstance(_at(config, path), tuple | list):
             raise ValueError(f"{path}={_at(config, path)!r}: give a tuple.")
     dataset = config["data"]["name"]
@@ -213,7 +215,7 @@ def _check_values(config: Mapping[str, Any]) -> None:
 def plain_options() -> dict[str, Option]:
     """The keys of a config that hold a number, a bool or text, as options: of their defaults' types, and in range."""
     found = {}
-    for path, default in _leaves({k: v for k, v in base().to_dict().items() if k not in KINDS}):
+    for path, default in _leaves({k: v for k, v in base().to_dict().items() if k not in (*KINDS, "writers")}):
         notes = (RANGES[path],) if path in RANGES else ()
         hint = type(default) if path not in RANGES or not RANGES[path].tuples else Any
         found[path] = Option(path, hint, default, notes)
@@ -225,7 +227,8 @@ def _check_images(config: Mapping[str, Any]) -> None:
     if config["data"]["name"] not in IMAGE_SHAPES:
         return
     shapes = dry_run.batch(*IMAGE_SHAPES[config["data"]["name"]])
-    with_path("data.augment", jax.eval_shape, partial(augment, **config["data"]["augment"]), shapes.images, shapes.keys)
+    options = {name: value for name, value in config["data"]["augment"].items() if name not in MIXING}
+    with_path("data.augment", jax.eval_shape, partial(augment, **options), shapes.images, shapes.keys)
     resized = partial(resize_images, resize=config["data"]["eval_resize"])
     with_path("data.eval_resize", jax.eval_shape, resized, shapes.images)
 

@@ -11,6 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+MIXING = ("mixup", "cutmix")
+"""Keys of a config's ``data.augment`` that `mix` takes; the others are those of `augment`."""
+
 
 def augment(
     images: Float[Array, "b h w c"],
@@ -99,3 +102,64 @@ def resize_and_center_crop(images: Float[Array, "b h w c"], resize: int) -> Floa
     # torchvision's CenterCrop rounds half to even.
     row, column = round((images.shape[1] - height) / 2), round((images.shape[2] - width) / 2)
     return images[:, row : row + height, column : column + width]
+
+
+def mix(
+    images: Float[Array, "b h w c"],
+    labels: Float[Array, "b k"],
+    other_images: Float[Array, "b h w c"],
+    other_labels: Float[Array, "b k"],
+    keys: Key[Array, " b"],
+    *,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+) -> tuple[Float[Array, "b h w c"], Float[Array, "b k"]]:
+    """Each image and its label mixed with another's: mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019).
+
+    mixup: ``λ x + (1 - λ) x'`` and ``λ y + (1 - λ) y'``, ``λ ~ Beta(α, α)``. CutMix: a box of the other image, of
+    ``sqrt(1 - λ)`` of the height and width, centred at a random place and cut off at the border, replaces the image's
+    own; the labels' shares are those of the areas. If both are asked for, each image gets one of them, by a fair coin.
+
+    Args:
+      images: in [0, 1].
+      labels: the probability of each class, such as one-hot ones.
+      other_images: the images to mix with, such as ``images`` in another order.
+      other_labels: theirs.
+      keys: one typed key per example.
+      mixup: α of mixup, 0 for none; 0.2 for ImageNet and 1 for CIFAR-10 in the paper.
+      cutmix: α of CutMix, 0 for none; 1 in the paper.
+
+    Returns:
+      Images and soft labels.
+
+    Example::
+
+        mixed, soft = mix(images, onehot, images[::-1], onehot[::-1], keys, mixup=0.2)
+    """
+    alphas = jnp.array([alpha for alpha in (mixup, cutmix) if alpha])
+    kinds = [kind for kind, alpha in ((_blended, mixup), (_pasted, cutmix)) if alpha]
+
+    def one(image: Array, label: Array, other: Array, others: Array, key: Array) -> tuple[Array, Array]:
+        coin, beta, place = jax.random.split(key, 3)
+        chosen = jax.random.randint(coin, (), 0, len(kinds))
+        share = jax.random.beta(beta, alphas[chosen], alphas[chosen])
+        image, share = jax.lax.switch(chosen, kinds, image, other, share, place)
+        return image, share * label + (1 - share) * others
+
+    return jax.vmap(one)(images, labels, other_images, other_labels, keys)
+
+
+def _blended(image: Array, other: Array, share: Array, key: Array) -> tuple[Array, Array]:
+    return share * image + (1 - share) * other, share
+
+
+def _pasted(image: Array, other: Array, share: Array, key: Array) -> tuple[Array, Array]:
+    """The image with a box of the other one, and the share of it that is left."""
+    inside = jnp.array(True)
+    for axis, axis_key in zip((0, 1), jax.random.split(key), strict=True):
+        size = image.shape[axis]
+        half = jnp.sqrt(1 - share) * size / 2
+        centre = jax.random.uniform(axis_key, (), maxval=size)
+        at = jnp.expand_dims(jnp.arange(size) + 0.5, 1 - axis)
+        inside &= jnp.abs(at - centre) <= half
+    return jnp.where(inside[..., None], other, image), 1 - inside.mean()

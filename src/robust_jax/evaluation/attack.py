@@ -102,9 +102,8 @@ class Attack:
 
     def described_threat(self) -> dict[str, Any]:
         """The threat model in the form that JSON has for it."""
-        space = self.threat.perturbation
         return {
-            "perturbation": space.name,
+            "perturbation": self.threat.perturbation.name,
             "norm": plain(self.threat.norm),
             "radius": plain(self.threat.radius),
             "unit": threat_models.unit(self.threat),

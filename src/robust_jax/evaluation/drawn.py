@@ -72,7 +72,7 @@ def _picked(
 
 
 def flow_of(delta: Any, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The flow in a perturbation of images of this shape: δ, or the first such part of a composition; None: there is none."""
+    """δ if it is a flow of images of this shape, or the first part of a composition that is one; otherwise None."""
     parts = delta if isinstance(delta, tuple | list) else (delta,)
     for part in parts:
         if not isinstance(part, Mapping) and np.shape(part) == (*shape[:3], 2):
@@ -90,7 +90,7 @@ def write(folder: Path, measured: PerExample, count: int) -> None:
       measured: the results per example.
       count: of the examples of each kind, at most; 0: no file.
     """
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for name, outcome in measured.attacks.items():
         for kind in KINDS:
             arrays |= {f"{name}/{kind}/{k}": v for k, v in _compact(getattr(outcome, kind), count).items()}

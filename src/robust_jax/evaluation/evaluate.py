@@ -5,11 +5,16 @@ leaves
 
     DIR/evaluations/NAME/evaluation.json         every number with its interval, settings, versions and warnings
     DIR/evaluations/NAME/per_example.npz         what each attack did to each example
+    DIR/evaluations/NAME/examples.npz            images and flows of the examples that are drawn, and of the worst
     DIR/evaluations/NAME/adversarial_ATTACK.png  examples of each attack
     DIR/evaluations/NAME/loss_surface_ATTACK.png the loss around them, if `surfaces` asks for it; and gradients.png
     DIR/evaluations/NAME/robustness_ATTACK.png   robust accuracy against the radius
-    FIRST/robustness_ATTACK.png                  robust accuracy against the radius, all workdirs in one chart
-    FIRST/trade_off.png                          robust against clean accuracy, if the configs differ in one key
+
+and, of several workdirs, in a folder of their own beside them, ``comparisons/NAME/``
+
+    robustness_ATTACK.png   robust accuracy against the radius, all workdirs in one chart
+    trade_off.png           robust against clean accuracy, if the configs differ in one key
+    comparison.json         the table, and which evaluations it is of
 
 Evaluations that differ in their attacks, examples, seed or checkpoint lie side by side: none replaces another. NAME
 says what is not as the workdir's config says, "test-first_100-seed_3"; it is "test" if everything is.
@@ -26,8 +31,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from robust_jax.extensions import choose
-from robust_jax.files import folder_name
+from robust_jax.files import folder_name, printable
 from robust_jax.options.signatures import checks_arguments
 
 if TYPE_CHECKING:
@@ -84,8 +91,9 @@ def evaluate(
         the attack and a random one, and whose gradients are drawn; 0: none. Costs 625 forward passes per example.
       signs: your own signs of masked gradients, by their names ``"module:name"``, see
         `robust_jax.evaluation.signs.define`.
-      out: the name of the evaluation, which becomes a folder in ``WORKDIR/evaluations``; by default it is made from
-        what is evaluated. The same evaluation replaces its own files.
+      out: of one workdir the name of the evaluation, a folder in ``WORKDIR/evaluations``; by default it is made from
+        what is evaluated. Of several workdirs the folder of the comparison. What is measured again replaces its own
+        files, and nothing else.
       progress: whether to show a progress bar, on a terminal or in a notebook.
       trust: modules whose parts the workdirs may name, such as ``("my_parts",)`` for ``kind="my_parts:entropy"``:
         importing a module runs its code, and a workdir may come from anyone. It also holds for the workdirs of the
@@ -104,7 +112,7 @@ def evaluate(
     # Loads drawing, data and checkpoints, which `import robust_jax.evaluation` should not.
     from robust_jax import parallel
     from robust_jax.config.objects import Objects
-    from robust_jax.evaluation import outcome_cache, report, stored
+    from robust_jax.evaluation import outcome_cache, stored
     from robust_jax.evaluation.measure import chosen_attacks, measure
     from robust_jax.evaluation.settings import Settings
     from robust_jax.workdir import runs
@@ -123,8 +131,9 @@ def evaluate(
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     Settings(**given)  # what the call says is checked before anything is loaded
+    several_differ = len(set(map(str, folders))) > 1
     if out is not None:
-        stored.check_name(out)
+        folder_name("out", out) if several_differ else stored.check_name(out)
     objects = Objects.of(dataset, model)
     # A mistake in the last one is not found after hours.
     needed = runs.objects_needed({folder: runs.read_config(folder, trust) for folder in folders}, objects)
@@ -134,17 +143,32 @@ def evaluate(
         restored = runs.restored(folder, checkpoint, data_dir, trust, needed[folder])
         settings = Settings.of(restored.config, given)
         chosen = chosen_attacks(restored.config.attacks if attacks is None else attacks, data_dir, trust, objects)
-        place = _place(folder, restored, chosen, settings, out, checkpoint, attacks is None)
+        name = None if several_differ else out
+        place = _place(folder, restored, chosen, settings, name, checkpoint, attacks is None)
         with explained(folder, "Attacks that finished are kept in evaluation_unfinished if that could be written"):
-            measured = measure(place, restored, chosen, settings, progress)
+            measured = measure(folder, place, restored, chosen, settings, progress)
         reports[str(folder)] = measured.report
         configs.append(restored.config)
         prints.append(measured.prints)
     if parallel.is_main():
         for folder, kept in zip(folders, prints, strict=True):
             outcome_cache.clear(folder, kept)
-        report.compare(reports, runs.swept(configs))
+        _tell(reports, runs.swept(configs), out)
     return reports
+
+
+def _tell(reports: dict[str, dict[str, Any]], sweep: tuple[str, Sequence[Any]] | None, out: str | None) -> None:
+    """Prints the table, compares several workdirs, and says which other evaluations the workdirs hold."""
+    from robust_jax.evaluation import comparison, stored, table
+    from robust_jax.workdir.folder import explained
+
+    table.show(reports, [stored.folder_of(folder, report["name"]) for folder, report in reports.items()])
+    if len(reports) > 1:
+        with explained(Path(next(iter(reports))).parent, "The evaluations themselves are written"):
+            print(printable(f"Compared in {comparison.keep(reports, sweep, out)}"))
+    held = {folder: stored.evaluations(folder) for folder in reports}
+    others = {f: {n: r for n, r in found.items() if n != reports[f]["name"]} for f, found in held.items()}
+    table.show_stored(others, besides=True)
 
 
 def _place(
@@ -152,18 +176,19 @@ def _place(
     restored: Trained,
     attacks: Mapping[str, Attack],
     settings: Settings,
-    out: str | None,
+    name: str | None,
     checkpoint: str | None,
     own_attacks: bool,
 ) -> Place:
     """Where an evaluation goes."""
     from robust_jax.evaluation import naming
     from robust_jax.evaluation.measure import examples
-    from robust_jax.evaluation.stored import Place
+    from robust_jax.evaluation.stored import FOLDER, Place
 
     source, n = examples(restored, settings)
-    identity = naming.identity_of(settings, attacks, n, restored.variables, restored.step)
-    if out is not None:
-        return Place(workdir, identity, (out,), is_given=True)
+    first = source.take(np.arange(min(n, 64)))
+    identity = naming.identity_of(settings, attacks, first, n, restored.variables, restored.step)
+    if name is not None:
+        return Place(workdir / FOLDER, identity, (name,), is_given=True)
     names = naming.names_of(identity, settings, restored.config, len(source), checkpoint, own_attacks)
-    return Place(workdir, identity, names)
+    return Place(workdir / FOLDER, identity, names)

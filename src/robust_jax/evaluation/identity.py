@@ -14,6 +14,8 @@ import numpy as np
 from robust_jax.evaluation.attack import Attack
 from robust_jax.files import plain
 
+LONGEST = 80
+
 
 def checksum(weights: Any) -> str:
     """Eight hexadecimal digits that depend on every bit of the arrays of a pytree."""
@@ -55,3 +57,8 @@ def attack_of(attack: Attack, in_turn: bool = False) -> dict[str, Any]:
 def digest(identity: Mapping[str, Any]) -> str:
     """Eight hexadecimal digits that stand for an identity."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def shortened(name: str, identity: Mapping[str, Any]) -> str:
+    """A name of at most `LONGEST` characters; what is longer is cut, and a checksum of the identity follows."""
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 9]}_{digest(identity)}"

@@ -6,7 +6,7 @@ These are the quantities behind the pictures of the papers, for any ``logits_fn`
 - `loss_gradients`: gradients in the image and in a flow of it, which follow the strokes of a digit or the outline of an
   object in regularised models (Xu et al. 2020, Lyu et al. 2015);
 - `boundary_distances`: the size of the smallest perturbation that an attack finds;
-- `flow_bounds`: what a flow can change the loss by to first order, known from the flow gradient or from the input
+- `flow_bounds`: what a flow can change the loss by to first order, from the flow gradient or from the norm of the input
   gradient (Xia & Li 2021: the former is the tighter bound).
 
 They return arrays; `robust_jax.evaluation.landscape_pictures` draws them.
@@ -14,7 +14,7 @@ They return arrays; `robust_jax.evaluation.landscape_pictures` draws them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, NamedTuple
 
@@ -211,15 +211,18 @@ def boundary_distances(
 
 
 class FlowBounds(NamedTuple):
-    """The largest change of the loss by a flow of the ball, to first order, and an upper bound of it.
+    """The largest change of the loss by a flow of the ball, to first order, and what it is compared with.
 
     Attributes:
-      flow: ``[B]``, from the flow gradient; it is attained.
-      image: ``[B]``, from the norm of the input gradient; at least as large.
+      flow: ``[B]``, that change, from the flow gradient on both sides of δ = 0: it is attained.
+      image: ``[B]``, an upper bound from the norm of the input gradient.
+      forward: ``[B]``, the radius times the dual norm of the flow gradient on the forward side alone, which FGR
+        penalises; it may be smaller or larger than ``flow``, as it takes the other side for its mirror image.
     """
 
     flow: Float[Array, " b"]
     image: Float[Array, " b"]
+    forward: Float[Array, " b"]
 
 
 @checks_arguments
@@ -229,15 +232,16 @@ def flow_bounds(
 ) -> FlowBounds:  # fmt: skip
     """What flows of a ball can change the loss by, to first order, from the flow and from the input gradient.
 
-    With g the input gradient and J the derivative of the warped image in the flow at 0, ``Jᵀg`` is the flow gradient::
+    With g the input gradient and J(δ) the derivative of the warped image at 0 in the direction δ::
 
-        max_{δ in ball} <Jᵀg, δ>  =  flow  <=  image  =  ‖g‖₂ max_{δ in ball} ‖Jδ‖₂
+        flow  =  max_{δ in ball} <g, J(δ)>  <=  image  =  ‖g‖₂ max_{δ in ball} ‖J(δ)‖₂
 
-    The first is the radius times the dual norm of the flow gradient, what FGR makes small; the second knows of the
-    loss only the length of its input gradient, what input-gradient regularisation makes small, and follows by
-    Cauchy and Schwarz. This is how we read the claim of Xia & Li (2021) that flow gradients give the tighter bound.
-    Both are bounds of the linearised loss. A real change may exceed them: the loss is curved, and a flow has a kink on
-    grid lines, of which J is the forward side.
+    The first knows where in the image the loss is steep, as the flow gradient does that FGR makes small; the second
+    only how steep it is, as input-gradient regularisation does, and follows by Cauchy and Schwarz. This is how we read
+    the claim of Xia & Li (2021) that flow gradients give the tighter bound. A bilinear warp has a kink at 0: along each
+    axis J is the forward difference of the image for positive δ, and the backward one for negative δ.
+
+    Both are bounds of the linearised loss. The loss is curved, so that a real change may exceed them.
 
     Args:
       logits_fn: any JAX function of images.
@@ -255,18 +259,35 @@ def flow_bounds(
             f"here: give ThreatModel('flow', 'linf' or 'l2', a number)."
         )
     gradients = loss_gradients(logits_fn, images, labels, loss)
-    stretch = _stretch(images, threat.norm) * jnp.asarray(threat.radius)
-    return FlowBounds(threat_models.gain(threat, gradients.flow), norms.norm(gradients.image, "l2") * stretch)
+    ahead, behind = _sides(images)
+    gains = [(gradients.image * side).sum(-1) for side in (*ahead, *behind)]
+    steepest = jnp.maximum(jnp.maximum(jnp.stack(gains[:2], -1), -jnp.stack(gains[2:], -1)), 0)
+    stretch = _stretch(ahead, behind, threat.norm) * jnp.asarray(threat.radius)
+    return FlowBounds(
+        threat_models.gain(threat, steepest),
+        norms.norm(gradients.image, "l2") * stretch,
+        threat_models.gain(threat, gradients.flow),
+    )
 
 
-def _stretch(images: Images, norm: str) -> Float[Array, " b"]:
-    """``max ‖Jδ‖₂`` over flows of norm 1: each pixel's change depends on its own vector alone."""
-    down, across = differences(images)
-    a, b, c = (down * down).sum(-1), (down * across).sum(-1), (across * across).sum(-1)
-    if norm == "linf":  # the corners (1, 1) and (1, -1)
-        return jnp.sqrt((a + c + 2 * jnp.abs(b)).sum((1, 2)))
-    largest = (a + c) / 2 + jnp.sqrt(((a - c) / 2) ** 2 + b**2)  # the larger eigenvalue of JᵀJ
-    return jnp.sqrt(largest.max((1, 2)))
+def _sides(images: Images) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """The forward and the backward differences of the images, (down, across) each; 0 at the border."""
+    ahead, mean = differences(images), differences(images, "symmetric")
+    return ahead, (2 * mean[0] - ahead[0], 2 * mean[1] - ahead[1])
+
+
+def _stretch(ahead: tuple[Array, Array], behind: tuple[Array, Array], norm: str) -> Float[Array, " b"]:
+    """``max ‖J(δ)‖₂`` over flows of norm 1: a pixel changes by its own vector, in one of four quadrants, alone."""
+
+    def quadrant(down: Array, across: Array) -> Array:
+        a, b, c = (down * down).sum(-1), (down * across).sum(-1), (across * across).sum(-1)
+        if norm == "linf":
+            return a + c + 2 * jnp.maximum(b, -jnp.minimum(a, c) / 2)  # (1, 1), or one axis alone
+        largest = (a + c) / 2 + jnp.sqrt(((a - c) / 2) ** 2 + b**2)  # the larger eigenvalue of JᵀJ
+        return jnp.where(b > 0, largest, jnp.maximum(a, c))  # whose vector is in the quadrant only if b > 0
+
+    pixels = jnp.stack([quadrant(d, r) for d in (ahead[0], -behind[0]) for r in (ahead[1], -behind[1])]).max(0)
+    return jnp.sqrt(pixels.sum((1, 2)) if norm == "linf" else pixels.max((1, 2)))
 
 
 @checks_arguments
@@ -286,12 +307,16 @@ def _change(logits_fn: Any, images: Any, labels: Any, threat: ThreatModel, delta
 
 
 def shares_within(change: Float[Array, " b"], bounds: FlowBounds) -> dict[str, float]:
-    """The fractions of images whose loss changed by no more than each bound, and the bounds' median ratio."""
-    flow_bound, image_bound = np.asarray(bounds.flow), np.asarray(bounds.image)
-    changed = np.asarray(change)
-    ratios: Sequence[float] = image_bound[flow_bound > 0] / flow_bound[flow_bound > 0]
+    """The fractions of images whose loss changed by no more than each bound, and the bounds' median ratios."""
+    flow_bound, image_bound, forward = (np.asarray(bound, float) for bound in bounds)
+    changed, steep = np.asarray(change), flow_bound > 0
+
+    def median_ratio(one: np.ndarray) -> float:
+        return float(np.median(one[steep] / flow_bound[steep])) if steep.any() else float("nan")
+
     return {
         "within the flow bound": float((changed <= flow_bound).mean()),
         "within the image bound": float((changed <= image_bound).mean()),
-        "median of image / flow": float(np.median(ratios)) if len(ratios) else float("nan"),
+        "median of image / flow": median_ratio(image_bound),
+        "median of forward / flow": median_ratio(forward),
     }

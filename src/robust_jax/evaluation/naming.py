@@ -10,16 +10,16 @@ from ml_collections import ConfigDict
 
 from robust_jax.config.build import build_attack
 from robust_jax.evaluation.attack import Attack, Source
-from robust_jax.evaluation.identity import attack_of, attacks_of, checksum, digest
+from robust_jax.evaluation.identity import attack_of, attacks_of, checksum, digest, shortened
 from robust_jax.evaluation.settings import Settings
 from robust_jax.files import file_name, plain
 
-LONGEST = 80
-"""The longest automatic name; what is longer is cut, and a checksum follows."""
 _AS_SUCH = ("radius", "norm", "perturbation")  # of a threat model, in names
 
 
-def identity_of(settings: Settings, attacks: Mapping[str, Attack], n: int, variables: Any, step: int) -> dict[str, Any]:
+def identity_of(
+    settings: Settings, attacks: Mapping[str, Attack], first: Any, n: int, variables: Any, step: int
+) -> dict[str, Any]:
     """What distinguishes an evaluation of a workdir from its others: everything that its numbers and warnings follow.
 
     Evaluations that differ in nothing but the size of batches, the number of pictures or the versions of packages are
@@ -28,14 +28,15 @@ def identity_of(settings: Settings, attacks: Mapping[str, Attack], n: int, varia
     Args:
       settings: how it is measured.
       attacks: NAME -> attack.
-      n: the number of examples.
+      first: the first of the examples.
+      n: their number.
       variables: of the model.
       step: of the checkpoint.
     """
     order = {"order": list(attacks)} if settings.worst_case_only else {}
     found: dict[str, Any] = json.loads(json.dumps(plain({
-        "split": settings.split, "n": n, "seed": settings.seed, "precision": settings.precision,
-        "checkpoint_step": int(step), "weights": checksum(variables),
+        "split": settings.split, "n": n, "examples": checksum(first), "seed": settings.seed,
+        "precision": settings.precision, "checkpoint_step": int(step), "weights": checksum(variables),
         "worst_case_only": settings.worst_case_only, "checks": min(settings.checks, n), "signs": settings.signs,
         "attacks": attacks_of(attacks, settings.worst_case_only), **order,
     })))  # fmt: skip
@@ -79,9 +80,8 @@ def names_of(
         words += [str(sign).rpartition(":")[2] for sign in settings.signs] or ["no_signs"]
     if not own_attacks:
         words += _of_attacks(identity["attacks"], _own_attacks(config, settings.worst_case_only))
-    name, mark = file_name("-".join(words)), digest(identity)
-    short = name if len(name) <= LONGEST else f"{name[: LONGEST - 9]}_{mark}"
-    return tuple(dict.fromkeys((short, f"{short}-step_{identity['checkpoint_step']}", f"{short}-{mark}")))
+    name = shortened(file_name("-".join(words)), identity)
+    return (name, f"{name}-step_{identity['checkpoint_step']}", f"{name}-{digest(identity)}")
 
 
 def _own_attacks(config: ConfigDict, in_turn: bool) -> dict[str, Any]:

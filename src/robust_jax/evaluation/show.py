@@ -26,7 +26,8 @@ def show(
     Args:
       measured: the result of `robustness`.
       save: a folder, made if it does not exist, for ``evaluation.json``, ``per_example.npz``,
-        ``adversarial_NAME.png`` and ``robustness_NAME.png``, as `evaluate` writes them to a workdir.
+        ``adversarial_NAME.png`` and ``robustness_NAME.png``, as `evaluate` writes them. What an earlier call wrote
+        there is replaced.
       name: of the model, above its column.
       class_names: for the pictures.
 
@@ -41,14 +42,17 @@ def show(
         attacks = {"aa": dict(kind="auto_attack", perturbation="additive", radius="8/255")}
         rj.show(rj.robustness(logits_fn, (images, labels), attacks, key=jax.random.key(0)), save="my_network")
     """
-    from robust_jax.evaluation import report  # here: drawing takes a second to load
+    from robust_jax.evaluation import table
 
     summary = summarise(measured) | {"class_names": list(class_names)}
     if save is None:
-        report.show({name: summary}, written=False)
+        table.show({name: summary})
         return summary
+    from robust_jax.evaluation import report, stored  # here: drawing takes a second to load
+
     folder = Path(folder_name("save", save))
     folder.mkdir(parents=True, exist_ok=True)
-    report.write(folder, summary, measured, 10, name)
-    report.compare({str(folder): summary}, None)
+    stored.forget(folder)
+    summary = summary | report.write(folder, summary, measured, 10, name)
+    table.show({name: summary}, [folder])
     return summary

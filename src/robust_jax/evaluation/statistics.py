@@ -39,12 +39,34 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     return float(interval.low), float(interval.high)
 
 
+LEVEL = 0.025
+"""The one-sided level of the tests below: that of two standard deviations."""
+
+
 def significant_lead(one: Bool[np.ndarray, " n"], other: Bool[np.ndarray, " n"]) -> int:
     """How many more examples the first attack breaks than the other; 0 if the difference may be noise.
 
-    McNemar's test (1947) on the same n examples: only those that exactly one of the two breaks count, and the
-    difference is significant if it exceeds two standard deviations, ``2 sqrt(only one + only other)``.
+    McNemar's exact test (1947) on the same n examples: only those that exactly one of the two breaks count. If both
+    attacks were equally strong, each of these would fall to either with probability 1/2; the difference is significant
+    if a binomial draw is that large with a probability of at most `LEVEL`.
     """
     only_one, only_other = int((one & ~other).sum()), int((other & ~one).sum())
-    lead = only_one - only_other
-    return lead if lead > 2 * (only_one + only_other) ** 0.5 else 0
+    if only_one <= only_other or _at_least(only_one, only_one + only_other, 0.5) > LEVEL:
+        return 0
+    return only_one - only_other
+
+
+def exceeds(count: int, n: int, share: float) -> bool:
+    """Whether ``count`` of ``n`` examples show that more than a ``share`` of all examples are affected.
+
+    The exact binomial test (Clopper & Pearson 1934): were the share of all examples ``share`` or less, n of them would
+    have ``count`` or more affected ones with a probability of at most `LEVEL`.
+    """
+    return bool(count > share * n and _at_least(count, n, share) <= LEVEL)
+
+
+def _at_least(count: int, n: int, p: float) -> float:
+    """The probability of at least ``count`` successes in ``n`` trials of probability ``p``."""
+    from scipy.stats import binom  # takes a second to import
+
+    return float(binom.sf(count - 1, n, p))

@@ -7,12 +7,13 @@ evaluation, measured again, replaces its own files; one of other settings never 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from absl import logging
 
@@ -21,6 +22,9 @@ from robust_jax.files import file_name, read_json, refuse_link, refuse_other
 
 FOLDER = "evaluations"
 REPORT, EXAMPLES = "evaluation.json", "per_example.npz"
+Result = TypeVar("Result")
+# What evaluations and comparisons draw.
+_PICTURE = re.compile(r"(adversarial|robustness|loss_surface)_[A-Za-z0-9_.-]*\.png|(trade_off|gradients)\.png")
 _LEFT_BEHIND = 3600.0  # seconds after which a folder that was never renamed is of a process that was killed
 
 
@@ -110,19 +114,21 @@ def check_name(name: str) -> None:
 
 
 class Place(NamedTuple):
-    """Where an evaluation goes.
+    """Where an evaluation goes, or what else has a folder and an identity.
 
     Attributes:
-      workdir: that is evaluated.
-      identity: what distinguishes it from others, see `robust_jax.evaluation.identity.identity_of`.
+      root: the folder that holds it beside others.
+      identity: what distinguishes it from others, see `robust_jax.evaluation.naming.identity_of`.
       names: of its folder, the best first.
       is_given: whether the name is the user's: then no other one is taken.
+      file: the JSON file, written last, that holds the identity.
     """
 
-    workdir: Path
+    root: Path
     identity: Mapping[str, Any]
     names: tuple[str, ...]
     is_given: bool = False
+    file: str = REPORT
 
     def name(self) -> str:
         """The name of the folder that already holds this evaluation, otherwise the first one that is free.
@@ -130,45 +136,49 @@ class Place(NamedTuple):
         Raises:
           ValueError: a link or a folder where files have to be; the user's name is that of another evaluation.
         """
-        refuse_link(self.workdir / FOLDER)
+        refuse_link(self.root)
         held = {name: self._held(name) for name in self.names}
         same = [name for name, identity in held.items() if identity == self.identity]
         free = [name for name, identity in held.items() if identity is None]
         if same or free:
             chosen = (same or free)[0]
-            for file in (REPORT, EXAMPLES):
-                refuse_other(folder_of(self.workdir, chosen) / file)
+            for file in (self.file, EXAMPLES):
+                refuse_other(self.root / chosen / file)
             return chosen
         there = held[self.names[0]] or {}
         differs = sorted(k for k in {*there, *self.identity} if there.get(k) != self.identity.get(k))
+        what = self.file.removesuffix(".json")
         why = f"with other {', '.join(differs)}" if there else "that cannot be read"
         way_out = f"take another name than out={self.names[0]!r}" if self.is_given else "give a name, out=NAME"
         raise ValueError(
-            f"{folder_of(self.workdir, self.names[0])} holds an evaluation {why}, which is kept: {way_out}, or move "
-            f"that folder away."
+            f"{self.root / self.names[0]} holds another {what}, {why}, which is kept: {way_out}, or move that folder "
+            f"away."
         )
 
     def _held(self, name: str) -> Mapping[str, Any] | None:
         """What a folder holds: the identity of an evaluation, {} for one that cannot be read, None if it is free."""
-        folder = folder_of(self.workdir, name)
+        folder = self.root / name
         refuse_link(folder)
         if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder} is no folder, and an evaluation has to be there: move it away.")
-        if not (folder / REPORT).exists() or (folder / REPORT).is_symlink():
+            raise ValueError(f"{folder} is no folder, and one has to be there: move it away.")
+        path = folder / self.file
+        if not path.exists() or path.is_symlink():
             return None  # a link is replaced, and what it leads to stays
-        refuse_other(folder / REPORT)
+        refuse_other(path)
         try:
-            identity = read(folder / REPORT).get("identity")
+            content = read_json(path)
         except ValueError as error:
             logging.warning("%s It is kept.", error)
             return {}
+        identity = content.get("identity") if isinstance(content, dict) else None
         return identity if isinstance(identity, dict) else {}
 
-    def keep(self, write: Callable[[Path, str], None]) -> str:
-        """Writes an evaluation, and returns its name.
+    def keep(self, write: Callable[[Path, str], Result]) -> Result:
+        """Writes an evaluation, and returns what ``write`` returns.
 
         Args:
-          write: called as ``write(folder, name)``, writes the files of the evaluation to a folder, the JSON last.
+          write: called as ``write(folder, name)``, writes the files of the evaluation to a folder, the JSON last. Name
+            is that of the folder in the end.
 
         Raises:
           ValueError: as `name`.
@@ -176,22 +186,21 @@ class Place(NamedTuple):
         """
         while True:
             name = self.name()
-            folder = folder_of(self.workdir, name)
+            folder = self.root / name
             if folder.exists():
-                write(folder, name)
-                return name
-            folder.parent.mkdir(exist_ok=True)
-            _remove_left_behind(folder.parent)
-            temporary = folder.with_name(f".{name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+                return write(folder, name)
+            self.root.mkdir(parents=True, exist_ok=True)
+            _remove_left_behind(self.root)
+            temporary = folder.with_name(f".{os.getpid()}.{secrets.token_hex(4)}.tmp")
             temporary.mkdir()
             try:
-                write(temporary, name)
+                result = write(temporary, name)
                 temporary.rename(folder)
             except OSError:
                 if not folder.exists():  # otherwise another process was quicker
                     raise
             else:
-                return name
+                return result
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
 
@@ -201,3 +210,30 @@ def _remove_left_behind(folder: Path) -> None:
     for path in folder.glob(".*.tmp"):
         if path.is_dir() and not path.is_symlink() and time.time() - path.stat().st_mtime > _LEFT_BEHIND:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_pictures(folder: Path) -> None:
+    """Removes the pictures of an evaluation that is measured again, and what a process that was killed left."""
+    for path in folder.iterdir():
+        is_ours = _PICTURE.fullmatch(path.name) or (path.name.startswith(".") and path.suffix == ".tmp")
+        if is_ours and (path.is_symlink() or path.is_file()):
+            path.unlink()
+
+
+def forget(folder: Path, file: str = REPORT) -> None:
+    """Removes a JSON file that is to be replaced by another, and the pictures that it lists, in a folder of the user's.
+
+    Other files of the folder stay.
+    """
+    path = folder / file
+    refuse_other(path)
+    if not os.path.lexists(path):
+        return
+    try:
+        pictures = {} if path.is_symlink() else read_json(path).get("pictures")
+    except (ValueError, AttributeError):
+        pictures = None
+    for name in pictures if isinstance(pictures, list) else ():
+        if isinstance(name, str) and _PICTURE.fullmatch(name) and not (folder / name).is_dir():
+            (folder / name).unlink(missing_ok=True)
+    path.unlink()

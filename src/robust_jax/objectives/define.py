@@ -21,8 +21,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 @overload
 def point(function: Function) -> Function: ...
 @overload
-def point(*, memory: Callable[..., Any] | None = None) -> Callable[[Function], Function]: ...
-def point(function: Any = None, *, memory: Callable[..., Any] | None = None) -> Any:
+def point(*, memory: Callable[..., Any] | None = None, soft_labels: bool = False) -> Callable[[Function], Function]: ...
+def point(function: Any = None, *, memory: Callable[..., Any] | None = None, soft_labels: bool = False) -> Any:
     """Marks a function ``(model, images, labels, keys, *, options) -> Point`` as a point of an objective.
 
     Args:
@@ -30,22 +30,25 @@ def point(function: Any = None, *, memory: Callable[..., Any] | None = None) -> 
       memory: ``(examples, classes, **options) -> memory`` before the first step, of a point that carries something from
         step to step; ``examples(n)`` are the first n training images and labels. The point then takes ``memory`` and
         ``steps_done`` too, and returns what to remember as ``Point.memory``.
+      soft_labels: whether the point takes probabilities ``[B, K]`` in place of classes ``[B]``, as mixup makes them.
     """
-    return _mark(function, part="point", memory=memory)
+    return _mark(function, part="point", memory=memory, soft_labels=soft_labels)
 
 
 @overload
 def term(function: Function) -> Function: ...
 @overload
-def term(*, classifies: bool = False) -> Callable[[Function], Function]: ...
-def term(function: Any = None, *, classifies: bool = False) -> Any:
+def term(*, classifies: bool = False, soft_labels: bool = False) -> Callable[[Function], Function]: ...
+def term(function: Any = None, *, classifies: bool = False, soft_labels: bool = False) -> Any:
     """Marks a function ``(point, *, options) -> [B]`` as a term of an objective.
 
     Args:
       function: the term.
       classifies: whether it is a classification loss: accuracy and running statistics are those at its point.
+      soft_labels: whether ``point.labels`` may be probabilities ``[B, K]``, as mixup makes them; so are those of a term
+        that does not look at them.
     """
-    return _mark(function, part="term", classifies=classifies)
+    return _mark(function, part="term", classifies=classifies, soft_labels=soft_labels)
 
 
 def _mark(function: Function | None, **marks: Any) -> Any:
@@ -71,3 +74,13 @@ def memory_of(function: Callable[..., Any]) -> Callable[..., Any] | None:
 def classifies(function: Callable[..., Any]) -> bool:
     """Whether a term is a classification loss."""
     return getattr(function, "classifies", False)
+
+
+def check_labels(function: Callable[..., Any], labels: Any) -> None:
+    """Raises ValueError for soft labels ``[B, K]`` of a point or term that is not marked as one that takes them."""
+    if labels.ndim > 1 and not getattr(function, "soft_labels", False):
+        name = getattr(function, "__name__", function)
+        raise ValueError(
+            f"{name} needs one class per image, and mixup and cutmix mix two: mark a part of your own that "
+            f"takes probabilities [B, K] by soft_labels=True, or set data.augment.mixup and data.augment.cutmix to 0."
+        )

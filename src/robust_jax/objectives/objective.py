@@ -19,7 +19,7 @@ own.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, get_args
 
@@ -29,8 +29,18 @@ from jaxtyping import Array, Float
 
 from robust_jax import losses
 from robust_jax.extensions import choose
-from robust_jax.objectives.define import classifies, memory_of
-from robust_jax.objectives.points import POINTS, Examples, Keys, Labels, Mode, Model, Point, as_model
+from robust_jax.objectives.define import check_labels, classifies, memory_of
+from robust_jax.objectives.points import (
+    POINTS,
+    Examples,
+    Keys,
+    Labels,
+    Mode,
+    Model,
+    Point,
+    as_model,
+    classes_of,
+)  # fmt: skip
 from robust_jax.objectives.terms import TERMS, PerExample, PointOutput, every_term
 from robust_jax.options import SCHEDULE, arguments, arguments_of, check_options, function_of, options_of, with_path
 from robust_jax.options.signatures import checks_arguments
@@ -43,7 +53,8 @@ class Outcome(NamedTuple):
 
     Attributes:
       terms: the mean of each term, without its weight.
-      accuracy: at the point of the first classifying term by name, or without one at the first point.
+      accuracy: at the point of the first classifying term by name, or without one at the first point. Of soft labels
+        the largest counts.
       state: the model's new state at the same point, such as running statistics.
     """
 
@@ -56,16 +67,21 @@ class Objective(NamedTuple):
     """A training objective: called as ``(model, images, labels, keys) -> (total, Outcome)``.
 
     Attributes:
-      find: ``(model, images, labels, keys [B], memory=None, steps_done=0, epoch=0.0) -> {NAME: Point}``, constants of
-        the step. There is one key per example, so that the points do not depend on how a batch is split over devices.
+      find: ``(model, images, labels, keys [B], memory=None, steps_done=0, epoch=0.0, names=used) -> {NAME: Point}``,
+        constants of the step. There is one key per example, so that the points do not depend on how a batch is split.
+        Labels are classes ``[B]``, or soft ones ``[B, K]`` if all points and terms take them.
       loss: ``(model, found, labels, epoch=0.0) -> (total, Outcome)``, given the points.
       remember: ``(examples, classes) -> memory`` before the first step; ``examples(n)`` are the first n training
         examples.
+      used: the names of the points that terms name.
+      remembering: those among them that carry something from step to step.
     """
 
     find: Callable[..., dict[str, Point]]
     loss: Callable[..., tuple[Float[Array, ""], Outcome]]
     remember: Callable[[Examples, int], dict[str, Any]]
+    used: tuple[str, ...] = ()
+    remembering: tuple[str, ...] = ()
 
     def __call__(self, model: Model, images: Images, labels: Labels, keys: Keys) -> tuple[Float[Array, ""], Outcome]:
         """The loss at the points, for an objective without memory."""
@@ -130,7 +146,10 @@ def make_objective(points: Mapping[str, Mapping[str, Any]], terms: Mapping[str, 
     asked = {(point, entry.mode) for entry in at_terms.values() for point in (entry.at, *entry.others.values())}
     asked |= {(reported, "train")}
     looks = tuple(one for one in itertools.product(used, get_args(Mode)) if one in asked)
-    return Objective(partial(_find, used), partial(_loss, at_terms, looks, reported), partial(_remember, used))
+    return Objective(
+        partial(_find, used), partial(_loss, at_terms, looks, reported), partial(_remember, used),
+        tuple(used), tuple(name for name, entry in used.items() if memory_of(entry.function)),
+    )  # fmt: skip
 
 
 def _point_entry(path: str, entry: Mapping[str, Any], place: int) -> _PointEntry:
@@ -160,11 +179,13 @@ def _arguments(entry: _PointEntry | _TermEntry, epoch: Any) -> dict[str, Any]:
 def _find(
     used: Mapping[str, _PointEntry], model: Model, images: Images, labels: Labels, keys: Keys,
     memory: Mapping[str, Any] | None = None, steps_done: Any = 0, epoch: Any = 0.0,
+    names: Sequence[str] | None = None,
 ) -> dict[str, Point]:  # fmt: skip
-    """`Objective.find` of the points that terms name."""
+    """`Objective.find` of the points that terms name, or of some of them."""
     model = as_model(model)
 
     def one(name: str, entry: _PointEntry) -> Point:
+        check_labels(entry.function, labels)
         options = _arguments(entry, epoch)
         if memory_of(entry.function):
             options |= {"memory": (memory or {})[name], "steps_done": steps_done}
@@ -173,7 +194,8 @@ def _find(
             raise ValueError(f"it returned {type(point).__name__}: return robust_jax.objectives.Point(images, delta).")
         return point
 
-    return jax.lax.stop_gradient({name: with_path(entry.path, one, name, entry) for name, entry in used.items()})
+    wanted = used if names is None else {name: used[name] for name in names}
+    return jax.lax.stop_gradient({name: with_path(entry.path, one, name, entry) for name, entry in wanted.items()})
 
 
 def _loss(
@@ -188,15 +210,18 @@ def _loss(
         outputs[point, mode], states[point, mode] = look(model, found[point], labels, mode)
 
     def one(entry: _TermEntry) -> Float[Array, ""]:
+        check_labels(entry.function, labels)
         others = {option: outputs[point, entry.mode] for option, point in entry.others.items()}
         value = entry.function(outputs[entry.at, entry.mode], **_arguments(entry, epoch), **others)
-        if jnp.shape(value) != labels.shape:
-            raise ValueError(f"it returned shape {jnp.shape(value)}: return one number per example, {labels.shape}.")
+        if jnp.shape(value) != labels.shape[:1]:
+            raise ValueError(
+                f"it returned shape {jnp.shape(value)}: return one number per example, {labels.shape[:1]}."
+            )
         return value.mean()
 
     values = {name: with_path(entry.path, one, entry) for name, entry in terms.items()}
     total = sum(scheduled(terms[name].weight, epoch) * value for name, value in values.items())
-    accuracy = (outputs[reported, "train"].logits.argmax(-1) == labels).mean()
+    accuracy = (outputs[reported, "train"].logits.argmax(-1) == classes_of(labels)).mean()
     return total, Outcome(values, accuracy, states[reported, "train"])
 
 

@@ -31,7 +31,8 @@ from robust_jax.spaces.perturbations import Delta, Images
 from robust_jax.spaces.registry import Space
 from robust_jax.spaces.threat_models import Threat
 
-Labels = Int[Array, " b"]
+Labels = Int[Array, " b"] | Float[Array, "b k"]
+"""Classes, or probabilities of each class as mixup makes them, of points and terms that take these."""
 Keys = Key[Array, " b"]
 LogitsFn = Callable[[Images], Float[Array, "b k"]]
 
@@ -132,17 +133,22 @@ def _logits_fn(model: Model, batch_norm: Mode) -> LogitsFn:
     return model.eval if batch_norm == "eval" else lambda x: model.train(x)[0]
 
 
+def classes_of(labels: Labels) -> Int[Array, " b"]:
+    """The classes themselves; of soft labels those of the largest probability."""
+    return labels if labels.ndim == 1 else labels.argmax(-1)
+
+
 def _loss_of(logits_fn: LogitsFn, labels: Labels) -> Callable[[Images], Float[Array, " b"]]:
     return lambda x: losses.cross_entropy(logits_fn(x), labels)
 
 
-@point
+@point(soft_labels=True)
 def clean(model: Model, images: Images, labels: Labels, keys: Keys) -> Point:
     """The clean images."""
     return Point(images)
 
 
-@point
+@point(soft_labels=True)
 def random(model: Model, images: Images, labels: Labels, keys: Keys, *, perturbation: Space, sigma: Sigma) -> Point:
     """``T(x, n)``, ``n ~ N(0, sigma²)`` per coordinate, in units of δ: the random start of FGR (Xia & Li 2021)."""
     warn_of_sigma(perturbation, sigma, images)
@@ -150,14 +156,14 @@ def random(model: Model, images: Images, labels: Labels, keys: Keys, *, perturba
     return Point(perturbation.apply(images, delta), delta)
 
 
-@point
+@point(soft_labels=True)
 def uniform(model: Model, images: Images, labels: Labels, keys: Keys, *, threat: Threat) -> Point:
     """``T(x, n)``, n a random point of the ball (GradAlign's second point, Andriushchenko & Flammarion 2020)."""
     delta = threat_models.random_delta(threat, keys, images)
     return Point(threat.perturbation.apply(images, delta), delta)
 
 
-@point
+@point(soft_labels=True)
 def attack(
     model: Model, images: Images, labels: Labels, keys: Keys, *,
     threat: Threat, steps: Count = 10, step_size: StepSize | None = None, momentum: NotNegative = 0.0,
@@ -166,7 +172,8 @@ def attack(
 ) -> Point:  # fmt: skip
     """``T(x, δ*)``, with δ* found by `robust_jax.attacks.pgd` (adversarial training, Madry et al. 2018).
 
-    One step of 1.25 radius from a random start with keep="last" is fast adversarial training (Wong et al. 2020).
+    One step of 1.25 radius from a random start with keep="last" is fast adversarial training (Wong et al. 2020). With
+    soft labels it maximises their cross-entropy.
 
     Args:
       model: the model.
@@ -176,15 +183,25 @@ def attack(
       threat: the ball.
       steps, step_size, momentum, random_start, keep, loss: see `robust_jax.attacks.pgd`.
       batch_norm: the mode of the inner maximisation.
+
+    Raises:
+      ValueError: soft labels with a loss other than the cross-entropy, which they alone have.
     """
+    if labels.ndim > 1:
+        if loss not in ("cross_entropy", losses.cross_entropy):
+            raise ValueError(
+                f"loss={getattr(loss, '__name__', loss)!r} needs one class per image, and mixup and cutmix mix two: "
+                f"take the cross_entropy, or set data.augment.mixup and data.augment.cutmix to 0."
+            )
+        loss = lambda logits, _: losses.cross_entropy(logits, labels)  # noqa: E731
     found = pgd(
-        _logits_fn(model, batch_norm), images, labels, threat, key=keys, steps=steps, step_size=step_size,
+        _logits_fn(model, batch_norm), images, classes_of(labels), threat, key=keys, steps=steps, step_size=step_size,
         momentum=momentum, random_start=random_start, keep=keep, loss=loss,
     )  # fmt: skip
     return Point(found.images, found.delta)
 
 
-@point
+@point(soft_labels=True)
 def divergent(
     model: Model, images: Images, labels: Labels, keys: Keys, *,
     threat: Threat, steps: Count = 10, step_size: StepSize | None = None, batch_norm: Mode = "eval",
@@ -193,13 +210,13 @@ def divergent(
     logits_fn = _logits_fn(model, batch_norm)
     reference = logits_fn(images)
     found = pgd(
-        logits_fn, images, labels, threat, key=keys, steps=steps, step_size=step_size, keep="last",
+        logits_fn, images, classes_of(labels), threat, key=keys, steps=steps, step_size=step_size, keep="last",
         loss=lambda logits, _: losses.kl_divergence(logits, reference),
     )  # fmt: skip
     return Point(found.images, found.delta)
 
 
-@point
+@point(soft_labels=True)
 def steepest(
     model: Model, images: Images, labels: Labels, keys: Keys, *, threat: Threat, batch_norm: Mode = "eval"
 ) -> Point:
@@ -208,7 +225,7 @@ def steepest(
     return Point(threat.perturbation.apply(images, delta), delta)
 
 
-@point
+@point(soft_labels=True)
 def roughest(
     model: Model, images: Images, labels: Labels, keys: Keys, *,
     threat: Threat, gradient: Norm | None = None, steps: Count = 10, step_size: StepSize | None = None,
@@ -226,7 +243,7 @@ def roughest(
     return Point(found.images, found.delta)
 
 
-@point
+@point(soft_labels=True)
 def nonlinear(
     model: Model, images: Images, labels: Labels, keys: Keys, *,
     threat: Threat, steps: Count = 10, step_size: StepSize | None = None, batch_norm: Mode = "eval",
@@ -248,7 +265,7 @@ def _zero_delta(examples: Examples, classes: int, *, threat: Threat, **_: Any) -
     return threat.perturbation.zeros(examples(1)[0])
 
 
-@point(memory=_zero_delta)
+@point(memory=_zero_delta, soft_labels=True)
 def universal(
     model: Model, images: Images, labels: Labels, keys: Keys, *,
     memory: Delta, steps_done: Array, threat: Threat, step_size: StepSize, clip_loss: Positive = 9.0,

@@ -38,7 +38,7 @@ class PointOutput(NamedTuple):
     Attributes:
       images: the point, constants.
       delta: the δ that turned the clean images into it, if there is one.
-      labels: the true classes.
+      labels: the true classes ``[B]``, or soft ones ``[B, K]`` of a term that takes them.
       logits: those of the model, in the term's mode: train unless its ``batch_norm`` is eval.
       loss: the cross-entropy of each example.
       gradient: that of the sum of the losses in the images, differentiable in the parameters.
@@ -63,18 +63,19 @@ def every_term(
     """
 
 
-@term(classifies=True)
+@term(classifies=True, soft_labels=True)
 def cross_entropy(
     point: PointOutput, *, label_smoothing: Annotated[float, Range(least=0, below=1)] = 0.0
 ) -> PerExample:
     """The classification loss, ``-Σ_k q_k log softmax(z)_k``, q smoothed towards uniform by ``label_smoothing``."""
     if not label_smoothing:
         return point.loss
-    targets = jax.nn.one_hot(point.labels, point.logits.shape[-1])
+    soft = point.labels.ndim > 1
+    targets = point.labels if soft else jax.nn.one_hot(point.labels, point.logits.shape[-1])
     return optax.softmax_cross_entropy(point.logits, optax.smooth_labels(targets, label_smoothing))
 
 
-@term
+@term(soft_labels=True)
 def gradient_norm(
     point: PointOutput, *, perturbation: Space, norm: Norm = "l2", power: Positive = 2.0, scale: Scale = 1.0,
     method: Method = "double_backprop", step: Positive = 1e-4,
@@ -87,7 +88,7 @@ def gradient_norm(
     return gradient_norms.norm_of_gradient(point.loss_fn, point.images, point.gradient, penalty, method, step)
 
 
-@term
+@term(soft_labels=True)
 def first_order_gain(
     point: PointOutput, *, threat: Threat, method: Method = "double_backprop", step: Positive = 1e-4,
 ) -> PerExample:  # fmt: skip
@@ -100,7 +101,7 @@ def first_order_gain(
     return gradient_norms.norm_of_gradient(point.loss_fn, point.images, point.gradient, penalty, method, step)
 
 
-@term
+@term(soft_labels=True)
 def kl_divergence(point: PointOutput, *, reference: PointOutput) -> PerExample:
     """``KL(f(reference) ‖ f(point))``: TRADES (Zhang et al. 2019), `point` attacked and `reference` clean."""
     return losses.kl_divergence(point.logits, reference.logits)
@@ -122,7 +123,7 @@ def weighted_kl_divergence(point: PointOutput, *, reference: PointOutput) -> Per
     return kl_divergence(point, reference=reference) * -jnp.expm1(-reference.loss)
 
 
-@term
+@term(soft_labels=True)
 def gradient_difference(
     point: PointOutput, *, other: PointOutput, perturbation: Space, norm: Norm = "l2", power: Positive = 2.0
 ) -> PerExample:
@@ -134,20 +135,20 @@ def gradient_difference(
     return gradient_norms.tree_norm(difference, norm, power)
 
 
-@term
+@term(soft_labels=True)
 def gradient_misalignment(point: PointOutput, *, other: PointOutput, perturbation: Space) -> PerExample:
     """``1 - cos(g(point), g(other))``, 1 where one is 0 (GradAlign, Andriushchenko & Flammarion 2020, eq. 5)."""
     one, two = _unit(_in_delta(point, perturbation)), _unit(_in_delta(other, perturbation))
     return 1 - per_example.inner(one, two)
 
 
-@term
+@term(soft_labels=True)
 def linearity_gap(point: PointOutput, *, other: PointOutput, perturbation: Space) -> PerExample:
     """``|ℓ(T(x, δ)) - ℓ(x) - <∂ℓ/∂δ, δ>|``, δ that of the point `other` (LLR, Qin et al. 2019, eq. 7)."""
     return jnp.abs(other.loss - point.loss - _slope(point, other, perturbation))
 
 
-@term
+@term(soft_labels=True)
 def directional_derivative(point: PointOutput, *, other: PointOutput, perturbation: Space) -> PerExample:
     """``|<∂ℓ/∂δ, δ>|``, δ that of the point `other`: the second regulariser of LLR (Qin et al. 2019, eq. 7)."""
     return jnp.abs(_slope(point, other, perturbation))

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import jax
 import numpy as np
-
-
-def has_bars() -> bool:
-    """Whether someone sees progress bars: on a terminal and in a notebook."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 def shape(arrays: Any) -> str:

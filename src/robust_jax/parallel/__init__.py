@@ -9,6 +9,7 @@ from robust_jax.parallel.devices import (
     everywhere,
     examples_at_a_time,
     first,
+    following,
     loop,
     mean,
     on_cpu,
@@ -23,6 +24,6 @@ from robust_jax.parallel.hosts import agreed, agreed_to_stop, has_peers, host, i
 
 __all__ = [
     "AXIS", "agreed", "agreed_to_stop", "check_batch_size", "device_count", "device_kind", "each", "everywhere",
-    "examples_at_a_time", "first", "has_peers", "host", "initialize", "is_main", "leave", "loop", "mean", "on_cpu",
-    "pieces", "pmap", "replicate", "resident", "shard", "spread", "watched",
+    "examples_at_a_time", "first", "following", "has_peers", "host", "initialize", "is_main", "leave", "loop", "mean",
+    "on_cpu", "pieces", "pmap", "replicate", "resident", "shard", "spread", "watched",
 ]  # fmt: skip

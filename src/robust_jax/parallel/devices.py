@@ -37,12 +37,14 @@ def device_kind() -> str:
     return jax.devices()[0].device_kind
 
 
-def check_batch_size(batch_size: int, name: str = "batch_size") -> None:
-    """Raises ValueError unless the global batch splits evenly over all devices of all hosts."""
+def check_batch_size(batch_size: int, name: str = "batch_size", parts: int = 1) -> None:
+    """Raises ValueError unless the global batch splits evenly over all devices of all hosts, and there into parts."""
     devices = device_count()
-    if batch_size < 1 or batch_size % devices:
+    if batch_size < 1 or batch_size % (devices * parts):
+        each = f" and there into accumulate={parts} micro-batches" if parts > 1 else ""
         raise ValueError(
-            f"{name}={batch_size} does not split evenly over {devices} devices: use a multiple of {devices}."
+            f"{name}={batch_size} does not split evenly over {devices} devices{each}: use a multiple of "
+            f"{devices * parts}."
         )
 
 
@@ -118,6 +120,14 @@ def mean(tree: Any) -> Any:
     for i, average in zip(floats, jax.lax.pmean([leaves[i] for i in floats], AXIS), strict=True):
         leaves[i] = average
     return jax.tree.unflatten(structure, leaves)
+
+
+def following(tree: Any) -> Any:
+    """The next example of each in the batch of all devices, of the last one the first, inside `pmap`."""
+    count = jax.device_count()
+    first = jax.tree.map(lambda x: x[:1], tree)
+    after = jax.lax.ppermute(first, AXIS, [((i + 1) % count, i) for i in range(count)])
+    return jax.tree.map(lambda x, last: jnp.concatenate([x[1:], last]), tree, after)
 
 
 def spread(batch: Mapping[str, Any]) -> dict[str, Any]:

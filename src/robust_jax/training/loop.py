@@ -26,10 +26,12 @@ from robust_jax.evaluation import from_config, masking
 from robust_jax.evaluation.robustness import robustness
 from robust_jax.files import folder_name
 from robust_jax.objectives.objective import Objective, make_objective
-from robust_jax.training import stopping
-from robust_jax.training.log import TrainingLog
+from robust_jax.training import checks, stopping
+from robust_jax.training.log import TrainingLog, announce
 from robust_jax.training.metrics import Metrics
 from robust_jax.training.step import TrainState, init_state, make_train_step
+from robust_jax.training.writers import Writer
+from robust_jax.training.writers import find as find_writers
 from robust_jax.workdir import checkpoints, folder, runs
 
 # Seconds of steps dispatched together: Ctrl-C and the progress bar wait for no more.
@@ -93,13 +95,20 @@ class Run:
 
 
 def train(
-    config: ConfigDict, workdir: str | Path, trust: Sequence[str] = (), *, dataset: Any = None, model: Any = None
+    config: ConfigDict,
+    workdir: str | Path,
+    trust: Sequence[str] = (),
+    *,
+    dataset: Any = None,
+    model: Any = None,
+    writers: Sequence[Writer | str] = (),
 ) -> TrainState:
     """Trains as the config says, resuming from what the workdir holds.
 
-    Leaves ``config.json``, ``metrics.jsonl`` (one line per log step), TensorBoard events, and ``checkpoints/`` (the
-    latest ones and the best on validation) in the workdir. A run killed at any point and started again ends with the
-    same bits as one that was not. SIGTERM, SIGHUP or an interrupt (Ctrl-C) lets it finish the steps under way and save.
+    Leaves ``config.json``, ``metrics.jsonl`` (one line per log step), what ``config.writers`` write, such as
+    TensorBoard's events, and ``checkpoints/`` (the latest ones and the best on validation) in the workdir. A run killed
+    at any point and started again ends with the same bits as one that was not. SIGTERM, SIGHUP or an interrupt (Ctrl-C)
+    lets it finish the steps under way and save.
 
     Args:
       config: see `robust_jax.config.base`.
@@ -112,6 +121,7 @@ def train(
       model: a network as an object, in place of ``model.name``: a Linen module, alone or as (module, variables); an NNX
         module, whose weights are where training starts; or a class or function that makes one of ``num_classes``, and
         for NNX ``rngs``. What ``model`` says in the config is only for networks that are made here.
+      writers: further writers of metrics, functions or names, see `robust_jax.training.writers`.
 
     ``config.json`` records the name of an object and a fingerprint. The same object is given again to resume, and to
     `robust_jax.load` and `robust_jax.evaluate`.
@@ -134,16 +144,20 @@ def train(
     objects = Objects.of(dataset, model)
     runs.check_objects_to_resume(workdir, objects)
     config = complete(objects.named(config))
+    writers = find_writers([*find_writers(config.writers), *writers])
     with jax.default_matmul_precision(config.precision):
         run, state = prepare(config, trust, objects)
         size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(state))
         with folder.claimed(workdir, size), folder.explained(workdir):
-            runs.claim(config, workdir)
+            runs.claim(config, workdir, run.total_steps)
             with checkpoints.opened(workdir, runs.plain(config), config.keep_checkpoints) as saved:
                 state, notes = _resumed(state, saved, workdir, config)
                 validated = notes.get("validated", True)
+                announce(config, run.dataset, state, run.total_steps, workdir)
                 with (
-                    TrainingLog(workdir, int(state.step), run.total_steps, run.steps_per_epoch, validated) as log,
+                    TrainingLog(
+                        workdir, int(state.step), run.total_steps, run.steps_per_epoch, validated, writers, config
+                    ) as log,
                     stopping.listening() as requests,
                 ):
                     if not validated:
@@ -165,12 +179,12 @@ def prepare(config: ConfigDict, trust: Sequence[str] = (), objects: Objects = NO
     Raises:
       ValueError: a mistake in the config.
     """
-    parallel.check_batch_size(config.batch_size)
+    parallel.check_batch_size(config.batch_size, parts=config.accumulate)
     masking.find(config.evaluation.signs)
     if source := config.attacks.get(config.select_by, {}).get("source"):
         runs.read_config(source, trust)  # restored at every validation
     dataset = build.load_dataset(config, objects)
-    _check_against(config, dataset)
+    checks.check_against(config, dataset)
     model = build.create_model(config, dataset.num_classes, dataset.image_shape, objects)
     steps_per_epoch = len(dataset.train) / config.batch_size
     schedule = optimizers.make_schedule(**config.schedule, epochs=config.epochs, steps_per_epoch=steps_per_epoch)
@@ -178,11 +192,11 @@ def prepare(config: ConfigDict, trust: Sequence[str] = (), objects: Objects = NO
     settings = {k: v for k, v in config.optimizer.items() if k not in of_step}
     optimizer = optimizers.make_optimizer(schedule, **settings)
     objective = make_objective(config.points.to_dict(), config.terms.to_dict())
-    _warn_of_unused_points(config)
-    _warn_of_missing_sources(config)
+    checks.warn(config, objects)
     step = make_train_step(
-        model, objective, optimizer, augmentation=dict(config.data.augment), steps_per_epoch=steps_per_epoch, **of_step
-    )
+        model, objective, optimizer, augmentation=dict(config.data.augment), accumulate=config.accumulate,
+        steps_per_epoch=steps_per_epoch, **of_step,
+    )  # fmt: skip
     run = Run(
         config=config,
         dataset=dataset,
@@ -197,52 +211,12 @@ def prepare(config: ConfigDict, trust: Sequence[str] = (), objects: Objects = NO
     return run, _first_state(run, optimizer, objective)
 
 
-def _check_against(config: ConfigDict, dataset: data.Dataset) -> None:
-    """Raises ValueError if the batch or an attack does not suit the data: now, not after training."""
-    if config.batch_size > len(dataset.train):
-        raise ValueError(
-            f"batch_size={config.batch_size} is more than the {len(dataset.train)} training images (data.limit and "
-            f"data.validation leave no more): lower it."
-        )
-    if not len(dataset.validation):
-        raise ValueError(f"the dataset {dataset.name!r} has no validation images: checkpoints are chosen on them.")
-    for name, spec in config.attacks.items():
-        build.check_attack(f"attacks.{name}", spec, dataset.image_shape, dataset.num_classes)
-
-
-def _warn_of_unused_points(config: ConfigDict) -> None:
-    names = {value for term in config.terms.values() for value in term.values() if isinstance(value, str)}
-    if unused := sorted({*config.points} - names):
-        logging.warning("No term uses the points %s: name one in a term's `at` if it should.", unused)
-
-
-def _warn_of_missing_sources(config: ConfigDict) -> None:
-    """Models that transfer attacks attack may be trained after this one, but before it is evaluated."""
-    for name, attack in config.attacks.items():
-        source = attack.get("source")
-        if source and not Path(source).expanduser().is_dir():
-            logging.warning("attacks.%s.source=%s: there is no such workdir yet; an evaluation needs it.", name, source)
-
-
 def _first_state(run: Run, optimizer: optax.GradientTransformation, objective: Objective) -> TrainState:
     """The state before the first step, on the host."""
     variables = build.init_variables(run.model, run.dataset.image_shape, run.config.seed)
-    _check_logits(run, variables)
+    checks.check_logits(run.config.model.name, run.model, variables, run.dataset)
     memory = objective.remember(partial(data.first_examples, run.dataset.train), run.dataset.num_classes)
     return jax.device_get(init_state(variables, optimizer, run.config.optimizer.ema, memory))
-
-
-def _check_logits(run: Run, variables: Mapping[str, Any]) -> None:
-    """Raises ValueError for a model of the user's own that does not give one logit per class."""
-    images = jax.ShapeDtypeStruct((2, *run.dataset.image_shape), np.float32)
-    logits = jax.eval_shape(models.bind(run.model, variables), images)
-    expected = (2, run.dataset.num_classes)
-    if getattr(logits, "shape", None) != expected:
-        shown = getattr(logits, "shape", None) or f"a {type(logits).__name__}"
-        raise ValueError(
-            f"the model {run.config.model.name!r} gives {shown} for {list(images.shape)} images of "
-            f"{run.dataset.num_classes} classes: it must give logits of shape {expected}."
-        )
 
 
 def _resumed(

@@ -15,8 +15,9 @@ from robust_jax import data, models, parallel
 from robust_jax.config import optimizers
 from robust_jax.data import augment
 from robust_jax.objectives.objective import Objective
-from robust_jax.objectives.points import Model
+from robust_jax.objectives.points import Model, Point
 from robust_jax.options import shown
+from robust_jax.training import accumulation
 
 Batch = Mapping[str, Any]
 
@@ -81,6 +82,7 @@ def make_train_step(
     augmentation: Mapping[str, Any],
     ema: float = 0.0,
     adversarial_weights: float = 0.0,
+    accumulate: int = 1,
     steps_per_epoch: float = 1.0,
 ) -> Step:
     """One step ``(state, batch, key) -> (state, metrics)``, to be mapped by `parallel.loop` or `parallel.pmap`.
@@ -93,25 +95,41 @@ def make_train_step(
       model: see `robust_jax.models.trainable`.
       objective: what is minimised, see `robust_jax.objectives`.
       optimizer: optax's.
-      augmentation: options of `robust_jax.data.augment.augment`.
+      augmentation: options of `robust_jax.data.augment.augment` and `robust_jax.data.augment.mix`.
       ema: decay of the average of weights and BatchNorm statistics; 0 for none.
       adversarial_weights: the gradient is taken after a step uphill of this fraction of each layer's norm (AWP); 0 for
         none.
+      accumulate: the number of micro-batches in which a batch's points, losses and gradients are computed, one after
+        another. The update is that of the whole batch, except that BatchNorm in train mode and dropout see each
+        micro-batch on its own, as they do each device; running statistics are the mean over micro-batches.
       steps_per_epoch: for options that change over epochs; may be fractional.
     """
+    mixing = {name: augmentation[name] for name in augment.MIXING if augmentation.get(name)}
+    augmentation = {name: value for name, value in augmentation.items() if name not in augment.MIXING}
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         augment_keys, point_keys, dropout_key = _keys_of(jax.random.fold_in(key, state.step), batch["id"])
         images = augment.augment(data.to_float(batch["image"]), augment_keys, **augmentation)
         labels, epoch = batch["label"], state.step / steps_per_epoch
         at = partial(_model_at, model, state.batch_stats, dropout_key)
-        points = objective.find(at(state.params), images, labels, point_keys, state.memory, state.step, epoch)
+        if mixing:
+            classes = jax.eval_shape(at(state.params).eval, images).shape[-1]
+            images, labels = _mixed(images, jax.nn.one_hot(labels, classes), augment_keys, mixing)
+        find = partial(objective.find, memory=state.memory, steps_done=state.step, epoch=epoch)
+        points = _points(find, objective, partial(at, state.params), (images, labels, point_keys), accumulate)
+        memory = {name: points[name].memory for name in state.memory}
+        points = {name: point._replace(memory=None) for name, point in points.items()}
 
-        def loss(params: Any) -> tuple[jax.Array, Any]:
-            return objective.loss(at(params), points, labels, epoch)
+        def loss(params: Any, i: Any, part: Any) -> tuple[jax.Array, Any]:
+            return objective.loss(at(params, i), *part, epoch)
 
-        params = _uphill(loss, state.params, adversarial_weights) if adversarial_weights else state.params
-        (total, outcome), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        def mean_of(function: Callable[..., Any], params: Any) -> Any:
+            return accumulation.mean(partial(function, params), (points, labels), accumulate)
+
+        params = state.params
+        if adversarial_weights:
+            params = _uphill(mean_of(jax.grad(loss, has_aux=True), params)[0], params, adversarial_weights)
+        (total, outcome), gradient = mean_of(jax.value_and_grad(loss, has_aux=True), params)
         # One all-reduce for everything.
         total, gradient, terms, accuracy, batch_stats = parallel.mean(
             (total, gradient, outcome.terms, outcome.accuracy, outcome.state)
@@ -119,11 +137,36 @@ def make_train_step(
         finite_terms = jnp.stack([jnp.isfinite(value) for value in terms.values()])
         finite = jnp.isfinite(optax.tree.norm(gradient)) & jnp.isfinite(total) & finite_terms.all()
         new = _updated(state, optimizer, gradient, batch_stats, ema)
-        new = new.replace(memory={name: points[name].memory for name in state.memory})
+        new = new.replace(memory=memory)
         metrics = {"loss": total, "accuracy": accuracy} | {f"terms/{name}": value for name, value in terms.items()}
         return _unless_failed(new, state, finite, finite_terms), metrics
 
     return step
+
+
+def _points(
+    find: Callable[..., dict[str, Point]], objective: Objective, model_at: Callable[..., Model], batch: Any, count: int
+) -> dict[str, Point]:
+    """The points of a batch, found in micro-batches.
+
+    Points that remember take a step of the whole batch: they get all of it, and a model that computes it in parts.
+    """
+    if count == 1:
+        return find(model_at(), *batch)
+    free = [name for name in objective.used if name not in objective.remembering]
+    found = accumulation.mapped(lambda i, part: find(model_at(i), *part, names=free), batch, count)
+    if objective.remembering:
+        model = accumulation.in_parts(model_at(), count)
+        found |= find(model, *batch, names=objective.remembering)
+    return found
+
+
+def _mixed(images: jax.Array, labels: jax.Array, keys: jax.Array, options: Mapping[str, float]) -> Any:
+    """Each image and its label mixed with those of the next example in the batch of all devices."""
+    # The keys' first three are the draws of `augment`.
+    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 3)
+    others, their_labels = parallel.following((images, labels))
+    return augment.mix(images, labels, others, their_labels, keys, **options)
 
 
 def _keys_of(key: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -135,15 +178,15 @@ def _keys_of(key: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array, jax.
     return augment_keys, point_keys, dropout_key
 
 
-def _model_at(model: models.Network, batch_stats: Any, dropout_key: jax.Array, params: Any) -> Model:
-    """The model with these parameters, as objectives take it."""
+def _model_at(model: models.Network, batch_stats: Any, dropout_key: Any, params: Any, i: Any = None) -> Model:
+    """The model with these parameters, as objectives take it, for the micro-batch i if there are several."""
+    dropout_key = dropout_key if i is None else jax.random.fold_in(dropout_key, i)
     return Model.of(model, {"params": params, "batch_stats": batch_stats}, dropout_key, parallel.mean)
 
 
-def _uphill(loss: Callable[[Any], tuple[jax.Array, Any]], params: Any, size: float) -> Any:
-    """The weights after a step up the loss, of a fraction ``size`` of each layer's norm."""
-    gradient = parallel.mean(jax.grad(loss, has_aux=True)(params)[0])
-    return optimizers.perturbed_weights(params, gradient, size)
+def _uphill(gradient: Any, params: Any, size: float) -> Any:
+    """The weights after a step along the gradient's mean over devices, of a fraction ``size`` of each layer's norm."""
+    return optimizers.perturbed_weights(params, parallel.mean(gradient), size)
 
 
 def _updated(
@@ -164,7 +207,7 @@ def _updated(
 
 
 def _averaged(rate: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
-    """``old + rate (new - old)``, as optax computes it; whole numbers, such as counts, are not averaged."""
+    """``rate * new + (1 - rate) * old``; whole numbers, such as counts, are not averaged."""
     return optax.incremental_update(new, old, rate) if jnp.issubdtype(new.dtype, jnp.inexact) else new
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import itertools
 import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,9 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage",
     "--no-first-run", "--remote-debugging-pipe",
 )  # fmt: skip
+
+# Chromium reads commands from 3 and writes answers to 4.
+LAUNCH = "import os, sys; [os.dup2(int(sys.argv[i]), 2 + i) for i in (1, 2)]; os.execv(sys.argv[3], sys.argv[3:])"
 
 
 class Browser:
@@ -78,22 +83,23 @@ class Browser:
 
     def pdf(self) -> bytes:
         """The page as it is printed."""
-        return base64.b64decode(
-            self.do("Page.printToPDF", printBackground=True, paperWidth=8.27, paperHeight=11.7)["data"]
-        )
+        printed = self.do("Page.printToPDF", printBackground=True, paperWidth=8.27, paperHeight=11.7)
+        return base64.b64decode(printed["data"])
 
 
 @contextmanager
 def browser(folder: Path) -> Iterator[Browser]:
     """A browser whose profile lies in the folder; it ends with the context."""
     assert PROGRAM
-    to_read, their_write = os.pipe()
-    their_read, to_write = os.pipe()
-    inherited = f'exec "$0" "$@" 3<&{their_read} 4>&{their_write}'
-    command = ["sh", "-c", inherited, PROGRAM, *FLAGS, f"--user-data-dir={folder}"]
-    process = subprocess.Popen(command, pass_fds=(their_read, their_write), stderr=subprocess.DEVNULL)
-    os.close(their_read)
-    os.close(their_write)
+    to_read, write_end = os.pipe()
+    read_end, to_write = os.pipe()
+    theirs = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (read_end, write_end)]  # none is 3 or 4
+    os.close(read_end)
+    os.close(write_end)
+    command = [sys.executable, "-c", LAUNCH, *map(str, theirs), PROGRAM, *FLAGS, f"--user-data-dir={folder}"]
+    process = subprocess.Popen(command, pass_fds=theirs, stderr=subprocess.DEVNULL)
+    for end in theirs:
+        os.close(end)
     with os.fdopen(to_read, "rb") as read, os.fdopen(to_write, "wb") as write:
         try:
             yield Browser(read, write)

@@ -1,23 +1,13 @@
-"""What to do about each warning of an evaluation.
-
-Signs of masked gradients say so themselves: the first paragraph of a sign's docstring is what was seen, the second, if
-it has one, what to do.
-"""
+"""What to do about each warning of an evaluation: warnings say it themselves, most of them in a sentence of its own."""
 
 from __future__ import annotations
 
-import inspect
 import re
 
-from robust_jax.evaluation import masking
-
-GENERAL = (
-    "Attack with auto_attack and with more steps and restarts; if one breaks clearly more, the accuracies above are too "
-    "high."
-)
+GENERAL = "Use auto_attack, and more steps and restarts. If one breaks clearly more, the accuracies above are too high."
 _OF_NUMBERS = (
     (r"non-finite logits",
-     "Look for overflow or division by zero in the model. The examples count as lost, so the accuracy is not too high."),
+     "Look for overflow or division by zero in the model. These images count as lost."),
     (r"left its ball",
      "The attack used more than it was allowed: do not quote this number for that radius, and mend the attack."),
     (r"differs by .* from T\(x, delta\)",
@@ -28,11 +18,20 @@ _OF_NUMBERS = (
 
 
 def advise(warning: str) -> dict[str, str]:
-    """The warning with what it means and what to do: name, text, meaning, advice."""
+    """The warning in three parts: the name of what gave it, what was seen, what to do.
+
+    Example::
+
+        advise("black_box: Square breaks 9 images more than pgd: gradients are masked. Use auto_attack")
+    """
     name, _, text = warning.partition(": ")
-    if (sign := masking.signs().get(name)) is not None:
-        first, *rest = (inspect.getdoc(sign) or "").split("\n\n")
-        advice = " ".join(rest[0].split()) if rest else GENERAL
-        return {"name": name.replace("_", " "), "text": text, "meaning": " ".join(first.split()), "advice": advice}
-    advice = next((advice for pattern, advice in _OF_NUMBERS if re.search(pattern, warning)), GENERAL)
-    return {"name": name, "text": text or warning, "meaning": "", "advice": advice}
+    if not text:
+        name, text = "", warning
+    if known := next((advice for pattern, advice in _OF_NUMBERS if re.search(pattern, warning)), ""):
+        return {"name": name, "seen": text, "advice": known}
+    seen, _, advice = text.partition(". ")
+    if not advice and "masked" not in seen:
+        seen, _, advice = text.rpartition(": ")
+    if not seen or not advice:
+        seen, advice = text, GENERAL
+    return {"name": name.replace("_", " "), "seen": seen, "advice": advice[0].upper() + advice[1:]}

@@ -15,7 +15,7 @@ MARKS = 7  # colours, and shapes, before they repeat
 _MOST_POINTS = 150
 
 Series = dict[str, Any]
-"""name, colour (a number), points [(x, y, low, high)], and optionally faint, dashed, dots, line, spread [(low, high)]."""
+"""name, colour (a number), points [(x, y, low, high)], and faint, dots, line, spread [(low, high)] of x."""
 
 
 def line_chart(
@@ -94,7 +94,7 @@ def _band(one: Series, x_axis: _Axis, y_axis: _Axis) -> str:
 
 def _line(one: Series, x_axis: _Axis, y_axis: _Axis) -> str:
     points = thinned(one["points"])
-    kind = f"c{one['colour'] % MARKS}" + " faint" * bool(one.get("faint")) + " dashed" * bool(one.get("dashed"))
+    kind = f"c{one['colour'] % MARKS}" + " faint" * bool(one.get("faint"))
     at = [(x_axis(x), y_axis(y)) for x, y, *_ in points]
     parts = []
     if one.get("line", True):

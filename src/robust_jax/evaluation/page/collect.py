@@ -45,7 +45,7 @@ def collect(workdirs: Sequence[Any]) -> dict[str, Any]:
         "runs": [{"label": printable(run.label), "folder": printable(str(run.folder))} for run in runs],
         "columns": columns,
         "rows": tables.rows([c["report"] for c in columns]),
-        "warnings": each("the warnings", lambda _, e: list(map(advice.advise, map(printable, e.report["warnings"])))),
+        "warnings": each("the warnings", lambda _, e: [advice.advise(printable(w)) for w in e.report["warnings"]]),
         "curves": once("the curves", _curves, columns),
         "trade_off": once("the trade-off", _trade_off, columns),
         "training": once("the training curves", _training, runs),
@@ -115,11 +115,11 @@ def _curves(columns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _trade_off(columns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Robust against clean accuracy, a chart per attack that two or more evaluations ran in the same way."""
+    """Robust against clean accuracy, a chart per attack that evaluations of two or more runs ran in the same way."""
     charts = []
     for row in tables.rows([c["report"] for c in columns]):
         known = [(c, cell) for c, cell in zip(columns, row["cells"], strict=True) if cell]
-        if row["name"] == "clean" or len(known) < 2:
+        if row["name"] == "clean" or len({c["folder"] for c, _ in known}) < 2:
             continue
         series = []
         for column, cell in known:

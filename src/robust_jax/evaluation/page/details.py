@@ -76,7 +76,7 @@ def gallery(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def hardest(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """The examples whose loss rose most, and those that break at the smallest radius of the curve."""
+    """The examples whose loss rose most, and those that break at smaller radii already."""
     found = []
     for name in evaluation.report["attacks"]:
         examples = evaluation.examples.get(name, {}).get("hardest")
@@ -119,13 +119,13 @@ def _losses(name: str, arrays: Mapping[str, np.ndarray]) -> dict[int, tuple[floa
 
 
 def _broken_early(name: str, arrays: Mapping[str, np.ndarray]) -> str:
-    """Which examples break at the smallest radius of the curve that breaks any, in a sentence."""
+    """Which examples break at the smallest radius of the curve that breaks any, if it is below the attack's."""
     multiples, broken = (arrays.get(f"{name}/curve_{key}") for key in ("multiple", "broken"))
     if multiples is None or broken is None or not {"id", "label", "clean/prediction"} <= arrays.keys():
         return ""
     right = arrays["clean/prediction"] == arrays["label"]
     for i in np.argsort(multiples):
-        if multiples[i] > 0 and (lost := broken[i] & right).any():
+        if 0 < multiples[i] < 1 and (lost := broken[i] & right).any():
             ids = arrays["id"][lost]
             more = " and others" if len(ids) > _MOST_IDS else ""
             shown = ", ".join(map(str, ids[:_MOST_IDS]))
@@ -154,14 +154,12 @@ def universal(memory: Any, spec: Mapping[str, Any], names: Sequence[Any]) -> dic
     scale = float(np.abs(delta).max()) or 1.0
     found["scale"] = f"wedges × {magnify:.3g}" if space == "flow" else f"±{scale:.2g}"
     for i, one in enumerate(delta[:MANY]):
-        name = ("all images" if not targeted else
-                f"towards {words.class_name(names, target if isinstance(target, int) and target >= 0 else i)}")  # fmt: skip
         if space == "flow":
-            card = {
-                "pale": images.image(np.full((*one.shape[:2], 1), 0.93)),
-                "arrows": images.arrows(one, magnify, stride),
-            }
+            plain = images.image(np.full((*one.shape[:2], 1), 0.93))
+            card = {"pale": plain, "arrows": images.arrows(one, magnify, stride)}
         else:
             card = {"difference": images.difference(one, scale)}
+        towards = target if isinstance(target, int) and target >= 0 else i
+        name = f"towards {words.class_name(names, towards)}" if targeted else "all images"
         found["cards"].append(card | {"name": name})
     return found

@@ -37,10 +37,8 @@ def evaluation(folder: Path, report: Mapping[str, Any]) -> str:
     given |= {"seed": report.get("seed"), "checks": report.get("checks")}
     given |= {"worst_case_only": True} if any("after" in entry for entry in report["attacks"].values()) else {}
     options = "".join(f", {key}={value!r}" for key, value in given.items() if value is not None)
-    text = (
-        f"import robust_jax as rj\n\nattacks = {{\n{''.join(lines)}}}\nrj.evaluate({str(folder)!r}, attacks{options})"
-    )
-    return printable(text)
+    call = f"rj.evaluate({str(folder)!r}, attacks{options})"
+    return printable(f"import robust_jax as rj\n\nattacks = {{\n{''.join(lines)}}}\n{call}")
 
 
 def _attack(entry: Mapping[str, Any]) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from robust_jax.evaluation import drawn
+from robust_jax.evaluation import drawn, stored
 from robust_jax.files import folder_name, read_arrays, read_json
 
 MOST_BYTES = 2**28
@@ -83,14 +84,18 @@ def _run(label: str, folder: Path, notes: list[str]) -> Run:
         raise ValueError(f"{folder} is no workdir: it has neither a config.json nor an evaluation.")
     if not evaluations:
         notes.append(f"{label} has no evaluation yet: robust-jax evaluate {folder}")
-    config = tried(f"{label}: its config", lambda: _config(folder), {}, notes)
+    config: dict[str, Any] = tried(f"{label}: its config", lambda: _config(folder), {}, notes)
     return Run(
         label,
         folder,
         config,
         tried(f"{label}: its training curves", lambda: _metrics(label, folder, notes), [], notes),
         tried(f"{label}: its universal perturbations", lambda: _memory(folder, config), {}, notes),
-        {path.stem: picture for path in sorted(folder.glob("loss_surface*.png")) if (picture := png(path))},
+        {
+            path.stem: picture
+            for path in sorted(folder.glob("evaluations/*/loss_surface*.png"))
+            if (picture := png(path))
+        },
         evaluations,
     )
 
@@ -105,33 +110,26 @@ def tried(what: str, read: Callable[[], Value], otherwise: Value, notes: list[st
 
 
 def _evaluations(label: str, folder: Path, notes: list[str]) -> list[Evaluation]:
-    paths = sorted(folder.glob("evaluations/[!.]*/evaluation.json"))
+    paths = sorted(folder.glob(f"{stored.FOLDER}/[!.]*/{stored.REPORT}"))
     found = []
-    for path in [*paths, *([own] if (own := folder / "evaluation.json").exists() else [])]:
+    # Beside them: what versions before wrote, and what `robust_jax.show` writes.
+    for path in [*paths, *([own] if (own := folder / stored.REPORT).exists() else [])]:
         name = "" if path.parent == folder else path.parent.name
         where = f"{label}: the evaluation {name}".rstrip()
-        if report := tried(where, lambda path=path: _report(path), {}, notes):  # type: ignore[misc]
+        report: dict[str, Any] = tried(where, partial(stored.read, path), {}, notes)
+        if report:
             found.append(_evaluation(where, name, path.parent, report, notes))
     return found
 
 
-def _report(path: Path) -> dict[str, Any]:
-    report = read_json(path)
-    for entry in (report["clean"], report["worst_case"], *report["attacks"].values()):
-        numbers = [entry["accuracy"], *entry["interval"], entry["n"]]
-        if len(numbers) != 4 or not all(isinstance(x, int | float) for x in numbers):
-            raise ValueError(f"{path} is no evaluation.")
-    return dict(report)
-
-
 def _evaluation(where: str, name: str, folder: Path, report: dict[str, Any], notes: list[str]) -> Evaluation:
-    path = folder / "per_example.npz"
+    path = folder / stored.EXAMPLES
     arrays: dict[str, np.ndarray] = {}
     if path.exists():
         arrays = tried(f"{where}: its examples", lambda: read_arrays(path, MOST_BYTES), {}, notes)
     else:
-        notes.append(f"{where}: without per_example.npz there is no confusion matrix.")
-    examples = tried(f"{where}: its pictures", lambda: drawn.read(folder), {}, notes)
+        notes.append(f"{where}: without {stored.EXAMPLES} there is no confusion matrix.")
+    examples: dict[str, Any] = tried(f"{where}: its pictures", lambda: drawn.read(folder), {}, notes)
     return Evaluation(name, folder, report, arrays, examples)
 
 

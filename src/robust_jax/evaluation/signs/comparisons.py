@@ -8,6 +8,7 @@ import numpy as np
 
 from robust_jax.evaluation.outcomes import Outcome
 from robust_jax.evaluation.signs.define import (
+    TOLERATED,
     Look,
     ball,
     black_box_warning,
@@ -18,7 +19,9 @@ from robust_jax.evaluation.signs.define import (
     one_step_warning,
     sign,
 )
-from robust_jax.evaluation.statistics import significant_lead
+from robust_jax.evaluation.statistics import exceeds, significant_lead
+
+LEAST_LOSS = 1e-4  # below, cross-entropy in float32 may not rise although the logits change
 
 
 @sign("outcomes")
@@ -47,6 +50,25 @@ def one_step(look: Look) -> list[str]:
             for other, iterative in persistent.items():
                 if lead := significant_lead(outcome.broken, iterative.broken):
                     warnings.append(one_step_warning(name, lead, other))
+    return warnings
+
+
+@sign("outcomes")
+def unmoved_loss(look: Look) -> list[str]:
+    """An ascent of many steps does not raise the loss of many of the images that it leaves."""
+    warnings = []
+    before = look.measured.loss
+    for name, outcome in look.measured.attacks.items():
+        if family(outcome) != "ascent":
+            continue
+        left = ~outcome.broken & (before > LEAST_LOSS)
+        stuck = int((outcome.loss[left] <= before[left]).sum())
+        if exceeds(stuck, len(before), TOLERATED):
+            warnings.append(
+                f"unmoved_loss: {name} does not raise the loss of {stuck} of {int(left.sum())} images that it leaves, "
+                f"as any gradient would: gradients are masked, or its steps or its radius are far too small. Try "
+                f"square, which needs no gradients"
+            )
     return warnings
 
 

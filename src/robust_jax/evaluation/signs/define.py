@@ -26,11 +26,16 @@ from robust_jax.attacks.wrappers import as_pytree
 from robust_jax.evaluation.attack import Attack
 from robust_jax.evaluation.outcomes import Outcome, PerExample
 from robust_jax.evaluation.robustness import robustness
+from robust_jax.evaluation.statistics import exceeds
 from robust_jax.extensions import choose
 from robust_jax.spaces.perturbations import Images
 from robust_jax.spaces.threat_models import ThreatModel
 
 TINY = 1e-6  # a change of the input that should change nothing
+TOLERATED = 0.05
+"""The share of images at which an honest model may look masked: a few images are no sign, see `is_many`."""
+
+STEP, RANDOM_STEPS = 0.01, 3  # a gradient that says nothing is better than all random steps at a quarter of the images
 
 Sign = Callable[["Look"], list[str]]
 Function = TypeVar("Function", bound=Sign)
@@ -106,10 +111,14 @@ class Look:
 
     def changed(self, logits: Float[np.ndarray, "b k"], share: float = 1e-3) -> int:
         """The number of images whose finite logits differ from the first call's by a share of the largest logit."""
+        return int(self.differs(logits, share).sum())
+
+    def differs(self, logits: Float[np.ndarray, "b k"], share: float = 1e-3) -> Bool[np.ndarray, " b"]:
+        """The images whose finite logits differ from the first call's by a share of the largest logit."""
         first = self.logits
         scale = np.abs(first[np.isfinite(first)]).max(initial=1e-30)
         far = np.abs(logits - first) > share * scale
-        return int((far & np.isfinite(logits) & np.isfinite(first)).any(-1).sum())
+        return (far & np.isfinite(logits) & np.isfinite(first)).any(-1)
 
     @cached_property
     def nudged(self) -> Float[np.ndarray, "b k"]:
@@ -155,6 +164,12 @@ class Look:
         """Which of the images an attack measured has broken."""
         return outcome.broken[: len(self.images)]
 
+    @cached_property
+    def misled(self) -> Bool[np.ndarray, " b"]:
+        """Where a small step along the sign of the margin's gradient raises the margin no more than random ones do."""
+        raised, at_random = _rises(self.model, self.images, self.labels)
+        return np.asarray(raised <= at_random.max(0))
+
     def run(self, attacks: Mapping[str, Attack]) -> dict[str, Bool[np.ndarray, " b"]]:
         """Runs more attacks on the images: NAME -> which are broken. The name chooses the random numbers."""
         batch = {"image": self.images, "label": self.labels, "id": self.measured.id[: len(self.images)]}
@@ -179,6 +194,29 @@ def _slopes(model: Any, images: Images, labels: Int[Array, " b"]) -> tuple[Float
     ones, zeros = jnp.ones_like(values[0]), jnp.zeros_like(values[0])
     of_loss, of_margin = (jnp.abs(pull(row)[0]).max((1, 2, 3)) for row in ((ones, zeros), (zeros, ones)))
     return of_loss, of_margin
+
+
+@jax.jit
+def _rises(model: Any, images: Images, labels: Int[Array, " b"]) -> tuple[Float[Array, " b"], Float[Array, "r b"]]:
+    """How much the margin rises by a step along the sign of its gradient, and by steps of random signs."""
+
+    def margin(x: Array) -> Array:
+        return losses.margin(model(x), labels)
+
+    before, pull = jax.vjp(margin, images)
+    steps = jax.random.rademacher(jax.random.key(0), (RANDOM_STEPS, *images.shape), images.dtype)
+    along = jnp.sign(pull(jnp.ones_like(before))[0])[None]
+    # One at a time: memory for one batch. As in an attack, a step ends at the box.
+    after = jax.lax.map(lambda step: margin(jnp.clip(images + STEP * step, 0, 1)), jnp.concatenate([along, steps]))
+    return after[0] - before, after[1:] - before
+
+
+def is_many(where: Bool[np.ndarray, " b"]) -> bool:
+    """Whether more images are affected than the `TOLERATED` share explains, by an exact binomial test.
+
+    At a level of 2.5% these are 8 of 64 images, 3 of 8 and 21 of 250.
+    """
+    return exceeds(int(where.sum()), len(where), TOLERATED)
 
 
 def family(outcome: Outcome) -> str | None:
@@ -215,10 +253,14 @@ def black_box_warning(name: str, lead: int, gradient_attacks: str) -> str:
     """The warning that an attack without gradients is the stronger one."""
     return (
         f"black_box: {name}, without gradients of the model, breaks {lead} images more than {gradient_attacks}: "
-        f"gradients are masked, or {gradient_attacks} too weak (another loss or more steps may tell)"
+        f"gradients are masked, or {gradient_attacks} too weak (another loss or more steps may tell). Use auto_attack, "
+        f"and trust the lowest accuracy only"
     )
 
 
 def one_step_warning(name: str, lead: int, other: str) -> str:
     """The warning that an attack of a single step is the stronger one."""
-    return f"one_step: {name} breaks {lead} images more than {other}: gradients are masked, or its steps are too large"
+    return (
+        f"one_step: {name} breaks {lead} images more than {other}, which takes many steps: gradients are masked, or "
+        f"its steps too large or too small. Use apgd, which adapts them, and auto_attack"
+    )

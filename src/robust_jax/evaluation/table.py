@@ -1,0 +1,140 @@
+"""Evaluations as tables on screen, and their attacks in words."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from robust_jax.files import printable
+
+Reports = Mapping[str, Mapping[str, Any]]
+"""Workdir -> the content of the evaluation.json of one of its evaluations."""
+
+
+MOST_OTHERS = 20  # lines about other evaluations
+
+
+def show(reports: Reports, written: Iterable[Path] = ()) -> None:
+    """Prints a table with a row per attack and a column per workdir, and below it what casts doubt on the numbers.
+
+    Args:
+      reports: workdir -> report.
+      written: the folders that hold their files, in the same order.
+    """
+    console = _console()
+    console.print(_table(reports))
+    for label, report in zip(labels_of(reports), reports.values(), strict=True):
+        if attacks := report["attacks"].values():
+            size, excess = (max(float(a["largest"][k]) for a in attacks) for k in ("size", "excess"))
+            held = f"‖δ‖ <= {size:.5g} x the radius; images within {excess:.1g} of T(x, δ) in [0, 1]"
+            console.print(f"{label}: {held}", markup=False)
+        for warning in report["warnings"]:
+            console.print(printable(f"Warning, {label}: {warning}"), style="yellow", markup=False)
+    for folder in written:
+        console.print(printable(f"Written to {folder}"), markup=False, soft_wrap=True)
+
+
+def show_stored(held: Mapping[str, Reports], besides: bool = False) -> None:
+    """Prints a line per evaluation of workdirs: name, number of examples, clean accuracy, worst case.
+
+    Args:
+      held: workdir -> name of an evaluation -> report.
+      besides: whether a table was printed before, of other evaluations.
+    """
+    console = _console()
+    for label, reports in zip(labels_of(held), held.values(), strict=True):
+        if not reports and not besides:
+            console.print(f"{label} holds no evaluation.", markup=False)
+        if not reports:
+            continue
+        console.print(f"{label} also holds:" if besides else f"{label} holds:", markup=False)
+        table = Table.grid(padding=(0, 2), pad_edge=True)
+        table.add_column(overflow="fold")
+        for _ in range(3):
+            table.add_column(justify="right", no_wrap=True)
+        shown = list(reports.items())[: MOST_OTHERS if besides else None]
+        for name, report in shown:
+            clean, worst = (f"{100 * report[k]['accuracy']:.1f}%" for k in ("clean", "worst_case"))
+            row = (name, f"n = {report['clean']['n']}", f"clean {clean}", f"worst case {worst}")
+            table.add_row(*(Text(printable(cell)) for cell in row))
+        console.print(table)
+        if left := len(reports) - len(shown):
+            console.print(f"  and {left} more: robust-jax evaluate WORKDIR --list", markup=False)
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def rows_of(reports: Reports) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """The rows of the table: attack, threat model and effort in words -> label of the workdir -> accuracy."""
+    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for label, report in zip(labels_of(reports), reports.values(), strict=True):
+        rows.setdefault(("clean", "", ""), {})[label] = report["clean"]
+        for name, attack in report["attacks"].items():
+            rows.setdefault((name, threat_of(attack), effort_of(attack)), {})[label] = attack
+        if len(report["attacks"]) > 1:
+            rows.setdefault(("worst case", "any of them", ""), {})[label] = report["worst_case"]
+    # Each workdir may have other attacks: the worst case stays last.
+    return {row: rows[row] for row in sorted(rows, key=lambda row: row[0] == "worst case")}
+
+
+def _table(reports: Reports) -> Table:
+    """Accuracies with their intervals: a row per attack, a column per workdir."""
+    sizes = sorted({report["clean"]["n"] for report in reports.values()})
+    split = next(iter(reports.values())).get("split")
+    where = f" on the {split} split" if split else ""
+    table = Table(title=f"Accuracy{where}, n = {' and '.join(map(str, sizes))}, 95% intervals")
+    for column in ("attack", "threat", "effort"):
+        table.add_column(column, overflow="fold")
+    labels = labels_of(reports)
+    for label in labels:
+        table.add_column(Text(label), justify="right")
+    for row, entries in rows_of(reports).items():
+        cells = (*row, *(_accuracy(entries[label]) if label in entries else "" for label in labels))
+        table.add_row(*(Text(printable(cell)) for cell in cells))  # names are no markup
+    return table
+
+
+def _accuracy(entry: Mapping[str, Any]) -> str:
+    low, high = entry["interval"]
+    return f"{100 * entry['accuracy']:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def labels_of(folders: Iterable[str]) -> list[str]:
+    """The names of the folders if all differ, else their whole paths."""
+    folders = list(folders)
+    names = [printable(Path(folder).name) for folder in folders]
+    folders = list(map(printable, folders))
+    return names if len(set(names)) == len(names) else folders
+
+
+def space_of(attack: Mapping[str, Any]) -> str:
+    """The perturbation and its norm in words."""
+    norm = attack["threat"]["norm"]
+    norms = [norm] if isinstance(norm, str | float) else norm
+    return f"{attack['threat']['perturbation']} {', '.join(map(str, norms if len(set(norms)) > 1 else norms[:1]))}"
+
+
+def threat_of(attack: Mapping[str, Any]) -> str:
+    """The threat model in words, "flow linf 0.155 px"."""
+    radius = attack["threat"]["radius"]
+    radii = radius if isinstance(radius, list) and all(isinstance(r, int | float) for r in radius) else [radius]
+    text = ", ".join(f"{r:.4g}" if isinstance(r, int | float) else str(r) for r in radii)
+    return f"{space_of(attack)} {text} {attack['threat'].get('unit', '')}".rstrip()
+
+
+def effort_of(attack: Mapping[str, Any]) -> str:
+    """The attack's effort, "pgd, 20 steps × 3 restarts", and the model that it was made on if that is another."""
+    settings = attack["settings"]
+    steps = f", {settings['steps']} steps" if "steps" in settings else ""
+    restarts = f" × {settings['restarts']} restarts" if settings.get("restarts", 1) != 1 else ""
+    source = f", made on {settings['source']}" if "source" in settings else ""
+    left = ", on what was left" if attack.get("after") else ""
+    return f"{settings['attack']}{steps}{restarts}{source}{left}"

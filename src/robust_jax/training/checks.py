@@ -1,0 +1,79 @@
+"""What is checked when everything that a config describes has been built: now, not after hours of training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from robust_jax import data, models
+from robust_jax.config import build
+from robust_jax.config.objects import Objects
+from robust_jax.data.known import STATISTICS
+
+
+def check_against(config: ConfigDict, dataset: data.Dataset) -> None:
+    """Raises ValueError if the batch or an attack does not suit the data."""
+    if config.batch_size > len(dataset.train):
+        raise ValueError(
+            f"batch_size={config.batch_size} is more than the {len(dataset.train)} training images (data.limit and "
+            f"data.validation leave no more): lower it."
+        )
+    if not len(dataset.validation):
+        raise ValueError(f"the dataset {dataset.name!r} has no validation images: checkpoints are chosen on them.")
+    for name, spec in config.attacks.items():
+        build.check_attack(f"attacks.{name}", spec, dataset.image_shape, dataset.num_classes)
+
+
+def check_logits(name: str, model: models.Network, variables: Mapping[str, Any], dataset: data.Dataset) -> None:
+    """Raises ValueError for a model of the user's own that does not give one logit per class."""
+    images = jax.ShapeDtypeStruct((2, *dataset.image_shape), np.float32)
+    logits = jax.eval_shape(models.bind(model, variables), images)
+    expected = (2, dataset.num_classes)
+    if getattr(logits, "shape", None) != expected:
+        shown = getattr(logits, "shape", None) or f"a {type(logits).__name__}"
+        raise ValueError(
+            f"the model {name!r} gives {shown} for {list(images.shape)} images of {dataset.num_classes} classes: it "
+            f"must give logits of shape {expected}."
+        )
+
+
+def warn(config: ConfigDict, objects: Objects) -> None:
+    """Warns of what may be meant, and probably is not."""
+    _warn_of_unused_points(config)
+    _warn_of_missing_sources(config)
+    if objects.network is None:
+        _warn_of_statistics(config)
+
+
+def _warn_of_unused_points(config: ConfigDict) -> None:
+    names = {value for term in config.terms.values() for value in term.values() if isinstance(value, str)}
+    if unused := sorted({*config.points} - names):
+        logging.warning("No term uses the points %s: name one in a term's `at` if it should.", unused)
+
+
+def _warn_of_missing_sources(config: ConfigDict) -> None:
+    """Models that transfer attacks attack may be trained after this one, but before it is evaluated."""
+    for name, attack in config.attacks.items():
+        source = attack.get("source")
+        if source and not Path(source).expanduser().is_dir():
+            logging.warning("attacks.%s.source=%s: there is no such workdir yet; an evaluation needs it.", name, source)
+
+
+def _warn_of_statistics(config: ConfigDict) -> None:
+    """A config made for one dataset normalises the images of another as it would its own."""
+    given = tuple(np.ravel(config.model.mean)), tuple(np.ravel(config.model.std))
+    own = STATISTICS.get(config.data.name)
+    known = [name for name, statistics in STATISTICS.items() if statistics == given]
+    if known and own != given:
+        logging.warning(
+            "model.mean and model.std are those of %s, and the images of %s: set both for these images "
+            "(robust_jax.data.statistics computes them), or to 0 and 1.",
+            known[0],
+            config.data.name,
+        )

@@ -1,0 +1,42 @@
+"""Tables on screen."""
+
+from __future__ import annotations
+
+from robust_jax.evaluation import table
+
+
+def report(accuracy, n=100):
+    rate = {"accuracy": accuracy, "interval": [accuracy, accuracy], "n": n}
+    return {"clean": rate, "attacks": {}, "worst_case": rate | {"accuracy": accuracy / 2}, "warnings": []}
+
+
+def test_a_line_tells_each_other_evaluation(capsys):
+    held = {"runs/a": {"test-first_100": report(0.98), "test-seed_3": report(0.9, 360)}, "runs/b": {}}
+    table.show_stored(held, besides=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rstrip() for line in lines] == [
+        "a also holds:",
+        "  test-first_100  n = 100  clean 98.0%  worst case 49.0%",
+        "  test-seed_3     n = 360  clean 90.0%  worst case 45.0%",
+    ]
+    table.show_stored(held)
+    text = capsys.readouterr().out
+    assert "a holds:" in text and "b holds no evaluation." in text
+    table.show_stored({"a": {f"test-seed_{i}": report(0.9) for i in range(25)}}, besides=True)
+    assert "  and 5 more: robust-jax evaluate WORKDIR --list" in capsys.readouterr().out
+
+
+def test_lines_fit_80_columns(monkeypatch, capsys):
+    monkeypatch.setattr(table, "_console", lambda: table.Console(width=80))
+    held = {"a": {"validation-first_1000-seed_3-" + "x" * 50: report(0.98, 10_000), "test": report(0.5)}}
+    table.show_stored(held)
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 80 for line in lines) and sum("worst case" in line for line in lines) == 2
+
+
+def test_a_composition_has_a_radius_for_each_part():
+    threat = {"perturbation": "flow+additive", "norm": ["linf", "linf"], "radius": [0.155, 8 / 255], "unit": ""}
+    assert table.threat_of({"threat": threat}) == "flow+additive linf 0.155, 0.03137"
+    assert table.threat_of({"threat": threat | {"norm": ["linf", "l2"]}}) == "flow+additive linf, l2 0.155, 0.03137"
+    affine = {"perturbation": "affine", "norm": "linf", "radius": [[20, 2, 2], 0.1], "unit": ""}
+    assert table.threat_of({"threat": affine}) == "affine linf [[20, 2, 2], 0.1]"
