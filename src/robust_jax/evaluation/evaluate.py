@@ -99,7 +99,7 @@ def evaluate(
         files, and nothing else.
       save_adversarial: whether ``adversarial.npz`` keeps the adversarial images and δ of every attack, see
         `robust_jax.evaluation.adversarial_set`; all attacks run then, also those that finished before an interruption.
-      progress: whether to show a progress bar, if this is a terminal.
+      progress: whether to show a progress bar, on a terminal or in a notebook.
       trust: modules whose parts the workdirs may name, such as ``("my_parts",)`` for ``kind="my_parts:entropy"``:
         importing a module runs its code, and a workdir may come from anyone. It also holds for the workdirs of the
         models that transfer attacks attack. Parts that this call names need no trust.

@@ -91,7 +91,7 @@ def measure(
       restored: its config, model, variables, dataset and step.
       attacks: NAME -> attack.
       settings: how to measure.
-      progress: whether to show a progress bar, if this is a terminal.
+      progress: whether to show a progress bar, on a terminal or in a notebook.
       save: where the adversarial images wait until they are moved to the folder of the evaluation; None: they are not
         kept.
 
