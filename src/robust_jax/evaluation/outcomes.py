@@ -101,6 +101,11 @@ class PerExample:
     logits_fn: Any = dataclasses.field(default=None, repr=False, compare=False)
     images: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
 
+    def __repr__(self) -> str:
+        shares = {"clean": self.correct} | {name: ~outcome.broken for name, outcome in self.attacks.items()}
+        shown = ", ".join(f"{name} {100 * robust.mean():.1f}%" for name, robust in shares.items())
+        return f"PerExample({len(self.label)} examples: {shown})"
+
     @property
     def correct(self) -> Bool[np.ndarray, " n"]:
         """`[n]`, whether the clean image is classified correctly."""
