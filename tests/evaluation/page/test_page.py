@@ -169,6 +169,18 @@ def test_what_is_missing_or_damaged_is_said(folders, tmp_path):
     assert len(plates) == 3
 
 
+@pytest.mark.parametrize("norm", [None, {"a": 1}, [["linf"]], "<script>"])
+def test_no_threat_model_ends_in_an_exception(folders, tmp_path, norm):
+    workdir = tmp_path / "odd"
+    shutil.copytree(folders[1], workdir)
+    path = workdir / "evaluations" / "test" / "evaluation.json"
+    content = json.loads(path.read_text())
+    content["attacks"]["flow <b>"]["threat"]["norm"] = norm
+    path.write_text(json.dumps(content))
+    for format in ("html", "csv", "latex", "markdown"):
+        assert rj.report(workdir).text(format)
+
+
 @pytest.mark.parametrize("key", ["attacks", "class_names", "versions", "warnings", "split", "seed"])
 @pytest.mark.parametrize("value", [None, 7, "x", [1], {"a": [None]}])
 def test_no_content_of_a_report_ends_in_an_exception(folders, tmp_path, key, value):

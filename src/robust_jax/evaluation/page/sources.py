@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from robust_jax.evaluation import drawn, stored
+from robust_jax.evaluation.page import words
 from robust_jax.files import folder_name, read_arrays, read_json
 
 MOST_BYTES = 2**28
@@ -112,10 +113,17 @@ def _evaluations(label: str, folder: Path, notes: list[str]) -> list[Evaluation]
     for path in [*paths, *([own] if (own := folder / stored.REPORT).exists() else [])]:
         name = "" if path.parent == folder else path.parent.name
         where = f"{label}: the evaluation {name}".rstrip()
-        report: dict[str, Any] = tried(where, partial(stored.read, path), {}, notes)
+        report: dict[str, Any] = tried(where, partial(_report, path), {}, notes)
         if report:
             found.append(_evaluation(where, name, path.parent, report, notes))
     return found
+
+
+def _report(path: Path) -> dict[str, Any]:
+    report = stored.read(path)
+    for entry in report["attacks"].values():
+        words.threat(entry), words.effort(entry)  # raise for values of other types
+    return report
 
 
 def _evaluation(where: str, name: str, folder: Path, report: dict[str, Any], notes: list[str]) -> Evaluation:
