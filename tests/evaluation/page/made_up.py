@@ -14,7 +14,7 @@ from robust_jax.evaluation.outcomes import Outcome, PerExample
 from robust_jax.spaces import ThreatModel
 from robust_jax.workdir import runs
 
-N, EVIL = 40, "<script>document.title='ran'</script>"
+N, EVIL = 40, "\"><script>document.title='ran'</script>"
 CLASSES = [EVIL, "cat & dog", "owl"]
 FLOW = Attack(attacks.pgd, ThreatModel("flow", "linf", 0.155), {"steps": 20, "restarts": 3}, curve=(0, 0.5, 1, 2))
 BOTH = Attack(attacks.pgd, ThreatModel(("flow", "additive"), "linf", (0.25, 8 / 255)), {"steps": 5})
