@@ -135,7 +135,7 @@ def threat_of(attack: Mapping[str, Any]) -> str:
 def effort_of(attack: Mapping[str, Any]) -> str:
     """The attack's effort, "pgd, 20 steps × 3 restarts", and the model that it was made on if that is another."""
     settings = attack["settings"]
-    steps = f", {settings['steps']} steps" if "steps" in settings else ""
+    steps = "".join(f", {settings[key]} {key}" for key in ("steps", "queries") if settings.get(key) is not None)
     restarts = f" × {settings['restarts']} restarts" if settings.get("restarts", 1) != 1 else ""
     source = f", made on {settings['source']}" if "source" in settings else ""
     left = ", on what was left" if attack.get("after") else ""
