@@ -76,8 +76,9 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
                     _enter(found[library], name, robust, seconds)
                     print(f"{column} {library} seed {seed} {name}: {100 * robust.mean():.1f} ({seconds:.0f} s)",
                           flush=True)  # fmt: skip
-                _enter(found[library], "union", left, None)
-                print(f"{column} {library} seed {seed} union: {100 * left.mean():.1f}", flush=True)
+                if len(chosen) == len(NAMES):
+                    _enter(found[library], "union", left, None)
+                    print(f"{column} {library} seed {seed} union: {100 * left.mean():.1f}", flush=True)
         if options.out:
             _write(Path(options.out), Path(workdir).name, settings, len(images), options, found)
 

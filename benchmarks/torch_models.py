@@ -37,6 +37,12 @@ def small_cnn(channels: int = 1, num_classes: int = 10) -> nn.Module:
     return nn.Sequential(*convolutions, nn.Flatten(), *dense)
 
 
+def mlp(numbers: int = 784, num_classes: int = 10) -> nn.Module:
+    """The fully connected network of sigmoid units, for 28 x 28 images."""
+    hidden = [nn.Linear(numbers, 500), nn.Sigmoid(), nn.Linear(500, 500), nn.Sigmoid()]
+    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(500, num_classes))
+
+
 def vgg(depth: int = 11, channels: int = 3, num_classes: int = 10) -> nn.Module:
     """VGG with BatchNorm for 32 x 32 images."""
     parts: list[nn.Module] = []
@@ -114,6 +120,7 @@ def preact_resnet18() -> nn.Module:
 
 # Keys are names in `robust_jax.models.MODELS`.
 NETWORKS = {
+    "mlp": mlp,
     "small_cnn": small_cnn,
     "vgg11": vgg,
     "resnet20": resnet,

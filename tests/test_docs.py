@@ -140,3 +140,12 @@ def test_the_tables_of_reliability_are_those_of_the_scripts():
     folder = ROOT / "benchmarks" / "reliability"
     done = subprocess.run([sys.executable, "-c", command], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_python_of_the_page_on_training_runs(tmp_path):
+    namespace = {"workdir": tmp_path / "run"}
+    assert run_python("docs/training.md", namespace) == 6
+    rows = [line.split(",") for line in (tmp_path / "run" / "table.csv").read_text().splitlines()]
+    assert {name for _, name, _ in rows} >= {"loss", "terms/ce", "validation/clean"}
+    assert sorted({int(step) for step, _, _ in rows}) == sorted(set(namespace["seen"])) and namespace["state"].step == 2

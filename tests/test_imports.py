@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "robust_jax"
 FLOORS = [
-    {"extensions", "files", "options", "parallel"},
+    {"extensions", "files", "options", "parallel", "progress"},
     {"checks", "losses", "norms", "perturbations", "spaces", "threat_models"},
     {"attacks", "penalties"},
     {"objectives"},

@@ -114,6 +114,11 @@ def _literal(node: ast.expr) -> Any:
     return ast.literal_eval(node)
 
 
+def literal(text: str) -> Any:
+    """The value of a text on a command line: a number, a fraction, a tuple of them, true, false, or else the text."""
+    return _LiteralParser().parse(text)
+
+
 class _TupleParser(_LiteralParser):
     """A tuple of numbers or texts; a single one is left to the check of the key."""
 

@@ -1,8 +1,8 @@
 """Names of parts: of built-in ones, and ``module:name`` of the user's own, resolved alike for every kind of part.
 
-A perturbation, point, term, attack, model, dataset or sign of masked gradients that a config names may lie in any
-module that Python finds: ``kind="my_terms:entropy"`` is the function ``entropy`` of ``my_terms.py``, in the current
-folder or on PYTHONPATH.
+A perturbation, point, term, attack, model, dataset, optimiser, writer or sign of masked gradients that a config names
+may lie in any module that Python finds: ``kind="my_terms:entropy"`` is the function ``entropy`` of ``my_terms.py``, in
+the current folder or on PYTHONPATH.
 
 Importing a module runs its code. A name that the user wrote is imported; one that a workdir's config.json holds, which
 may come from anyone, only if the user says that its module is trusted: `check_trust`.

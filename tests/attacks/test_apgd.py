@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import optimize
 
 from robust_jax import losses
 from robust_jax.attacks import ATTACKS, apgd, apgd_dlr, apgd_targeted, pgd
-from robust_jax.attacks.apgd_steps import checkpoints, project_l1
+from robust_jax.attacks.apgd_steps import _climbs, _sparse_start, checkpoints, gradients, project_l1
 from robust_jax.models import bind
+from robust_jax.spaces import threat_models
 from robust_jax.spaces.per_example import example_keys
 from robust_jax.spaces.threat_models import ThreatModel
 from simple_models import Linear, Net, initial, times
@@ -51,6 +53,60 @@ def test_checkpoints_are_the_papers():
     np.testing.assert_array_equal(np.flatnonzero(found), [22, 41, 57, 70, 80, 87, 93, 99])
     np.testing.assert_array_equal(found[found > 0], [22, 19, 16, 13, 10, 7, 6, 6])
     assert (checkpoints(1) >= 0).all()
+
+
+def test_climbs_in_l1_are_the_papers():
+    # Croce & Hein 2021, section 4.3: 30%, 30% and 40% of the steps at 3, 2 and 1 radii.
+    found = _climbs(100)
+    np.testing.assert_array_equal(np.flatnonzero(found.begins), [0, 31, 62])
+    np.testing.assert_array_equal(np.flatnonzero(found.ends), [30, 61])
+    np.testing.assert_array_equal(np.bincount(found.factors), [0, 40, 31, 31])
+    assert found.next[30] == 2 and found.next[61] == 1 and (np.diff(found.next) <= 0).all()
+    np.testing.assert_array_equal(np.flatnonzero(_climbs(250).checks[:10]), [3, 6, 9])  # int(0.04 * 75)
+    for steps in range(1, 12):  # a step at least is left for the ball itself
+        found = _climbs(steps)
+        assert (found.factors == 1).sum() >= 1 and len(found.ends) - found.ends.sum() == steps
+        assert gradients(ThreatModel("flow", "l1", 1.0), steps) == len(found.begins)
+        assert gradients(ThreatModel("flow", "l2", 1.0), steps) == steps
+
+
+@pytest.mark.parametrize("space, radius", [("additive", 2.0), ("flow", 4.0), ("affine", (30, 3, 3)), ("additive", 0.0)])
+def test_starts_in_l1_are_sparse_on_the_surface_and_differ(space, radius):
+    images, threat = jnp.full((6, 8, 8, 1), 0.5), ThreatModel(space, "l1", radius)
+    start = jax.jit(_sparse_start, static_argnums=1)
+    one, other = (start(threat, 3, example_keys(jax.random.key(k), 6), images) for k in (0, 1))
+    size = threat_models.size(threat, one)
+    np.testing.assert_allclose(size, 3 * (size > 0), rtol=1e-5)
+    assert size.all() == bool(np.any(radius))
+    changed = np.stack([np.asarray(d != 0).reshape(6, -1) for d in (one, other)])
+    if space != "affine":  # of 3 numbers
+        assert (changed.mean(-1) < 0.5).all() and (changed[0] != changed[1]).any(-1).all() == size.all()
+
+
+def test_the_projection_within_the_box_is_that_of_a_general_solver():
+    rng = np.random.default_rng(0)
+    for radius in (0.3, 1.0, np.array([2.0, 0.5])):
+        images, delta = rng.uniform(size=(4, 1, 3, 2)).round(1), rng.normal(size=(4, 1, 3, 2))
+        threat = ThreatModel("additive", "l1", jnp.float32(radius))
+        found = jax.jit(project_l1)(threat, jnp.asarray(images, jnp.float32), jnp.asarray(delta, jnp.float32))
+        unit = np.broadcast_to(radius, delta.shape)
+        for x, d, r, p in zip(*(v.reshape(4, -1) for v in (images, delta, unit, np.asarray(found))), strict=True):
+            best = nearest(x, d, r)
+            # Nearest in units of the radius, in which the ball is one.
+            np.testing.assert_allclose(np.sum(((p - d) / r) ** 2), np.sum(((best - d) / r) ** 2), rtol=1e-3, atol=1e-5)
+            assert np.sum(abs(p) / r) <= 1 + 1e-5 and (x + p >= -1e-6).all() and (x + p <= 1 + 1e-6).all()
+
+
+def nearest(x, delta, radius):
+    """The nearest δ of the l1 ball in the box, as the difference of two positive parts, by SLSQP."""
+    n, unit = len(x), delta / radius
+    value = lambda v: np.sum((v[:n] - v[n:] - unit) ** 2)  # noqa: E731
+    slope = lambda v: 2 * np.concatenate([v[:n] - v[n:] - unit, v[n:] - v[:n] + unit])  # noqa: E731
+    limits = [(0, r) for r in np.concatenate([(1 - x) / radius, x / radius])]
+    ball = dict(type="ineq", fun=lambda v: 1 - v.sum(), jac=lambda v: -np.ones(2 * n))
+    found = optimize.minimize(value, np.zeros(2 * n), jac=slope, bounds=limits, constraints=[ball], method="SLSQP",
+                              options=dict(maxiter=300, ftol=1e-12))  # fmt: skip
+    return (found.x[:n] - found.x[n:]) * radius
 
 
 def test_targeted_dlr_is_the_papers():

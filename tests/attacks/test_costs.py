@@ -52,6 +52,7 @@ CASES = [
     ("spsa", dict(steps=2, samples=3), ADDITIVE),
     ("nes", dict(steps=2, samples=3), ADDITIVE),
     ("apgd", dict(steps=3, restarts=2), ADDITIVE),
+    ("apgd", dict(steps=4, restarts=2), ThreatModel("additive", "l1", 0.01)),
     ("apgd_dlr", dict(steps=3), ADDITIVE),
     ("apgd_targeted", dict(steps=3, restarts=2, candidates=2), ADDITIVE),
     ("square", dict(queries=5), ADDITIVE),

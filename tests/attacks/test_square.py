@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from robust_jax import losses
-from robust_jax.attacks import ATTACKS, black_box, square
-from robust_jax.attacks.square import _bump, _shares
+from robust_jax.attacks import ATTACKS, auto, black_box, square
+from robust_jax.attacks.square import _bump, _move_bump, _shares, _tiles
 from robust_jax.models import bind
 from robust_jax.spaces.per_example import example_keys
 from robust_jax.spaces.threat_models import ThreatModel
@@ -145,8 +145,39 @@ def test_schedule_and_bump_are_the_papers():
                                0.8 / 2.0 ** np.array([0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9]))  # fmt: skip
     np.testing.assert_array_equal(_shares(5000, 0.8, 5000), shares[::2])
     bump = np.asarray(_bump(*np.indices((5, 5)), np.ones((5, 5), bool), jnp.asarray(5), 5, 2.0))
-    np.testing.assert_allclose(bump[1], [1 / 9, 1 / 9 + 1 / 4, 1 / 9 + 1 / 4 + 1, 1 / 9 + 1 / 4, 1 / 9], rtol=1e-6)
+    heights = np.array([1 / 9, 1 / 9 + 1 / 4, 1 / 9 + 1 / 4 + 1, 1 / 9 + 1 / 4, 1 / 9])
+    np.testing.assert_allclose(bump[1] / bump[1, 2], heights / heights[2], rtol=1e-6)
     assert (bump[:2] > 0).all() and (bump[2:] < 0).all() and np.abs(bump).argmax() == 7
+    # Both halves have the same norm; in l1 heights fall faster, as in Croce & Hein 2021.
+    np.testing.assert_allclose([(bump[:2] ** 2).sum(), (bump[2:] ** 2).sum()], 0.5, rtol=1e-5)
+    steep = np.asarray(_bump(*np.indices((5, 5)), np.ones((5, 5), bool), jnp.asarray(5), 5, 1.0))
+    np.testing.assert_allclose([steep[:2].sum(), -steep[2:].sum()], 0.5, rtol=1e-5)
+    np.testing.assert_allclose(steep[1, 1] / steep[1, 2], (1 / 16 + 1 / 81) / (1 + 1 / 16 + 1 / 81), rtol=1e-5)
+
+
+def test_the_schedule_is_that_of_any_number_of_queries():
+    np.testing.assert_array_equal(_shares(50, 0.8, 10000), 0.8 / 2.0 ** np.array([0] * 11 + [1] * 39))
+    last = auto.parts("standard", ThreatModel("additive", "l2", 1.0), 10, 5, 50)[-1]
+    assert last.keywords == dict(queries=50, schedule=10_000)
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0])
+def test_mass_moves_between_squares(p):
+    """What one square gives up the other gets, with what the ball has left; all else stays."""
+    unit = _tiles(jax.random.key(0), (10, 10, 1), p)
+    unit = 0.9 * unit / (jnp.abs(unit) ** p).sum() ** (1 / p)
+    for seed in range(5):
+        moved = _move_bump(jax.random.key(seed), unit, jnp.asarray(3), p)
+        np.testing.assert_allclose((jnp.abs(moved) ** p).sum(), 1.0, rtol=1e-5)
+        changed = np.asarray(moved != unit)[..., 0]
+        assert 9 <= changed.sum() <= 18 and changed.any(1).sum() <= 6 and changed.any(0).sum() <= 6
+
+
+def test_the_start_tiles_the_middle():
+    tiles = np.asarray(_tiles(jax.random.key(0), (28, 28, 2), 1.0))
+    assert not tiles[0].any() and not tiles[:, 0].any() and not tiles[26:].any() and not tiles[:, 26:].any()
+    inner = np.abs(tiles[1:26, 1:26]).reshape(5, 5, 5, 5, 2).sum((1, 3))
+    np.testing.assert_allclose(inner, 1.0, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -117,3 +117,34 @@ def test_perturbations_are_rows_below_their_images(tmp_path, channels):
     assert np.ptp(drawn[4]) == 0 and np.ptp(drawn[8]) > 0.19  # nothing, and the whole scale
     with pytest.raises(ValueError, match="'l2' has shape"):
         pictures.perturbation_grid(images, {"l2": images[:2]}, path=io.BytesIO())
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_composition_is_drawn_as_arrows_and_difference_under_its_whole_title(count):
+    clean = RNG.uniform(0.2, 0.8, (count, 8, 8, 1))
+    delta = RNG.normal(0, 0.1, (count, 8, 8, 2)), RNG.normal(0, 0.1, clean.shape)
+    classes = [0] * count
+    title = "composed: flow+additive (linf, linf) (0.25, 0.03137), pgd, 20 steps × 2 restarts, made on runs/standard"
+    figure = pictures.adversarial_grid(clean, clean + delta[1], delta, classes, classes, classes, title=title)
+    assert len(figure.axes) == 5 * count
+    arrows = [any(isinstance(c, Quiver) for c in axes.collections) for axes in figure.axes]
+    assert arrows == [False] * 2 * count + [True] * count + [False] * 2 * count
+    drawn = np.asarray(figure.axes[3 * count].images[0].get_array())
+    np.testing.assert_allclose(drawn, delta[1][0, ..., 0])
+    (shown,) = [t for t in figure.texts if t.get_text().startswith("composed")]
+    assert " ".join(shown.get_text().split()) == title
+    figure.draw_without_rendering()
+    box, top = shown.get_window_extent(), figure.axes[0].title.get_window_extent()
+    assert box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1 and box.y0 > top.y1
+
+
+def test_grey_predictions_are_explained_where_there_are_any():
+    right, _ = grid((2, 8, 8, 1), None)
+    wrong, _ = grid((2, 8, 8, 1), None, clean_predictions=[0, 0])
+    explained = ["grey, wrong without it" in " ".join(" ".join(texts(f)).split()) for f in (right, wrong)]
+    assert explained == [False, True]
+
+
+def test_a_notebook_displays_a_figure_and_needs_no_file():
+    figure, _ = grid((1, 8, 8, 1), None)
+    assert figure._repr_png_().startswith(b"\x89PNG")

@@ -55,3 +55,12 @@ def test_show_prints_the_table_and_writes_files_only_if_it_is_told_where(tmp_pat
     stored = json.loads((tmp_path / "mine" / "evaluation.json").read_text())
     assert stored == json.loads(json.dumps(again)) and stored["class_names"] == ["cat", "dog", "eel"]
     assert stored["attacks"]["step"]["accuracy"] == summary["attacks"]["step"]["accuracy"]
+
+
+def test_results_are_shown_by_their_accuracies():
+    found = measured((IMAGES, LABELS))
+    robust = 100 * (1 - found.attacks["step"].broken.mean())
+    assert repr(found) == f"PerExample(30 examples: clean 100.0%, step {robust:.1f}%)"
+    summary = rj.summarise(found) | {"warnings": ["a"]}
+    shown = f"clean 100.0%, step {robust:.1f}%, worst case {robust:.1f}%"
+    assert repr(summary) == f"Summary({shown}; 1 warning)" and json.loads(json.dumps(summary)) == summary

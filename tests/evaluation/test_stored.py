@@ -88,7 +88,7 @@ def test_a_given_name_is_kept_for_one_evaluation(workdirs):
     first = measured(folder, {"shift": SPEC}, out="mine")
     assert first["name"] == "mine" and measured(folder, {"shift": SPEC}, out="mine")["name"] == "mine"
     before = (folder / "evaluations" / "mine" / "evaluation.json").read_bytes()
-    message = "steep/evaluations/mine holds another evaluation, with other examples, n, seed, which is kept: take another name"
+    message = "steep/evaluations/mine holds another evaluation, with other examples, n, seed, which is kept: take"
     with pytest.raises(ValueError, match=message):
         measured(folder, {"shift": SPEC}, limit=10, seed=1, out="mine")
     assert (folder / "evaluations" / "mine" / "evaluation.json").read_bytes() == before

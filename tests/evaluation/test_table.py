@@ -32,3 +32,11 @@ def test_lines_fit_80_columns(monkeypatch, capsys):
     table.show_stored(held)
     lines = capsys.readouterr().out.splitlines()
     assert all(len(line) <= 80 for line in lines) and sum("worst case" in line for line in lines) == 2
+
+
+def test_a_composition_has_a_radius_for_each_part():
+    threat = {"perturbation": "flow+additive", "norm": ["linf", "linf"], "radius": [0.155, 8 / 255], "unit": ""}
+    assert table.threat_of({"threat": threat}) == "flow+additive linf 0.155, 0.03137"
+    assert table.threat_of({"threat": threat | {"norm": ["linf", "l2"]}}) == "flow+additive linf, l2 0.155, 0.03137"
+    affine = {"perturbation": "affine", "norm": "linf", "radius": [[20, 2, 2], 0.1], "unit": ""}
+    assert table.threat_of({"threat": affine}) == "affine linf [[20, 2, 2], 0.1]"

@@ -21,7 +21,10 @@ LABELS = jnp.arange(6) % 3
 
 
 class Net(nnx.Module):
+    """With variables of every kind: weights, statistics, a count, arrays that are no `nnx.Variable`, random streams."""
+
     def __init__(self, num_classes, rngs, width=12):
+        self.mean, self.std, self.rngs = jnp.full(1, 0.5), np.ones(1), rngs
         self.layers = nnx.List([nnx.Linear(16, width, rngs=rngs), nnx.Linear(width, width, rngs=rngs)])
         self.norm = nnx.BatchNorm(width, momentum=0.5, rngs=rngs)
         self.drop = nnx.List([nnx.Dropout(0.5, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)])
@@ -30,7 +33,7 @@ class Net(nnx.Module):
 
     def __call__(self, x):
         self.calls.set_value(self.calls.get_value() + 1)
-        x = self.norm(self.layers[0](x.reshape(len(x), -1)))
+        x = self.norm(self.layers[0](((x - self.mean) / self.std).reshape(len(x), -1)))
         x = self.drop[0](nnx.tanh(x))
         return self.head(self.drop[1](nnx.tanh(self.layers[1](x))))
 
@@ -65,6 +68,17 @@ def test_training_moves_the_statistics_as_nnx_does_and_draws_masks_from_the_key(
     assert new["batch_stats"]["calls"] == 1
     np.testing.assert_array_equal(logits, same)
     assert abs(np.asarray(logits - other)).max() > 1e-3
+
+
+def test_no_variable_is_lost_by_classes_and_modules():
+    made, given = rj.models.create(Net, num_classes=3), rj.models.trainable(Net(3, rngs=nnx.Rngs(0)))
+    for network in (made, given):
+        variables = init_variables(network, (4, 4, 1), 0)
+        assert {"mean", "std", "calls", "norm"} == set(variables["batch_stats"])
+        shapes = jax.tree.map(jnp.shape, network.shapes)
+        assert shapes == jax.tree.map(jnp.shape, variables)
+        logits = jax.jit(network.apply)(variables, IMAGES)
+        np.testing.assert_allclose(logits, network.module(variables)(IMAGES), atol=1e-6)
 
 
 def test_every_dropout_layer_has_masks_of_its_own():
@@ -200,4 +214,4 @@ def test_a_function_of_images_serves_objectives_as_a_model():
 def test_short_reprs():
     network = rj.models.trainable(Net(3, rngs=nnx.Rngs(0)))
     assert isinstance(network, NNXNetwork) and len(repr(network)) < 60
-    assert repr(rj.bind(network, network.held)) == "BoundModel(Net, 448 numbers)"
+    assert repr(rj.bind(network, network.held)) == "BoundModel(Net, 450 numbers)"

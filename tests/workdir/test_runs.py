@@ -129,6 +129,26 @@ def test_what_changes_no_weight_may_change(tmp_path):
     assert runs.read_config(tmp_path).attacks.flow.steps == 100
 
 
+def test_the_config_of_a_finished_run_stays(tmp_path, caplog):
+    runs.claim(config(), tmp_path, 9)
+    save(tmp_path, "latest", 3)
+    other = config(attacks__flow__steps=100, evaluation__limit=5)
+    runs.claim(other, tmp_path, 9)  # a run that goes on has the newest attacks
+    assert runs.read_config(tmp_path).attacks.flow.steps == 100 and not caplog.text
+    runs.claim(config(), tmp_path, 9)
+    save(tmp_path, "latest", 9)
+    before = (tmp_path / "config.json").stat()
+    runs.claim(config(), tmp_path, 9)
+    assert not caplog.text
+    runs.claim(other, tmp_path, 9)
+    assert "its config.json stays, which has other values of attacks.flow.steps, evaluation.limit" in caplog.text
+    after = (tmp_path / "config.json").stat()
+    assert (after.st_mtime_ns, after.st_ino) == (before.st_mtime_ns, before.st_ino)
+    assert runs.read_config(tmp_path).attacks.flow.steps == 40
+    with pytest.raises(ValueError, match="seed: 0 there, 1 now"):
+        runs.claim(config(seed=1), tmp_path, 9)
+
+
 def test_the_attack_that_selects_checkpoints_may_not_change(tmp_path):
     runs.claim(config(select_by="flow"), tmp_path)
     save(tmp_path, "latest", 3)

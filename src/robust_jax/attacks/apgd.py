@@ -56,14 +56,17 @@ def apgd(
     19% to 6%, η is halved and the search returns to its highest point, per example, if fewer than ``rho`` of the
     steps since the last checkpoint raised the loss, or if neither η nor the highest loss changed.
 
-    For l1, except in compositions, the steps are those of Croce & Hein 2021, algorithm 1: η = 1 is spread evenly over
-    the largest coordinates of the gradient, and projections on the ball within the box are exact. The number of these
-    coordinates is at first a fifth of all, then two thirds of those that the highest point has changed, and at least
-    one that the box does not hold back. Every 4% of the steps η becomes 1 again if the highest point became sparser by
-    5%, and otherwise η / 1.5, but at least 0.1.
+    For l1, except in compositions, the attack is that of Croce & Hein 2021: three climbs, of 30, 30 and 40% of the
+    steps in balls of 3, 2 and 1 radii, each from the highest point of the one before it, projected on its own ball. The
+    first starts at Gaussian noise of standard deviation 1, projected: few coordinates are changed, others in each
+    restart. Their steps are those of algorithm 1: η = 1 is spread evenly over the largest coordinates of the gradient,
+    and projections on the ball within the box are exact. The number of these coordinates is two thirds of those that
+    the highest point changes, and at least one that the box does not hold back. Every 4% of a climb's steps, η becomes
+    1 again and the climb returns to its highest point if that became sparser by 5%; otherwise η becomes η / 1.5, but at
+    least 0.1. Only the last climb is in the ball: its points are the candidates.
 
-    A run costs ``steps`` gradients and one forward pass. Vector norms, other p, flows, affine maps and compositions
-    move as in `pgd`.
+    A run costs ``steps`` gradients, in l1 two more, and one forward pass. Vector norms, other p, flows, affine maps and
+    compositions move as in `pgd`.
 
     Args:
       logits_fn: any JAX function of images.

@@ -221,17 +221,20 @@ def _sparse(
 def project_l1(threat: ThreatModel, images: Images, delta: Array) -> Array:
     """The nearest point of the l1 ball within the box: soft-thresholded and confined, the threshold by bisection."""
     radius = jnp.asarray(threat.radius, delta.dtype)
+    precision = jnp.finfo(delta.dtype).eps
 
     def shrunk(threshold: Array) -> Array:
         soft = jnp.sign(delta) * jnp.maximum(jnp.abs(delta) - per_example.expand(threshold, delta) * radius, 0)
         return perturbations.confined(threat.perturbation, images, soft)
 
-    def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
         middle = (low + high) / 2
         inside = threat_models.size(threat, shrunk(middle)) <= 1
         return jnp.where(inside, low, middle), jnp.where(inside, middle, high)
 
-    size = threat_models.size(threat, delta)
-    inside = threat_models.size(threat, shrunk(jnp.zeros_like(size))) <= 1
-    return shrunk(jax.lax.fori_loop(0, 32, halve, (jnp.zeros_like(size), jnp.where(inside, 0, size)))[1])
+    # The rounding of a sum is no reason to search.
+    inside = threat_models.size(threat, shrunk(jnp.zeros(len(delta), delta.dtype))) <= 1 + 1e-6
+    largest = norms.norm(threat_models.in_radii(threat, delta), "linf")
+    bounds = jnp.zeros_like(largest), jnp.where(inside, 0, largest)
+    return shrunk(jax.lax.while_loop(lambda b: (b[1] - b[0] > precision * largest).any(), halve, bounds)[1])

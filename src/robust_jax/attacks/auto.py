@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, Key
 from robust_jax import losses
 from robust_jax.attacks import compiled
 from robust_jax.attacks.apgd import apgd, apgd_dlr, apgd_targeted
+from robust_jax.attacks.apgd_steps import is_sparse
 from robust_jax.attacks.define import Cost, Problem, attack, cost_of
 from robust_jax.attacks.fab import fab, fab_targeted
 from robust_jax.attacks.result import AttackResult, LogitsFn
@@ -21,7 +22,7 @@ from robust_jax.attacks.square import square
 from robust_jax.attacks.wrappers import expectation
 from robust_jax.checks import check_batch, check_images, check_threat, checked_logits
 from robust_jax.options import Count
-from robust_jax.spaces import norms, per_example
+from robust_jax.spaces import per_example
 from robust_jax.spaces.per_example import example_keys, fold_keys
 from robust_jax.spaces.perturbations import Images
 from robust_jax.spaces.threat_models import ThreatModel
@@ -73,15 +74,16 @@ def auto_attack(
     """Runs several attacks, each on the examples that the ones before it did not break.
 
     - standard: `apgd` on cross-entropy, `apgd_targeted` and `fab_targeted` towards 9 classes, `square`; for l1, as in
-      Croce & Hein 2021, 5 restarts of the first and 5 classes of the second.
+      Croce & Hein 2021, 5 restarts of the first and 5 classes of the second, both through larger balls (see `apgd`).
     - plus: `apgd` and `apgd_dlr` with 5 restarts, `fab` with 5, `square`, `apgd_targeted`, `fab_targeted`.
     - rand, for models with randomness: `apgd` and `apgd_dlr` on the `expectation` over 20 draws. Then ``logits_fn``
       takes ``(images, key)``, and is called with one image and one key at a time under ``jax.vmap``. The draws of an
       image stay the same, and success is judged by their mean: evaluate the result with other draws.
 
     All parts support every threat model; over affine maps `square` is a random search. With two classes, for which DLR
-    is not defined, the margin takes its place. Unlike in the authors' code, l1 starts in its own ball instead of a
-    larger one, FAB's ball is that of the threat model, and Square's schedule is stretched over its queries.
+    is not defined, the margin takes its place. As in the authors' code, Square's schedule is that of 10,000 queries for
+    any number of queries. Unlike there, l1 takes larger balls in "plus" and "rand" too, and FAB's ball is that of the
+    threat model.
 
     Each part computes only the examples that are not broken yet, a chunk at a time; with "rand" it computes the whole
     batch as long as one of them is left. The standard version takes at most 1,900 gradients per image, and 5,900
@@ -134,15 +136,15 @@ def _check_arguments(logits_fn: Callable[..., Any], version: Version, images: Im
 
 def parts(version: Version, threat: ThreatModel, classes: int, steps: int, queries: int) -> list[partial[AttackResult]]:
     """The attacks of a version, in their order, with the options that they get."""
-    sparse = not threat.perturbation.parts and norms.exponent(threat.norm) == 1
+    few = version == "standard" and is_sparse(threat)
     on_entropy, on_margin = (
         partial(apgd, steps=steps, loss=f, early_stop=True) for f in (losses.cross_entropy, losses.margin)
     )
     dlr = partial(apgd_dlr, steps=steps, early_stop=True) if classes > 2 else on_margin
-    towards = partial(apgd_targeted, steps=steps, candidates=5 if sparse else 9) if classes > 2 else on_margin
+    towards = partial(apgd_targeted, steps=steps, candidates=5 if few else 9) if classes > 2 else on_margin
     towards_with_fab, last = partial(fab_targeted, steps=steps), partial(square, queries=queries, schedule=SCHEDULE)
     if version == "standard":
-        return [partial(on_entropy, restarts=5 if sparse else 1), towards, towards_with_fab, last]
+        return [partial(on_entropy, restarts=5 if few else 1), towards, towards_with_fab, last]
     if version == "plus":
         five = [partial(f, restarts=5) for f in (on_entropy, dlr, partial(fab, steps=steps))]
         return [*five, last, towards, towards_with_fab]

@@ -1,7 +1,8 @@
 """Commands: ``robust-jax COMMAND ...``, the same as ``python -m robust_jax COMMAND ...``.
 
 A command is a module of this package: its docstring is its help, ``define`` defines its flags, ``POSITIONAL`` names
-the flags that may be given without their names, and ``main(options, overrides)`` does it.
+the flags that may be given without their names, and ``main(options, overrides)`` does it. With ``rewritten(arguments,
+options)`` it may take flags that are known only then.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from importlib.metadata import version
 COMMANDS = {
     "train": "train what a config describes",
     "evaluate": "measure trained workdirs: tables, JSON, pictures",
+    "attack": "attack trained workdirs with one attack, without a config",
     "report": "show what workdirs hold: one page, or a table",
     "prepare": "prepare a dataset from its original files",
     "list": "list attacks, configs, datasets, methods, models, perturbations, points or terms",
@@ -35,6 +37,8 @@ def run(command: str, arguments: Sequence[str], program: str) -> None:
     module = importlib.import_module(f"robust_jax.commands.{command}")
     options = flags.FlagValues()
     module.define(options)
+    if hasattr(module, "rewritten"):
+        arguments = module.rewritten(arguments, options)
     cli.run(
         module.main, [program, *arguments], options=options, positional=module.POSITIONAL, about=module.__doc__
     )  # fmt: skip

@@ -44,6 +44,9 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
     if not workdirs:
         raise ValueError("--workdir is empty: give one or more folders that train.py wrote.")
     if options["list"].value:
+        for workdir in workdirs:
+            if not Path(workdir).expanduser().is_dir():
+                raise ValueError(f"{workdir} is no folder: give what train wrote.")
         table.show_stored({workdir: stored.evaluations(workdir) for workdir in workdirs})
         return
     paths = [cli.OVERRIDE.fullmatch(o)[1] for o in overrides]  # type: ignore[index]

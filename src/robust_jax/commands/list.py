@@ -27,9 +27,11 @@ KINDS = {
     "datasets": "robust_jax.data.known:KNOWN",
     "methods": "robust_jax.config.methods:METHODS",
     "models": "robust_jax.models:MODELS",
+    "optimizers": "robust_jax.config.optimizers:known_optimizers",
     "perturbations": "robust_jax.spaces.registry:built_in",
     "points": "robust_jax.objectives.points:POINTS",
     "terms": "robust_jax.objectives.terms:TERMS",
+    "writers": "robust_jax.training.writers:built_in",
 }
 
 

@@ -79,6 +79,8 @@ def init_variables(model: Network, image_shape: tuple[int, ...], seed: int) -> d
     """
     if isinstance(model, LinenNetwork | NNXNetwork) and model.held is not None:
         return models.checked_variables(model.held)
+    if isinstance(model, NNXNetwork):
+        return models.checked_variables(model.init(jax.random.key(seed)))
     # It runs once, and XLA's CPU backend takes ten seconds and more to optimise what draws random kernels.
     options = {"xla_backend_optimization_level": 1} if parallel.on_cpu() else None
     init = jax.jit(model.init, compiler_options=options)
@@ -91,6 +93,13 @@ def init_variables(model: Network, image_shape: tuple[int, ...], seed: int) -> d
         models.checked_variables(drawn)  # says which variables are missing
         raise
     return models.checked_variables(kept)
+
+
+def shapes_of_variables(model: Network, image_shape: tuple[int, ...]) -> Any:
+    """The shapes of a model's variables, without computing them."""
+    if isinstance(model, NNXNetwork):
+        return model.shapes
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
 
 
 class AttackSpec(NamedTuple):

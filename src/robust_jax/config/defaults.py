@@ -119,6 +119,8 @@ def base(dataset: str = "digits", model: str = "digits_cnn") -> ConfigDict:
             "checkpoint_every_minutes": 10.0,  # and at least this often; 0: no limit
             "keep_checkpoints": 2,  # the number of latest ones kept, in case the newest is damaged
             "log_every_steps": 50,
+            # Where metrics go besides metrics.jsonl: "tensorboard", "wandb", "module:name" of your own.
+            "writers": ("tensorboard",),
             "attacks": {},
             "evaluation": {
                 "split": "test",

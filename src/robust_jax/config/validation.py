@@ -195,7 +195,7 @@ def _check_values(config: Mapping[str, Any]) -> None:
         choose(path, _at(config, path), choices)
     for path, option in plain_options().items():
         option.check(path, _at(config, path))
-    for path in ("schedule.boundaries", "evaluation.signs"):
+    for path in ("schedule.boundaries", "evaluation.signs", "writers"):
         if not isinstance(_at(config, path), tuple | list):
             raise ValueError(f"{path}={_at(config, path)!r}: give a tuple.")
     dataset = config["data"]["name"]
@@ -215,7 +215,7 @@ def _check_values(config: Mapping[str, Any]) -> None:
 def plain_options() -> dict[str, Option]:
     """The keys of a config that hold a number, a bool or text, as options: of their defaults' types, and in range."""
     found = {}
-    for path, default in _leaves({k: v for k, v in base().to_dict().items() if k not in KINDS}):
+    for path, default in _leaves({k: v for k, v in base().to_dict().items() if k not in (*KINDS, "writers")}):
         notes = (RANGES[path],) if path in RANGES else ()
         hint = type(default) if path not in RANGES or not RANGES[path].tuples else Any
         found[path] = Option(path, hint, default, notes)

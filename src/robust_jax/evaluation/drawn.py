@@ -90,7 +90,7 @@ def write(folder: Path, measured: PerExample, count: int) -> None:
       measured: the results per example.
       count: of the examples of each kind, at most; 0: no file.
     """
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for name, outcome in measured.attacks.items():
         for kind in KINDS:
             arrays |= {f"{name}/{kind}/{k}": v for k, v in _compact(getattr(outcome, kind), count).items()}

@@ -6,8 +6,9 @@ and `signs` lists them; a sign of your own is named ``"module:name"`` in ``confi
 `robust_jax.evaluation.signs.define`.
 
 The signs follow the lists of Athalye et al. (2018, section 3.1), Carlini et al. (2019, section 5) and AutoAttack's own
-checks. Two attacks are compared on the same examples by McNemar's test: a lead within two standard deviations is
-noise. No sign proves that gradients are masked, and the absence of all does not prove that they are not.
+checks. Two attacks are compared on the same examples by McNemar's exact test, and what a few images show is a sign if
+more than 5% of all images must be affected, by an exact binomial test. No sign proves that gradients are masked, and
+the absence of all does not prove that they are not. docs/masking.md lists what is found in planted defences.
 """
 
 from __future__ import annotations
@@ -121,6 +122,7 @@ def probe(
     key: Key[Array, ""],
     own: Sequence[Sign] = (),
     needs: Sequence[str] = NEEDS[1:],
+    progress: Callable[[str], None] | None = None,
 ) -> list[str]:
     """All signs but those of `compare`, on a few images, by attacks of at most 20 steps, 200 queries or twice the steps
     that ran.
@@ -131,10 +133,12 @@ def probe(
       labels: the true labels.
       measured: the result of `robustness` on examples of which these images are the first. Every ball in which an
         ascent such as PGD or APGD ran and left some of the images is tried again with FGSM, with twice the steps, and
-        with Square if no attack without gradients ran there.
+        with Square if no attack without gradients ran there; every ball that was searched with gradients, with a
+        short APGD on the margin and towards other classes.
       key: one typed key.
       own: signs besides the built-in ones.
       needs: which of `NEEDS` to look for. `robust_jax.evaluation.summarise` has looked for those of `glance`.
+      progress: called with the name of each sign before it is looked for.
 
     Returns:
       The warnings.
@@ -146,6 +150,8 @@ def probe(
     for one in _needing(needs, own):
         # More attacks would only repeat that there is no gradient.
         if one.needs != "attacks" or look.gradient_error is None:  # type: ignore[attr-defined]
+            if progress:
+                progress(one.__name__)
             warnings += one(look)
     return warnings
 

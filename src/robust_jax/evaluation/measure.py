@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import platform
-import sys
+import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm.auto import tqdm
 
 from robust_jax import models, parallel
 from robust_jax.attacks.define import Problem, cost_of
@@ -31,6 +30,7 @@ from robust_jax.evaluation.robustness import robustness
 from robust_jax.evaluation.settings import Settings
 from robust_jax.evaluation.stored import Place
 from robust_jax.evaluation.summary import summarise
+from robust_jax.progress import Bar
 from robust_jax.workdir.folder import try_to_write
 from robust_jax.workdir.runs import Trained
 
@@ -101,16 +101,15 @@ def measure(
     source, n = examples(restored, settings)
     batches = partial(Batches, source, resize=restored.config.data.get("eval_resize", 0))
     passes = 1 + sum(1 if settings.worst_case_only else len(attack.multiples()) for attack in attacks.values())
-    shown = progress and sys.stderr.isatty()
     logits_fn = parallel.everywhere(restored.logits_fn)
     with (
         jax.default_matmul_precision(settings.precision),
-        tqdm(total=n * passes, desc=workdir.name, unit="image", disable=not shown) as bar,
+        Bar(n * passes, unit="image", title=workdir.name, keep=False, wanted=progress) as bar,
     ):
         prints = _fingerprints(restored, attacks, settings, n)
         measured = robustness(
             logits_fn, batches(n, settings.batch_size), attacks, key=jax.random.key(settings.seed),
-            place=parallel.spread, worst_case_only=settings.worst_case_only, progress=partial(_tick, bar),
+            place=parallel.spread, worst_case_only=settings.worst_case_only, progress=_Lines(bar, n, attacks),
             finished=outcome_cache.load(workdir, attacks, prints),
             keep=outcome_cache.saver(workdir, prints if parallel.is_main() else {}),
         )  # fmt: skip
@@ -118,9 +117,8 @@ def measure(
             measured = dataclasses.replace(measured, images=measured.images[: settings.checks])
         summary = summarise(measured, masking.find(settings.signs))
         if checked := min(settings.checks, n):
-            bar.set_postfix_str("checks for masked gradients")
             (few,) = batches(checked, checked)
-            summary["warnings"] += _further_warnings(logits_fn, few, checked, measured, settings)
+            summary["warnings"] += _further_warnings(logits_fn, few, checked, measured, settings, bar)
     _add_costs(summary, attacks, source.image_shape, restored.dataset.num_classes)
     summary |= {
         "checks": checked,
@@ -164,14 +162,16 @@ def _fingerprints(restored: Trained, attacks: Mapping[str, Attack], settings: Se
 
 
 def _further_warnings(
-    logits_fn: models.BoundModel, batch: Mapping[str, Any], count: int, measured: PerExample, settings: Settings
-) -> list[str]:
+    logits_fn: models.BoundModel, batch: Mapping[str, Any], count: int, measured: PerExample, settings: Settings,
+    bar: Bar,
+) -> list[str]:  # fmt: skip
     """Signs of masked gradients in more attacks on the first ``count`` images; `summarise` looks for the others."""
     images, labels = (jnp.asarray(np.asarray(batch[name])[:count]) for name in ("image", "label"))
     key = jax.random.key(settings.seed)
     return masking.probe(
-        logits_fn, images, labels, measured, key=key, own=masking.find(settings.signs), needs=("attacks",)
-    )
+        logits_fn, images, labels, measured, key=key, own=masking.find(settings.signs), needs=("attacks",),
+        progress=lambda name: bar.phase(f"checking for masked gradients: {name}"),
+    )  # fmt: skip
 
 
 def _add_costs(
@@ -195,6 +195,20 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _tick(bar: tqdm, name: str, robust: int, examples: int) -> None:
-    bar.set_postfix_str(f"{name}: {robust}/{examples} right in this batch", refresh=False)
-    bar.update(examples)
+class _Lines:
+    """The progress of `robustness`: the bar moves, and each attack leaves a line with its accuracy."""
+
+    def __init__(self, bar: Bar, n: int, attacks: Iterable[str]):
+        self._bar, self._n, self._started = bar, n, time.perf_counter()
+        self._names = {"clean", *attacks}  # others are those of attacks at multiples of their radius
+        self._seen: dict[str, tuple[int, int]] = {}
+
+    def __call__(self, name: str, robust: int, examples: int) -> None:
+        right, seen = self._seen.get(name, (0, 0))
+        self._seen[name] = right, seen = right + robust, seen + examples
+        self._bar.show({name: f"{right}/{min(seen, self._n)} right"})
+        self._bar.advance(examples)
+        if seen >= self._n and name in self._names:
+            now = time.perf_counter()
+            self._bar.line(f"{name}: {right / self._n:.1%} of {self._n} images right, {now - self._started:.1f} s")
+            self._started = now

@@ -79,7 +79,7 @@ def contradiction(outcome: Outcome, measured: PerExample, seen: Bool[np.ndarray,
     return next((problem for problem, holds in checks.items() if not holds), "")
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class PerExample:
     """The result of `robustness`; arrays have one entry per example, in the order of the batches.
 
@@ -101,15 +101,15 @@ class PerExample:
     logits_fn: Any = dataclasses.field(default=None, repr=False, compare=False)
     images: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
 
+    def __repr__(self) -> str:
+        shares = {"clean": self.correct} | {name: ~outcome.broken for name, outcome in self.attacks.items()}
+        shown = ", ".join(f"{name} {100 * robust.mean():.1f}%" for name, robust in shares.items())
+        return f"PerExample({len(self.label)} examples: {shown})"
+
     @property
     def correct(self) -> Bool[np.ndarray, " n"]:
         """`[n]`, whether the clean image is classified correctly."""
         return self.prediction == self.label
-
-    def __repr__(self) -> str:
-        robust = {"clean": self.correct} | {name: ~outcome.broken for name, outcome in self.attacks.items()}
-        right = ", ".join(f"{name} {100 * np.mean(mask):.1f}%" for name, mask in robust.items())
-        return f"PerExample({len(self.label)} examples: {right})"
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All results as named arrays, as in `per_example.npz`: `NAME/broken`, `NAME/loss`, ..."""

@@ -1,12 +1,13 @@
 """Pictures of adversarial examples, and of the perturbations of several norms side by side.
 
-Each function draws on a `matplotlib.figure.Figure` of its own, so no global state changes: no `pyplot`, no backend to
-choose, no window. It writes a PNG to `path` (a path or an open binary file) and returns the figure, which a notebook
-displays.
+Each function draws on a figure of its own, so no global state changes: no `pyplot`, no backend to choose, no window. It
+returns the figure, which a notebook displays, and writes a PNG to `path` (a path or an open binary file) unless that is
+None.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -18,11 +19,22 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
+from robust_jax.evaluation.drawn import flow_of
 from robust_jax.options.signatures import checks_arguments
 
 RIGHT, WRONG, MUTED, ARROW = "#00714f", "#c03000", "#666666", "#b51d00"
 
 SIGNED = LinearSegmentedColormap.from_list("signed", ["#2166ac", "#ffffff", "#b2182b"])
+
+
+class Picture(Figure):
+    """A figure that a notebook displays without `pyplot`."""
+
+    def _repr_png_(self) -> bytes:
+        content = io.BytesIO()
+        self.savefig(content, format="png")
+        return content.getvalue()
+
 
 Target = str | os.PathLike[str] | BinaryIO
 
@@ -36,7 +48,7 @@ def adversarial_grid(
     clean_predictions: Sequence[int],
     adversarial_predictions: Sequence[int],
     *,
-    path: Target,
+    path: Target | None = None,
     class_names: Sequence[str] | None = None,
     title: str = "",
 ) -> Figure:
@@ -44,16 +56,17 @@ def adversarial_grid(
 
     A flow `[B, H, W, 2]` is drawn as arrows over the clean image, from a pixel to the place from which its new value
     is sampled (dx to the right and dy downwards, as in the image), magnified by a factor that is stated. Any other
-    perturbation is drawn as the difference of the images on a symmetric scale, which is stated too.
+    perturbation is drawn as the difference of the images on a symmetric scale, which is stated too; a composition with
+    a flow as both.
 
     Args:
       clean: `[B, H, W, C]` in [0, 1], C = 1 or 3; B columns, of which at most about 10 are readable.
       adversarial: `[B, H, W, C]`, the images that the attack returned.
-      delta: the attack's perturbation; it is used only if it is a flow.
+      delta: the attack's perturbation; only a flow, or the first flow of a composition, is used.
       labels: `[B]` true classes.
       clean_predictions: `[B]`.
       adversarial_predictions: `[B]`.
-      path: the PNG file, or an open binary file.
+      path: the PNG file, or an open binary file; None: none is written.
       class_names: one per class, in place of its number.
       title: above the picture.
 
@@ -72,13 +85,16 @@ def adversarial_grid(
     for name, classes in classes_of.items():
         if np.shape(classes) != clean.shape[:1] or not np.issubdtype(np.asarray(classes).dtype, np.integer):
             raise ValueError(f"adversarial_grid: {name} must be integers [{len(clean)}], one per image.")
-    flow = _as_flow(delta, clean.shape)
+    flow, is_all = _as_flow(delta, clean.shape)
     difference = adversarial - clean
     scale = float(np.abs(difference).max()) or 1.0
     magnify, stride = arrow_scale(flow) if flow is not None else (1.0, 1)
-    changed, caption = _legend(flow, magnify, stride, scale, grey=clean.shape[-1] == 1)
-    layout = _layout(clean.shape, caption, bool(title))
-    figure, axes = _axes(layout, len(clean))
+    rows = ["clean", "adversarial"]
+    rows += [] if flow is None else [_flow_legend(magnify, stride)]
+    rows += [] if is_all else [f"difference\n±{scale:.3g}"]
+    caption = _caption(flow, is_all, grey=clean.shape[-1] == 1) + _prediction_legend(labels, clean_predictions)
+    layout = _layout(clean.shape, len(rows), caption, title)
+    figure, axes = _axes(layout, len(rows), len(clean))
 
     names = list(class_names or ())
     for i in range(len(clean)):
@@ -88,14 +104,19 @@ def adversarial_grid(
         if flow is not None:
             _show(axes[2][i], 0.6 + 0.4 * clean[i])  # pale, under the arrows
             _arrows(axes[2][i], flow[i], magnify, stride)
-        else:
-            _show_difference(axes[2][i], difference[i], scale)
+        if not is_all:
+            _show_difference(axes[-2][i], difference[i], scale)
         three = (int(clean_predictions[i]), int(adversarial_predictions[i]), int(labels[i]))
-        _show_predictions(axes[3][i], three, names, layout.cell)
+        _show_predictions(axes[-1][i], three, names, layout.cell)
 
-    _write_margins(figure, axes, layout, ("clean", "adversarial", changed, "predicted"))
-    figure.text(layout.left / layout.across, 1 - 0.12 / layout.tall, title, fontsize=11, va="top")
-    figure.savefig(path, format="png")
+    _write_margins(figure, axes, layout, (*rows, "predicted"))
+    return saved(figure, path)
+
+
+def saved(figure: Figure, path: Target | None) -> Figure:
+    """The figure, written as PNG if there is a path."""
+    if path is not None:
+        figure.savefig(path, format="png")
     return figure
 
 
@@ -112,6 +133,7 @@ class _Layout(NamedTuple):
       across: the width of the whole.
       tall: the height of the whole.
       caption: wrapped to the width.
+      title: wrapped to the width.
     """
 
     cell: float
@@ -123,25 +145,27 @@ class _Layout(NamedTuple):
     across: float
     tall: float
     caption: str
+    title: str
 
 
-def _layout(shape: tuple[int, ...], caption: str, titled: bool) -> _Layout:
+def _layout(shape: tuple[int, ...], rows: int, caption: str, title: str) -> _Layout:
     count, height, width, _ = shape
     cell, left, line = float(np.clip(8.2 / count, 0.82, 1.6)), 1.25, 0.4
     across = left + count * cell + 0.1
     caption = textwrap.fill(caption, int(13 * (across - 0.3)))
-    bottom, top = 0.2 + 0.16 * (1 + caption.count("\n")), 0.62 if titled else 0.35
-    tall = 3 * cell * height / width + line + bottom + top
-    return _Layout(cell, cell * height / width, line, left, bottom, top, across, tall, caption)
+    title = textwrap.fill(title, int(10.5 * (across - 0.3)))
+    bottom, top = 0.2 + 0.16 * (1 + caption.count("\n")), 0.35 + (0.1 + 0.18 * len(title.splitlines())) * bool(title)
+    tall = rows * cell * height / width + line + bottom + top
+    return _Layout(cell, cell * height / width, line, left, bottom, top, across, tall, caption, title)
 
 
-def _axes(layout: _Layout, count: int) -> tuple[Figure, list[list[Axes]]]:
-    """A figure with three rows of images and one of predictions, without ticks and frames."""
-    figure = Figure(figsize=(layout.across, layout.tall), dpi=150)
+def _axes(layout: _Layout, rows: int, count: int) -> tuple[Figure, list[list[Axes]]]:
+    """A figure with rows of images and one of predictions, without ticks and frames."""
+    figure = Picture(figsize=(layout.across, layout.tall), dpi=150)
     grid = figure.add_gridspec(
-        4,
+        rows + 1,
         count,
-        height_ratios=[layout.image] * 3 + [layout.line],
+        height_ratios=[layout.image] * rows + [layout.line],
         wspace=0.06,
         hspace=0.05,
         left=layout.left / layout.across,
@@ -149,7 +173,7 @@ def _axes(layout: _Layout, count: int) -> tuple[Figure, list[list[Axes]]]:
         bottom=layout.bottom / layout.tall,
         top=1 - layout.top / layout.tall,
     )
-    axes = [[figure.add_subplot(grid[row, column]) for column in range(count)] for row in range(4)]
+    axes = [[figure.add_subplot(grid[row, column]) for column in range(count)] for row in range(rows + 1)]
     for one in (one for row in axes for one in row):
         one.set(xticks=[], yticks=[])
         one.spines[:].set_visible(False)
@@ -178,7 +202,7 @@ def _show_predictions(axes: Axes, classes: tuple[int, int, int], names: Sequence
 
 
 def _write_margins(figure: Figure, axes: list[list[Axes]], layout: _Layout, rows: Sequence[str]) -> None:
-    """The names of the rows to their left, and the caption below."""
+    """The names of the rows to their left, the title above and the caption below."""
     edge = (layout.left - 0.12) / layout.across
     for row, text in enumerate(rows):
         box = axes[row][0].get_position()
@@ -186,6 +210,7 @@ def _write_margins(figure: Figure, axes: list[list[Axes]], layout: _Layout, rows
     above = axes[0][0].get_position().y1 + 0.045 / layout.tall
     figure.text(edge, above, "true class", ha="right", va="baseline", fontsize=9)
     figure.text(0.12 / layout.across, 0.1 / layout.tall, layout.caption, fontsize=8, color=MUTED, va="bottom")
+    figure.text(0.12 / layout.across, 1 - 0.12 / layout.tall, layout.title, fontsize=11, va="top", linespacing=1.15)
 
 
 @checks_arguments
@@ -193,7 +218,7 @@ def perturbation_grid(
     images: Float[np.ndarray, "b h w c"],
     perturbations: Mapping[str, Float[np.ndarray, "b h w c"]],
     *,
-    path: Target,
+    path: Target | None = None,
     title: str = "",
 ) -> Figure:
     """Draws images, and below each its perturbations, one row per kind.
@@ -204,7 +229,7 @@ def perturbation_grid(
     Args:
       images: `[B, H, W, C]` in [0, 1], C = 1 or 3.
       perturbations: name -> `[B, H, W, C]`, to be added to the images.
-      path: the PNG file, or an open binary file.
+      path: the PNG file, or an open binary file; None: none is written.
       title: above the picture.
 
     Returns:
@@ -217,7 +242,7 @@ def perturbation_grid(
         if perturbation.shape != images.shape:
             raise ValueError(f"perturbation {name!r} has shape {perturbation.shape}, the images have {images.shape}.")
     rows, columns = 1 + len(perturbations), len(images)
-    figure = Figure(figsize=(0.9 + 0.85 * columns, 0.4 + 0.85 * rows), dpi=150, layout="constrained")
+    figure = Picture(figsize=(0.9 + 0.85 * columns, 0.4 + 0.85 * rows), dpi=150, layout="constrained")
     axes = np.reshape(figure.subplots(rows, columns), (rows, columns))
     for one in axes.flat:
         one.set(xticks=[], yticks=[])
@@ -227,30 +252,41 @@ def perturbation_grid(
             _show_difference(row[i], perturbation[i], float(np.quantile(np.abs(perturbation[i]), 0.995)) or 1.0)
     for one, name in zip(axes[:, 0], ["image", *perturbations], strict=True):
         one.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
-    figure.suptitle(title, fontsize=11)
-    figure.savefig(path, format="png")
-    return figure
+    figure.suptitle(textwrap.fill(title, int(10.5 * figure.get_figwidth())), fontsize=11)
+    return saved(figure, path)
 
 
-def _as_flow(delta: Any, shape: tuple[int, ...]) -> np.ndarray | None:
-    """`delta` if it is a flow with one vector per pixel of these images, otherwise None."""
-    if isinstance(delta, (tuple, list, Mapping)) or delta is None:
-        return None
-    delta = np.asarray(delta)
-    return delta if delta.shape == (*shape[:3], 2) else None
+def _as_flow(delta: Any, shape: tuple[int, ...]) -> tuple[np.ndarray | None, bool]:
+    """The flow of these images in δ, None if there is none, and whether it is all of δ."""
+    flow = flow_of(delta, shape)
+    return flow, flow is not None and not isinstance(delta, tuple | list)
 
 
-def _legend(flow: np.ndarray | None, magnify: float, stride: int, scale: float, *, grey: bool) -> tuple[str, str]:
-    """The name of the row that shows the change, with its scale, and its caption."""
-    if flow is None:
-        caption = "White is no change, red brighter, blue darker." if grey else "Grey is no change."
-        return f"difference\n±{scale:.3g}", caption
+def _flow_legend(magnify: float, stride: int) -> str:
     every = "" if stride == 1 else f",\nevery {_ordinal(stride)} pixel"
-    longest = float(np.linalg.norm(flow, axis=-1).max())
-    return f"flow\narrows ×{magnify:.3g}{every}", (
-        "An arrow points from a pixel to the place its new value is taken from. "
-        f"The longest stands for {longest:.3g} px."
-    )
+    return f"flow\narrows ×{magnify:.3g}{every}"
+
+
+def _caption(flow: np.ndarray | None, is_all: bool, *, grey: bool) -> str:
+    """What arrows and colours mean."""
+    sentences = []
+    if flow is not None:
+        longest = float(np.linalg.norm(flow, axis=-1).max())
+        sentences.append(
+            "An arrow points from a pixel to the place its new value is taken from. "
+            f"The longest stands for {longest:.3g} px."
+        )
+    if not is_all:
+        subject = "" if flow is None else "Difference: "
+        colours = "white is no change, red brighter, blue darker." if grey else "grey is no change."
+        sentences.append(subject + (colours if subject else colours.capitalize()))
+    return " ".join(sentences)
+
+
+def _prediction_legend(labels: Sequence[int], clean_predictions: Sequence[int]) -> str:
+    """What the colours of the predictions mean."""
+    before = "; grey, wrong without it" if np.any(np.asarray(labels) != np.asarray(clean_predictions)) else ""
+    return f" Predictions: green, right under the attack; red, broken by it{before}."
 
 
 def arrow_scale(flow: np.ndarray) -> tuple[float, int]:

@@ -20,8 +20,24 @@ BALL, BOX = 1.0001, 1e-5
 """The largest ‖δ / radius‖, and the largest distance from T(x, δ) clipped to [0, 1], that rounding alone explains."""
 
 
+class Summary(dict[str, Any]):
+    """The content of an ``evaluation.json``: a dict that is shown by its accuracies."""
+
+    def __or__(self, other: Any) -> Summary:  # type: ignore[override]
+        return Summary({**self, **other})
+
+    def __repr__(self) -> str:
+        entries = (
+            {"clean": self.get("clean")} | dict(self.get("attacks") or {}) | {"worst case": self.get("worst_case")}
+        )
+        known = [f"{name} {100 * e['accuracy']:.1f}%" for name, e in entries.items() if e and e["accuracy"] is not None]
+        warnings = len(self.get("warnings") or ())
+        told = f"; {warnings} warning{'s' * (warnings != 1)}" if warnings else ""
+        return f"Summary({', '.join(known)}{told})"
+
+
 @checks_arguments
-def summarise(measured: PerExample, signs: Sequence[Callable[..., list[str]]] = ()) -> dict[str, Any]:
+def summarise(measured: PerExample, signs: Sequence[Callable[..., list[str]]] = ()) -> Summary:
     """Accuracies with 95% Wilson intervals, as in `evaluation.json`.
 
     `worst_case` counts an example as robust if no attack breaks it at the attack's own radius: example by example, so
@@ -34,17 +50,17 @@ def summarise(measured: PerExample, signs: Sequence[Callable[..., list[str]]] = 
         the model's logits and gradients at the first images.
 
     Returns:
-      A dict of clean, attacks, worst_case and warnings, ready for JSON.
+      A dict of clean, attacks, worst_case and warnings, ready for JSON; it prints as its accuracies.
     """
     correct, labels = measured.correct, measured.label
     attacks = {name: _attack(outcome, labels) for name, outcome in measured.attacks.items()}
     robust = correct & ~np.any([o.broken for o in measured.attacks.values()] or [~correct], axis=0)
-    return {
+    return Summary({
         "clean": _counted(correct, labels),
         "attacks": attacks,
         "worst_case": _counted(robust, labels) | {"attacks": list(attacks)},
         "warnings": _warnings(measured) + masking.compare(measured, signs) + masking.glance(measured, signs),
-    }
+    })  # fmt: skip
 
 
 def _attack(outcome: Outcome, labels: Int[np.ndarray, " n"]) -> dict[str, Any]:

@@ -117,15 +117,16 @@ def labels_of(folders: Iterable[str]) -> list[str]:
 
 def space_of(attack: Mapping[str, Any]) -> str:
     """The perturbation and its norm in words."""
-    threat = attack["threat"]
-    norm = threat["norm"]
-    return f"{threat['perturbation']} {norm if isinstance(norm, (str, float)) else tuple(norm)}"
+    norm = attack["threat"]["norm"]
+    norms = [norm] if isinstance(norm, str | float) else norm
+    return f"{attack['threat']['perturbation']} {', '.join(map(str, norms if len(set(norms)) > 1 else norms[:1]))}"
 
 
 def threat_of(attack: Mapping[str, Any]) -> str:
     """The threat model in words, "flow linf 0.155 px"."""
     radius = attack["threat"]["radius"]
-    text = f"{radius:.4g}" if isinstance(radius, (int, float)) else str(radius)
+    radii = radius if isinstance(radius, list) and all(isinstance(r, int | float) for r in radius) else [radius]
+    text = ", ".join(f"{r:.4g}" if isinstance(r, int | float) else str(r) for r in radii)
     return f"{space_of(attack)} {text} {attack['threat'].get('unit', '')}".rstrip()
 
 

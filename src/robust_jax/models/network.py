@@ -115,15 +115,19 @@ class NNXNetwork:
         """The variables that training starts from; None to draw them."""
         return self.init(None, None) if isinstance(self.make, Given) else None
 
-    def init(self, key: Any, images: Any) -> dict[str, Any]:
-        """The first variables; the images are not needed."""
+    @property
+    def shapes(self) -> dict[str, Any]:
+        """The shapes of the variables, as `jax.ShapeDtypeStruct`."""
+        return _structure(self.make).shapes
+
+    def init(self, key: Any, images: Any = None) -> dict[str, Any]:
+        """The first variables; the images are not needed. Not for `jax.jit`, in which NNX loses arrays of a module."""
         from flax import nnx
 
         module = self.make(None if isinstance(self.make, Given) else nnx.Rngs(key))
         if not isinstance(module, nnx.Module):
             raise ValueError(f"the model's function returned {module!r}: it must return a flax.nnx.Module.")
-        _, (params, _, rest) = _split(module)
-        return {name: _named(part) for name, part in zip(COLLECTIONS, (params, rest), strict=True) if part}
+        return _variables(module)
 
     def apply(
         self, variables: Variables, images: Float[Array, "b h w c"], *, train: bool = False, mutable: Any = False,
@@ -186,12 +190,14 @@ class _Structure(NamedTuple):
       evaluated: its graph in evaluation mode.
       parts: its parameters and its other variables.
       random: the shapes of its random streams.
+      shapes: those of its variables.
     """
 
     trained: Any
     evaluated: Any
     parts: dict[str, _Part]
     random: Any
+    shapes: dict[str, Any]
 
     def streams(self, key: Any) -> Any:
         """Random streams at their start, each of a key of its own."""
@@ -211,12 +217,24 @@ def _stream(leaf: Any, key: Any) -> Any:
 def _structure(make: Made | Given) -> _Structure:
     from flax import nnx
 
-    module = nnx.eval_shape(lambda: make(None if isinstance(make, Given) else nnx.Rngs(0)))
-    module.train()
-    trained, (params, random, rest) = _split(module)
-    module.eval()
-    evaluated, _ = _split(module)
-    return _Structure(trained, evaluated, dict(zip(COLLECTIONS, map(_Part.of, (params, rest)), strict=True)), random)
+    # A real module, and no abstract one: while JAX traces, NNX takes arrays that are no variables for static.
+    with jax.ensure_compile_time_eval():
+        module = make(None if isinstance(make, Given) else nnx.Rngs(0))
+        shapes = jax.eval_shape(lambda: _variables(module))
+        module.train()
+        trained, (params, random, rest) = _split(module)
+        module.eval()
+        evaluated, _ = _split(module)
+    parts = dict(zip(COLLECTIONS, map(_Part.of, (params, rest)), strict=True))
+    return _Structure(trained, evaluated, parts, jax.eval_shape(lambda: random), shapes)
+
+
+def _variables(module: nnx.Module) -> dict[str, Any]:
+    """A module's parameters and other variables, those of the two that there are, as JAX's arrays."""
+    _, (params, _, rest) = _split(module)
+    found = {name: _named(part) for name, part in zip(COLLECTIONS, (params, rest), strict=True) if part}
+    arrays: dict[str, Any] = jax.tree.map(jnp.asarray, found)
+    return arrays
 
 
 def _split(module: nnx.Module) -> tuple[Any, tuple[Any, Any, Any]]:
@@ -233,9 +251,14 @@ def _named(state: Any) -> dict[str, Any]:
 
 
 def _leaves(state: Any) -> list[tuple[Path, Any]]:
-    """The leaves of a state with their paths; the last step of JAX's own, into the variable, is left out."""
+    """The leaves of a state with their paths, without the last step into a variable."""
     found = jax.tree_util.tree_flatten_with_path(state)[0]
-    return [(tuple(jax.tree_util.keystr((step,), simple=True) for step in path[:-1]), leaf) for path, leaf in found]
+    into = jax.tree_util.GetAttrKey
+    return [(tuple(_text(step) for step in path if not isinstance(step, into)), leaf) for path, leaf in found]
+
+
+def _text(step: Any) -> str:
+    return jax.tree_util.keystr((step,), simple=True)
 
 
 def code_of(network: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from robust_jax.models.bound import BoundModel
 from robust_jax.models.network import COLLECTIONS, Given, LinenNetwork, Network, NNXNetwork, Variables, mode_settings
@@ -51,7 +52,8 @@ def trainable(network: Any, variables: Variables | None = None) -> Network:
     if isinstance(network, nn.Module):
         if variables is None and "train" in mode_settings(type(network).__call__, True):
             return network
-        return LinenNetwork(network, None if variables is None else jax.device_get(checked_variables(variables)))
+        held = None if variables is None else jax.tree.map(jnp.asarray, checked_variables(variables))
+        return LinenNetwork(network, held)
     if is_nnx(network):
         return NNXNetwork(Given(network))
     raise ValueError(

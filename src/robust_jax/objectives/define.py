@@ -79,8 +79,8 @@ def classifies(function: Callable[..., Any]) -> bool:
 def check_labels(function: Callable[..., Any], labels: Any) -> None:
     """Raises ValueError for soft labels ``[B, K]`` of a point or term that is not marked as one that takes them."""
     if labels.ndim > 1 and not getattr(function, "soft_labels", False):
+        name = getattr(function, "__name__", function)
         raise ValueError(
-            f"{getattr(function, '__name__', function)} needs one class per image, and mixup and cutmix mix two: mark a "
-            f"part of your own that takes probabilities [B, K] by soft_labels=True, or set data.augment.mixup and "
-            f"data.augment.cutmix to 0."
+            f"{name} needs one class per image, and mixup and cutmix mix two: mark a part of your own that "
+            f"takes probabilities [B, K] by soft_labels=True, or set data.augment.mixup and data.augment.cutmix to 0."
         )

@@ -1,27 +1,41 @@
-"""What a training run reports: metrics.jsonl, TensorBoard events, and a progress bar or one line per epoch."""
+"""What a training run reports: metrics.jsonl, what writers do with it, and a progress bar or one line per epoch."""
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import logging
-from tqdm import tqdm
+from ml_collections import ConfigDict
 
-from robust_jax import files, parallel
+from robust_jax import data, files, parallel
+from robust_jax.progress import Bar
+from robust_jax.training.step import TrainState
+from robust_jax.training.writers import Open, Writer
+from robust_jax.training.writers.tensorboard import tensorboard
 
 
 class TrainingLog:
     """Writes while the run goes on; only process 0 of a multi-host run writes anything."""
 
-    def __init__(self, workdir: Path, start: int, total_steps: int, steps_per_epoch: float, validated: bool = True):
+    def __init__(
+        self,
+        workdir: Path,
+        start: int,
+        total_steps: int,
+        steps_per_epoch: float,
+        validated: bool = True,
+        writers: Sequence[Writer] = (tensorboard,),
+        config: Any = None,
+    ):
         self.workdir = workdir
         self._path, self._start, self._total = workdir / "metrics.jsonl", start, total_steps
         self._steps_per_epoch = steps_per_epoch
+        self._writers, self._config = writers, config
         self._active = parallel.is_main()
         self._latest: dict[str, float] = {}
         self._began = self._since = time.perf_counter()
@@ -31,27 +45,23 @@ class TrainingLog:
 
     def __enter__(self) -> TrainingLog:
         if self._active:
-            from tensorboardX import SummaryWriter  # here, because it imports PyTorch if that is installed: seconds
-
             self._file = files.open_to_append(self._path)
-            self._events = SummaryWriter(str(self._path.parent), purge_step=self._start + 1)
-            # A bar on a terminal; elsewhere `write` prints a line per epoch.
-            self._bar = tqdm(
-                total=self._total, initial=self._start, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty()
-            )
+            self._open = Open(self._writers, self.workdir, self._config, self._start)
+            # A bar on a terminal or in a notebook; elsewhere `write` prints a line per epoch.
+            self._bar = Bar(self._total, self._start, unit="step")
         return self
 
     def __exit__(self, *_: Any) -> None:
         if self._active:
             self._bar.close()
-            self._events.close()
+            self._open.close()
             self._file.close()
 
     def tick(self, steps: int = 1) -> None:
         """Records ``steps`` dispatched steps."""
         self._ticks += steps
         if self._active:
-            self._bar.update(steps)
+            self._bar.advance(steps)
 
     @property
     def rate(self) -> float:
@@ -69,19 +79,22 @@ class TrainingLog:
             return
         self._file.write(json.dumps({"step": step, "epoch": round(step / self._steps_per_epoch, 4), **values}) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
-        shown = {
-            _short(k): f"{v:.4g}" for k, v in self._latest.items() if k not in ("steps_per_second", "learning_rate")
-        }
-        self._bar.set_postfix(shown, refresh=False)
-        if epoch is not None and self._bar.disable:
-            left = (now - self._began) / max(step - self._start, 1) * (self._total - step)
-            numbers = "  ".join(f"{k} {v}" for k, v in shown.items())
-            print(
-                f"epoch {epoch:.4g}  step {step}/{self._total}  {numbers}  {self.rate:.3g} steps/s  {left:.0f} s left",
-                flush=True,
-            )
+        self._open.write(step, values)
+        shown = {_short(k): f"{v:.4g}" for k, v in self._latest.items() if k not in _NOT_SHOWN}
+        validation = {_short(k): f"{v:.4g}" for k, v in self._latest.items() if k.startswith("validation/")}
+        self._bar.show(validation | shown)  # what matters most first: the rest may not fit
+        if epoch is None:
+            return
+        where = f"epoch {epoch:.4g}  step {step}/{self._total}"
+        if self._bar.is_shown:
+            self._bar.line(where, validation | shown)
+            return
+        left = (now - self._began) / max(step - self._start, 1) * (self._total - step)
+        numbers = "  ".join(f"{k} {v}" for k, v in shown.items())
+        print(f"{where}  {numbers}  {self.rate:.3g} steps/s  {left:.0f} s left", flush=True)
+
+
+_NOT_SHOWN = ("steps_per_second", "learning_rate")
 
 
 def _short(name: str) -> str:
@@ -136,3 +149,18 @@ def _step_of(line: str) -> float | None:
     except (ValueError, LookupError, TypeError, RecursionError):
         return None
     return found if isinstance(found, int | float) else None
+
+
+def announce(config: ConfigDict, dataset: data.Dataset, state: TrainState, total_steps: int, workdir: Path) -> None:
+    """Prints in a few lines what is trained, for how long, and where it goes."""
+    if not parallel.is_main():
+        return
+    splits = ", ".join(f"{len(getattr(dataset, name)):,} {name}" for name in ("train", "validation", "test"))
+    shape, step = "x".join(map(str, dataset.image_shape)), int(state.step)
+    weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    devices = f"{parallel.device_count()} x {parallel.device_kind()}"
+    batch = f"{config.batch_size} images" + (f" in {config.accumulate} parts" if config.accumulate > 1 else "")
+    print(f"{config.data.name}: {splits} images, {shape}, {dataset.num_classes} classes")
+    print(f"{config.model.name}: {weights:,} parameters; terms {', '.join(sorted(config.terms))}")
+    print(f"{config.optimizer.name}: {total_steps:,} steps of {batch}, {config.epochs:g} epochs, on {devices}")
+    print(f"{workdir}: {f'goes on after step {step:,}' if step else 'starts'}", flush=True)

@@ -27,9 +27,11 @@ from robust_jax.evaluation.robustness import robustness
 from robust_jax.files import folder_name
 from robust_jax.objectives.objective import Objective, make_objective
 from robust_jax.training import checks, stopping
-from robust_jax.training.log import TrainingLog
+from robust_jax.training.log import TrainingLog, announce
 from robust_jax.training.metrics import Metrics
 from robust_jax.training.step import TrainState, init_state, make_train_step
+from robust_jax.training.writers import Writer
+from robust_jax.training.writers import find as find_writers
 from robust_jax.workdir import checkpoints, folder, runs
 
 # Seconds of steps dispatched together: Ctrl-C and the progress bar wait for no more.
@@ -93,13 +95,20 @@ class Run:
 
 
 def train(
-    config: ConfigDict, workdir: str | Path, trust: Sequence[str] = (), *, dataset: Any = None, model: Any = None
+    config: ConfigDict,
+    workdir: str | Path,
+    trust: Sequence[str] = (),
+    *,
+    dataset: Any = None,
+    model: Any = None,
+    writers: Sequence[Writer | str] = (),
 ) -> TrainState:
     """Trains as the config says, resuming from what the workdir holds.
 
-    Leaves ``config.json``, ``metrics.jsonl`` (one line per log step), TensorBoard events, and ``checkpoints/`` (the
-    latest ones and the best on validation) in the workdir. A run killed at any point and started again ends with the
-    same bits as one that was not. SIGTERM, SIGHUP or an interrupt (Ctrl-C) lets it finish the steps under way and save.
+    Leaves ``config.json``, ``metrics.jsonl`` (one line per log step), what ``config.writers`` write, such as
+    TensorBoard's events, and ``checkpoints/`` (the latest ones and the best on validation) in the workdir. A run killed
+    at any point and started again ends with the same bits as one that was not. SIGTERM, SIGHUP or an interrupt (Ctrl-C)
+    lets it finish the steps under way and save.
 
     Args:
       config: see `robust_jax.config.base`.
@@ -112,6 +121,7 @@ def train(
       model: a network as an object, in place of ``model.name``: a Linen module, alone or as (module, variables); an NNX
         module, whose weights are where training starts; or a class or function that makes one of ``num_classes``, and
         for NNX ``rngs``. What ``model`` says in the config is only for networks that are made here.
+      writers: further writers of metrics, functions or names, see `robust_jax.training.writers`.
 
     ``config.json`` records the name of an object and a fingerprint. The same object is given again to resume, and to
     `robust_jax.load` and `robust_jax.evaluate`.
@@ -134,16 +144,20 @@ def train(
     objects = Objects.of(dataset, model)
     runs.check_objects_to_resume(workdir, objects)
     config = complete(objects.named(config))
+    writers = find_writers([*find_writers(config.writers), *writers])
     with jax.default_matmul_precision(config.precision):
         run, state = prepare(config, trust, objects)
         size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(state))
         with folder.claimed(workdir, size), folder.explained(workdir):
-            runs.claim(config, workdir)
+            runs.claim(config, workdir, run.total_steps)
             with checkpoints.opened(workdir, runs.plain(config), config.keep_checkpoints) as saved:
                 state, notes = _resumed(state, saved, workdir, config)
                 validated = notes.get("validated", True)
+                announce(config, run.dataset, state, run.total_steps, workdir)
                 with (
-                    TrainingLog(workdir, int(state.step), run.total_steps, run.steps_per_epoch, validated) as log,
+                    TrainingLog(
+                        workdir, int(state.step), run.total_steps, run.steps_per_epoch, validated, writers, config
+                    ) as log,
                     stopping.listening() as requests,
                 ):
                     if not validated:

@@ -11,13 +11,12 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
+from absl import logging
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from robust_jax import data, files, parallel
-from robust_jax.config.build import create_model, load_dataset
+from robust_jax.config.build import create_model, load_dataset, shapes_of_variables
 from robust_jax.config.defaults import CHOICES, RANGES, base
 from robust_jax.config.objects import NONE, Objects
 from robust_jax.extensions import check_name, check_trust, choose, is_object
@@ -51,12 +50,21 @@ class Trained(NamedTuple):
 # Keys that may differ when a run is resumed: none of them changes the weights.
 FREE = (
     "attacks", "evaluation", "log_every_steps", "checkpoint_every_steps", "checkpoint_every_minutes",
-    "keep_checkpoints", "data.data_dir",
+    "keep_checkpoints", "data.data_dir", "writers",
 )  # fmt: skip
 
 
-def claim(config: ConfigDict, workdir: Path) -> None:
+def claim(config: ConfigDict, workdir: Path, last_step: int | None = None) -> None:
     """Makes the workdir and writes ``config.json`` in it; a perturbation of the user's own is written as its name.
+
+    ``config.json`` of a run that goes on says what the newest command said: its attacks, its evaluation and how it logs
+    may change on the way, and none of them changes the weights. That of a finished run stays, as its evaluations and
+    names refer to it; a warning says what the command has otherwise.
+
+    Args:
+      config: of the run.
+      workdir: its folder.
+      last_step: of the run: there is a checkpoint of it if the run is finished.
 
     Raises:
       ValueError: if the workdir was trained with another config, naming the keys that differ; a ``config.json`` that
@@ -65,11 +73,30 @@ def claim(config: ConfigDict, workdir: Path) -> None:
     path = workdir / "config.json"
     _refuse_links(workdir)
     files.refuse_other(path)
+    kept = plain(config)
     if any((workdir / "checkpoints").glob("*/[0-9]*")):
-        check_same(path, _read(workdir), plain(config), "take another workdir, or put back the file if it was changed")
+        old = _read(workdir)
+        check_same(path, old, kept, "take another workdir, or put back the file if it was changed")
+        if (workdir / "checkpoints" / "latest" / str(last_step)).is_dir():
+            _tell_what_differs(workdir, old, kept)
+            if path.exists():
+                return
+            kept = old
     if parallel.is_main():
         workdir.mkdir(parents=True, exist_ok=True)
-        files.write_atomically(path, (json.dumps(plain(config), indent=2) + "\n").encode())
+        files.write_atomically(path, (json.dumps(kept, indent=2) + "\n").encode())
+
+
+def _tell_what_differs(workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Warns of what a command says otherwise than the config of a finished run."""
+    flat_old, flat_new = (_flat(_tuples(_filled(dict(c), ""))) for c in (old, new))
+    differ = sorted(k for k in flat_old.keys() | flat_new.keys() if flat_old.get(k) != flat_new.get(k))
+    if differ and parallel.is_main():
+        logging.warning(
+            "%s is trained already: its config.json stays, which has other values of %s. To evaluate with them: "
+            "robust-jax evaluate %s --config=...",
+            workdir, ", ".join(differ[:5]) + ", ..." * (len(differ) > 5), workdir,
+        )  # fmt: skip
 
 
 def progress(workdir: str | Path) -> str:
@@ -311,7 +338,7 @@ def objects_needed(configs: Mapping[Path, ConfigDict], objects: Objects) -> dict
 
 def _check_variables(path: Path, variables: Mapping[str, Any], model: Network, image_shape: tuple[int, ...]) -> None:
     """Raises ValueError if a checkpoint's variables are not those of the model: it was moved here, or planted."""
-    expected = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
+    expected = shapes_of_variables(model, image_shape)
     if why := integrity.other_shape(integrity.shapes_of(variables), integrity.shapes_of(expected)):
         raise ValueError(
             f"{path} is not of the model that config.json describes: {why}. Put back the run's own checkpoints or its "

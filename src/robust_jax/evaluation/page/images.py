@@ -83,7 +83,7 @@ def gallery(examples: dict[str, np.ndarray], count: int) -> dict[str, Any]:
         magnify, stride = pictures.arrow_scale(flow)
         found |= {"magnify": f"{magnify:.3g}", "longest": f"{float(np.linalg.norm(flow, axis=-1).max()):.3g}"}
     for i in range(len(clean)):
-        card = {
+        card: dict[str, Any] = {
             "clean": image(clean[i]),
             "adversarial": image(adversarial[i]),
             "difference": difference(adversarial[i] - clean[i], scale),

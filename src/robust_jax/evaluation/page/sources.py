@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -83,7 +84,7 @@ def _run(label: str, folder: Path, notes: list[str]) -> Run:
         raise ValueError(f"{folder} is no workdir: it has neither a config.json nor an evaluation.")
     if not evaluations:
         notes.append(f"{label} has no evaluation yet: robust-jax evaluate {folder}")
-    config = tried(f"{label}: its config", lambda: _config(folder), {}, notes)
+    config: dict[str, Any] = tried(f"{label}: its config", lambda: _config(folder), {}, notes)
     return Run(
         label,
         folder,
@@ -115,7 +116,8 @@ def _evaluations(label: str, folder: Path, notes: list[str]) -> list[Evaluation]
     for path in [*paths, *([own] if (own := folder / stored.REPORT).exists() else [])]:
         name = "" if path.parent == folder else path.parent.name
         where = f"{label}: the evaluation {name}".rstrip()
-        if report := tried(where, lambda path=path: stored.read(path), {}, notes):  # type: ignore[misc]
+        report: dict[str, Any] = tried(where, partial(stored.read, path), {}, notes)
+        if report:
             found.append(_evaluation(where, name, path.parent, report, notes))
     return found
 
@@ -127,7 +129,7 @@ def _evaluation(where: str, name: str, folder: Path, report: dict[str, Any], not
         arrays = tried(f"{where}: its examples", lambda: read_arrays(path, MOST_BYTES), {}, notes)
     else:
         notes.append(f"{where}: without {stored.EXAMPLES} there is no confusion matrix.")
-    examples = tried(f"{where}: its pictures", lambda: drawn.read(folder), {}, notes)
+    examples: dict[str, Any] = tried(f"{where}: its pictures", lambda: drawn.read(folder), {}, notes)
     return Evaluation(name, folder, report, arrays, examples)
 
 
