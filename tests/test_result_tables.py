@@ -101,12 +101,15 @@ def test_every_row_of_every_table_has_a_config_and_its_pairs_and_columns_exist()
     run("""
 from pathlib import Path
 import reproduce
+from robust_jax.config import complete
 from tables import TABLES
 for name, sizes in TABLES.items():
     assert list(sizes) == ["short", "full"], name
     for table in sizes.values():
         for row in table.rows:
-            reproduce.Plan(table, Path("x"), [], 1.0).config(row, table.seeds[0])
+            config = reproduce.Plan(table, Path("x"), [], 1.0).config(row, table.seeds[0])
+            assert config.select_by in {"clean", *table.attacks}, (name, row)
+        complete(config)  # with the table's attacks
         assert {row for pair in table.pairs for row in pair} <= table.rows.keys(), name
         assert {column for several in table.worst.values() for column in several} <= table.attacks.keys(), name
         assert all(row.choice is None or row.choice.like in table.rows for row in table.rows.values()), name
