@@ -5,6 +5,7 @@ Nothing is fetched while it is built, and its pages load nothing from elsewhere:
 
 from __future__ import annotations
 
+import re
 from importlib import metadata, util
 from typing import Any
 
@@ -96,8 +97,12 @@ def of_public_name(app: Sphinx, env: BuildEnvironment, node: Any, content: nodes
     return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", found[0], node, content)
 
 
-def link_to_pages(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Leads links to files beside this folder, which are meant for those who read the files, to their pages."""
+def as_page(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Leads links to files beside this folder, which are meant for those who read the files, to their pages.
+
+    A number and its deviation stay in one line.
+    """
+    source[0] = re.sub(r"(\d) ± (\d)", "\\1\u00a0±\u00a0\\2", source[0])
     for name in ("CONTRIBUTING", "CHANGELOG"):
         source[0] = source[0].replace(f"](../{name}.md", f"]({name.lower()}.md")
 
@@ -117,7 +122,7 @@ def math_inline(translator: Any, node: nodes.math) -> None:
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("missing-reference", of_public_name)
-    app.connect("source-read", link_to_pages)
+    app.connect("source-read", as_page)
     app.add_html_math_renderer("mathml", (math_inline, None), (math_block, None))
 
 
