@@ -258,8 +258,8 @@ def _tiles(key: Array, shape: tuple[int, ...], p: float) -> Array:
     rows, columns = np.meshgrid(*(np.clip(a, 0, n - 1) for a, n in zip(at, count, strict=True)), indexing="ij")
     drawn = _uniform(key, (*count, 1 + shape[2]))[rows, columns]
     turn, sign = drawn[..., 0] < 0.5, _corner(drawn[..., 1:], "linf")
-    i, j = np.indices((side, side))
-    bump = _bump(i, j, np.ones((side, side), bool), jnp.asarray(side), side, p)
+    i, j = jnp.indices((side, side))
+    bump = _bump(i, j, jnp.ones((side, side), bool), jnp.asarray(side), side, p)
     heights = bump[_turned(turn, *np.meshgrid(*within, indexing="ij"))]
     tiles = jnp.where(covered, sign * heights[..., None], 0)
     return tiles if p == 1 else _unit(tiles, p, (0, 1, 2))

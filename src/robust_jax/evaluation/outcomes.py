@@ -111,11 +111,6 @@ class PerExample:
         """`[n]`, whether the clean image is classified correctly."""
         return self.prediction == self.label
 
-    def __repr__(self) -> str:
-        robust = {"clean": self.correct} | {name: ~outcome.broken for name, outcome in self.attacks.items()}
-        right = ", ".join(f"{name} {100 * np.mean(mask):.1f}%" for name, mask in robust.items())
-        return f"PerExample({len(self.label)} examples: {right})"
-
     def arrays(self) -> dict[str, np.ndarray]:
         """All results as named arrays, as in `per_example.npz`: `NAME/broken`, `NAME/loss`, ..."""
         flat = {

@@ -53,6 +53,6 @@ def show(
     folder = Path(folder_name("save", save))
     folder.mkdir(parents=True, exist_ok=True)
     stored.forget(folder)
-    summary = report.write(folder, summary, measured, 10, name)
+    summary = summary | report.write(folder, summary, measured, 10, name)
     table.show({name: summary}, [folder])
     return summary
