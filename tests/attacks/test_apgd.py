@@ -13,7 +13,7 @@ from robust_jax.models import bind
 from robust_jax.spaces import threat_models
 from robust_jax.spaces.per_example import example_keys
 from robust_jax.spaces.threat_models import ThreatModel
-from simple_models import Linear, Net, initial, times
+from simple_models import Linear, Net, digits_network, initial, times
 from test_pgd import BOX_RADII, THREATS, best_gain, check_result, margin_direction
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -107,6 +107,13 @@ def nearest(x, delta, radius):
     found = optimize.minimize(value, np.zeros(2 * n), jac=slope, bounds=limits, constraints=[ball], method="SLSQP",
                               options=dict(maxiter=300, ftol=1e-12))  # fmt: skip
     return (found.x[:n] - found.x[n:]) * radius
+
+
+def test_l1_leaves_no_more_than_the_authors_code():
+    # At 40 steps x 5 restarts the authors' code leaves 61%, ours 58%; 64% if a step moves one coordinate more.
+    model, images, labels = digits_network()
+    result = attack(model, images, labels, ThreatModel("additive", "l1", 1.0), key=KEY, steps=40, restarts=5)
+    assert 0.4 < 1 - result.success.mean() <= 0.605
 
 
 def test_targeted_dlr_is_the_papers():

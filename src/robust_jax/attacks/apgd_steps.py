@@ -207,7 +207,7 @@ def _sparse(
     radius = jnp.asarray(ball.radius, delta.dtype)
     size = jnp.abs(gradient * radius).reshape(len(images), -1)
     free = perturbations.headroom(threat.perturbation, images, delta, gradient).reshape(size.shape) > 0
-    count = jnp.clip(jnp.ceil(state.checked), 1, size.shape[1]).astype(int)
+    count = jnp.clip(state.checked, 1, size.shape[1]).astype(int)
     least = jnp.take_along_axis(jnp.sort(size, descending=True), count[:, None] - 1, axis=-1)[:, 0]
     # At least the best of the coordinates that the box does not hold back.
     largest = size >= jnp.minimum(least, jnp.where(free, size, 0).max(-1))[:, None]
