@@ -295,3 +295,9 @@ def test_text_that_looks_like_a_number_stays_text(tmp_path):
     config = overridden(path, "data.data_dir=2024/05", "attacks.flow.source=3", "attacks.flow.radius=1/5")
     assert (config.data.data_dir, config.attacks.flow.source, config.attacks.flow.radius) == ("2024/05", "3", 0.2)
     assert complete(config).attacks.flow.source == "3"
+
+
+def test_a_single_value_of_a_tuple_and_names_without_quotes(tmp_path):
+    c = overridden(write(tmp_path), "model.mean=0.5", "writers=tensorboard", "schedule.boundaries=3")
+    assert (c.model.mean, c.writers, c.schedule.boundaries) == ((0.5,), ("tensorboard",), (3,))
+    assert overridden(write(tmp_path), "writers=(tensorboard, wandb)").writers == ("tensorboard", "wandb")

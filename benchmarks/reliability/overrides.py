@@ -132,7 +132,8 @@ def as_written(before: Any, key: str, text: str, after: Any) -> bool:
         and not key.startswith("model.options")
     ):
         return False
-    return any(same(after, reading) for reading in readings(text))
+    alone = isinstance(before, tuple) and isinstance(after, tuple) and len(after) == 1  # one value for a tuple of one
+    return any(same(after, reading) or alone and same(after[0], reading) for reading in readings(text))
 
 
 def verdict(load: Callable[[], ConfigDict], given: Mapping[str, str], workdir: Path) -> tuple[str, str]:

@@ -120,13 +120,15 @@ def literal(text: str) -> Any:
 
 
 class _TupleParser(_LiteralParser):
-    """A tuple of numbers or texts; a single one is left to the check of the key."""
+    """A tuple of numbers or texts, "(0.5, 8/255)", "tensorboard,wandb"; a single one is a tuple of it."""
 
     def parse(self, argument: Any) -> Any:
         value = super().parse(argument)
         if isinstance(value, dict | set | bytes):
             raise ValueError(f"{argument!r} is no tuple, such as (0.5, 8/255)")
-        return value
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.strip("()[]").split(",") if part.strip())
+        return value if isinstance(value, tuple) else (value,)
 
 
 # Keys of type float take fractions, keys without a type (None, or a number that may be a tuple) any literal.
