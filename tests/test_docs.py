@@ -1,4 +1,4 @@
-"""The documents: what they name exists, the table of attacks is that of the code, their Python runs."""
+"""The documents: what they name exists, every public name has its place, the table of attacks is that of the code."""
 
 import importlib
 import inspect
@@ -7,18 +7,20 @@ import re
 import subprocess
 import sys
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import robust_jax as rj
 from benchmarks import flow_slope_page
 from robust_jax import attacks
+from robust_jax.objectives import points, terms
 from test_readme import ROOT, run_python
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 PAGE = "docs/attacks.md"
-PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = ["README.md", "CONTRIBUTING.md", *(str(path.relative_to(ROOT)) for path in DOCS)]
+NOTEBOOKS = {path.stem: json.loads(path.read_text()) for path in (ROOT / "docs" / "notebooks").glob("*.ipynb")}
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -26,7 +28,6 @@ def test_the_files_that_a_page_names_exist(page):
     text = (ROOT / page).read_text()
     named = re.findall(r"\b(?:src|benchmarks|tests|docs)/[\w/]+\.(?:py|md|png|svg)\b", text)
     linked = [(ROOT / page).parent / link for link in re.findall(r"\]\(([\w./]+)(?:#[\w-]+)?\)", text)]
-    assert named or linked
     assert [path for path in [*(ROOT / name for name in named), *linked] if not path.exists()] == []
 
 
@@ -65,22 +66,48 @@ def test_the_table_of_attacks_is_that_of_the_code():
         assert (gradients == "no") == cost.removeprefix("≤ ").startswith("0 /"), name
 
 
-@pytest.mark.slow
-def test_the_python_of_the_page_runs():
-    weights = jnp.asarray(np.random.default_rng(0).normal(size=(64, 10)), jnp.float32)
-    images = jax.random.uniform(jax.random.key(0), (8, 8, 8, 1))
+def code_of(notebook):
+    return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
-    def logits_fn(x):
-        return x.reshape(len(x), -1) @ weights
 
-    def predict(x):
-        return np.asarray(x).reshape(len(x), -1) @ np.asarray(weights)
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_is_kept_without_outputs_and_installs_in_colab_only(name):
+    cells = [cell for cell in NOTEBOOKS[name]["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in cells)
+    first, *others = code_of(NOTEBOOKS[name])
+    assert 'if "google.colab" in sys.modules:\n    %pip install' in first
+    assert not any(line.startswith(("%", "!")) for cell in others for line in cell.splitlines())
+    links = re.findall(r"\]\(([\w./]+)(?:#[\w-]+)?\)", json.dumps(NOTEBOOKS[name]["cells"]))
+    assert links and all((ROOT / "docs" / "notebooks" / link).exists() for link in links)
 
-    labels = logits_fn(images).argmax(-1)
-    namespace = {"logits_fn": logits_fn, "predict": predict, "images": images, "labels": labels}
-    assert run_python(PAGE, namespace) == 4
-    assert np.isfinite(namespace["distance"]).all() and (namespace["distance"] > 0).all()
-    assert namespace["result"].success.any() and namespace["fooled"].shape == (4,)
+
+def test_every_page_and_notebook_is_in_the_contents():
+    start = (ROOT / "docs" / "index.md").read_text()
+    api = (ROOT / "docs" / "api" / "index.md").read_text()
+    listed = set(re.findall(r"^([\w/]+)$", start, re.MULTILINE))
+    listed |= {f"api/{name}" for name in re.findall(r"^(\w+)$", api, re.MULTILINE)}
+    pages = {str(path.relative_to(ROOT / "docs").with_suffix("")) for path in DOCS}
+    assert pages | {f"notebooks/{name}" for name in NOTEBOOKS} == listed | {"index"}
+
+
+def test_the_reference_has_every_public_name():
+    described = set()
+    for page in (ROOT / "docs" / "api").glob("*.md"):
+        module = ""
+        for directive, name in re.findall(r"^\.\. (currentmodule|auto\w+|py:data):: ([\w.]+)$", page.read_text(), re.M):
+            module = name if directive == "currentmodule" else module
+            described |= {f"{module}.{name}"} if directive not in ("currentmodule", "autosummary") else set()
+    for module in ("robust_jax.attacks", "robust_jax.data", "robust_jax.models", "robust_jax.threat_models"):
+        names = {n for n in importlib.import_module(module).__all__ if not n.isupper()} - {"ThreatModel"}
+        shared = {n for n in names if f"robust_jax.{n}" in described}
+        assert names - shared <= {n.removeprefix(f"{module}.") for n in described}, module
+    functions = {n for n in rj.__all__ if not inspect.ismodule(getattr(rj, n))}
+    assert {f"robust_jax.{name}" for name in functions} <= described
+    for module in set(rj.__all__) - functions:
+        assert any(name.startswith(f"robust_jax.{module}.") for name in described), module
+    assert {f"robust_jax.attacks.{name}" for name in attacks.__all__} <= described
+    parts = {"points": points.POINTS, "terms": terms.TERMS}
+    assert {f"robust_jax.objectives.{kind}.{name}" for kind, table in parts.items() for name in table} <= described
 
 
 def blocks_of(page, kind):

@@ -1,4 +1,4 @@
-"""FGR of SmallCNN on MNIST, 5 epochs; λ was chosen on validation as README.md says, σ was not tuned.
+"""FGR of SmallCNN on MNIST, 5 epochs; λ was chosen on validation as docs/results.md says, σ was not tuned.
 
 python train.py --config=mnist_fgr --workdir=runs/mnist_fgr [--config.data.data_dir=DIR]
 
