@@ -40,18 +40,17 @@ def table(found: Mapping[str, Any], run: str) -> str:
 
 
 def summary(found: Mapping[str, Any]) -> str:
-    """The counts of each run over all balls, where either attack breaks an image and not all images."""
-    head = ("run", "pairs of image and ball", "fall to both", "to the slope alone", "to the derivative alone",
+    """The counts of each norm, over all runs and radii."""
+    head = ("ball", "pairs of image and radius", "fall to both", "to the slope alone", "to the derivative alone",
             "of these, to the slope from other starts", "share that falls to the derivative alone, %")  # fmt: skip
     lines = [list(head), ["---"] * len(head)]
-    runs = list(dict.fromkeys(run for run, *_ in cases(found)))
-    for run in [*runs, "all"]:
-        of_run = [case for name, _, _, case in cases(found) if run in (name, "all")]
-        total = {key: sum(case[key] for case in of_run)
+    for norm in dict.fromkeys(norm for _, norm, _, _ in cases(found)):
+        of_norm = [case for _, other, _, case in cases(found) if other == norm]
+        total = {key: sum(case[key] for case in of_norm)
                  for key in ("images", "both", "slope_only", "derivative_only", "derivative_only_again")}  # fmt: skip
         low, high = wilson_interval(total["derivative_only"], total["images"])
         share = total["derivative_only"] / total["images"]
-        lines.append([run, *map(str, total.values()), f"{100 * share:.2f} ({100 * low:.2f} to {100 * high:.2f})"])
+        lines.append([norm, *map(str, total.values()), f"{100 * share:.2f} ({100 * low:.2f} to {100 * high:.2f})"])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
@@ -59,7 +58,8 @@ def filled(page: str) -> str:
     """The page with its tables, each between two comments."""
     found = json.loads((DOCS / "results" / "flow_slope.json").read_text())
     runs = dict.fromkeys(run for run, *_ in cases(found))
-    for name, text in {"summary": summary(found)} | {run: table(found, run) for run in runs}.items():
+    tables = {"summary": summary(found)} | {run: table(found, run) for run in runs}
+    for name, text in tables.items():
         before, mark, rest = page.partition(START.format(name))
         if mark:
             _, end, after = rest.partition(END)
@@ -80,6 +80,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     for run, row in zip(runs, grid, strict=True):
         for norm, axes in zip(norms, row, strict=True):
             here = [(float(p), case["left"]) for r, n, p, case in cases(found) if (r, n) == (run, norm)]
+            axes.set_visible(bool(here))
             for way, color in COLORS.items():
                 radii, accuracies = [p for p, _ in here], [100 * left[way] for _, left in here]
                 axes.plot(radii, accuracies, "o-", color=color, ms=3, label=way)

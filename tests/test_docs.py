@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import robust_jax as rj
+from benchmarks import flow_slope_page
 from robust_jax import attacks
 from robust_jax.objectives import points, terms
 from test_readme import ROOT, run_python
@@ -176,3 +177,8 @@ def test_the_python_of_the_page_on_training_runs(tmp_path):
     rows = [line.split(",") for line in (tmp_path / "run" / "table.csv").read_text().splitlines()]
     assert {name for _, name, _ in rows} >= {"loss", "terms/ce", "validation/clean"}
     assert sorted({int(step) for step, _, _ in rows}) == sorted(set(namespace["seen"])) and namespace["state"].step == 2
+
+
+def test_the_tables_of_the_flow_slope_are_those_of_the_results():
+    text = (flow_slope_page.DOCS / "flow_slope.md").read_text()
+    assert flow_slope_page.filled(text) == text

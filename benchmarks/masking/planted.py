@@ -267,7 +267,7 @@ KINDS: dict[str, Kind] = {
     "jpeg": Kind("rounded cosine coefficients, as in JPEG", on(jpeg), "gradients", "zero_gradient"),
     "detached": Kind("stop_gradient on the input", on(detached), "gradients", "zero_gradient"),
     "dead zones": Kind(
-        "pixels close to a quarter snap to it", on(dead_zones), "attacks", "other_losses", PGD
+        "pixels close to a quarter snap to it", on(dead_zones), "attacks", "huge_radius", PGD
     ),
     "random resizing": Kind("a zoom drawn anew at every call", on(host_resized), "logits", "random_logits"),
     "random padding": Kind("a shift drawn anew at every call", on(padded), "logits", "random_logits"),
@@ -298,7 +298,7 @@ KINDS: dict[str, Kind] = {
         "k-winners-take-all activations", partial(perceptron, winners, (64, 512, 10)), "attacks", "other_losses",
         {"pgd": Attack(pgd, ThreatModel("additive", "linf", 0.15), {"steps": 10})},
     ),
-    "steep tanh": Kind("tanh(200 h) activations", partial(perceptron, steep_tanh), "attacks", "huge_radius"),
+    "steep tanh": Kind("tanh(200 h) activations", partial(perceptron, steep_tanh), "gradients", "misleading_gradient"),
     "train mode": Kind(
         "BatchNorm in train mode", lambda: jax.tree_util.Partial(in_train_mode, Normalised().init(KEY, FEW[:1])),
         "logits", "dependent_examples",
