@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -34,9 +35,11 @@ def get(perturbation: str | Perturbation | Sequence[Any]) -> Perturbation:
         if not isinstance(found, Perturbation):
             raise ValueError(f"perturbation={perturbation!r} is a {type(found).__name__}, no robust_jax.Perturbation.")
         return found
+    near = difflib.get_close_matches(str(perturbation), list(built_in()), n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(
         f"perturbation={perturbation!r} is unknown: choose one of {sorted(built_in())}, a tuple of them (their "
-        f"composition), a robust_jax.Perturbation of your own, or in a config 'module:name' of one."
+        f"composition), a robust_jax.Perturbation of your own, or in a config 'module:name' of one.{hint}"
     )
 
 
