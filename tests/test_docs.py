@@ -182,3 +182,9 @@ def test_the_python_of_the_page_on_training_runs(tmp_path):
 def test_the_tables_of_the_flow_slope_are_those_of_the_results():
     text = (flow_slope_page.DOCS / "flow_slope.md").read_text()
     assert flow_slope_page.filled(text) == text
+
+
+def test_the_derivative_along_which_a_page_says_to_attack_too():
+    namespace = {}
+    assert run_python("docs/flow_slope.md", namespace) == 1
+    assert namespace["threat"].perturbation.slope is None and namespace["threat"].norm == "l21"

@@ -162,7 +162,8 @@ def test_two_hosts_agree_on_the_step_after_which_they_stop(who, name, code, fold
 def test_what_it_prints_without_a_terminal(uninterrupted):
     workdir, out, err = uninterrupted
     printed = out.splitlines()
-    assert [line.split()[:2] for line in printed[:-1]] == [["epoch", str(i)] for i in range(1, 13)]
+    assert [line.split(":")[0] for line in printed[:4]] == ["digits", "mlp", "sgd", str(workdir)]
+    assert [line.split()[:2] for line in printed[4:-1]] == [["epoch", str(i)] for i in range(1, 13)]
     assert printed[-1] == f"Trained. Now: python eval.py '--workdir={workdir}'"
     assert "Traceback" not in err
 

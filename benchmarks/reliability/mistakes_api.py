@@ -274,21 +274,21 @@ def _evaluation() -> Table:
             "confidence": [*NUMBER_LIKE, 0, 1, 2]}),
         "accuracy_curves": (curves.accuracy_curves, dict(curves={"a": curve}, path=BytesIO()), {
             "curves": [None, 3, {}, {"a": {}}, {"a": curve | {"radius": [1]}}, {"a": curve | {"interval": [1, 2]}},
-                       {"a": curve | {"accuracy": ["x", "y"]}}, {"a": 3}], "path": [None, 3, {}], "title": [None, 3],
+                       {"a": curve | {"accuracy": ["x", "y"]}}, {"a": 3}], "path": [3, {}], "title": [None, 3],
             "highlight": ["x", np.nan]}),
         "trade_off": (curves.trade_off, dict(clean=[1, 0.5], robust={"a": [0.5, 0.1]}, labels=["a", "b"],
                                              path=BytesIO()), {
             "clean": [None, 3, "xy", [1], ["x", "y"]], "robust": [None, 3, {"a": [1]}, {"a": 3}, {"a": ["x", "y"]}],
-            "labels": [None, 3, ["a"], [1, 2]], "path": [None, 3]}),
+            "labels": [None, 3, ["a"], [1, 2]], "path": [3]}),
         "adversarial_grid": (pictures.adversarial_grid, grid, {
             "clean": [None, "x", IMAGES[0], IMAGES[:0], IMAGES[..., :2], IMAGES.tolist()],
             "adversarial": [None, "x", IMAGES[:1], IMAGES[0]], "labels": [None, 3, LABELS[:1], LABELS * 1.5],
             "clean_predictions": [None, 3, LABELS[:1]], "adversarial_predictions": [None, 3, LABELS[:1]],
-            "path": [None, 3], "class_names": [3, "abc"]}),
+            "path": [3], "class_names": [3, "abc"]}),
         "perturbation_grid": (pictures.perturbation_grid, dict(images=IMAGES, perturbations={"a": DELTA},
                                                                path=BytesIO()), {
             "images": [None, "x", IMAGES[0], IMAGES[:0], IMAGES[..., :2]],
-            "perturbations": [None, 3, {"a": None}, {"a": DELTA[:1]}, {"a": 3}], "path": [None, 3]}),
+            "perturbations": [None, 3, {"a": None}, {"a": DELTA[:1]}, {"a": 3}], "path": [3]}),
     }  # fmt: skip
 
 

@@ -237,7 +237,8 @@ def test_pictures_have_class_names(tmp_path, monkeypatch):
 
     seen = {}
     monkeypatch.setattr(report.pictures, "adversarial_grid", lambda path, **given: seen.update(given))
-    outcome = type("Outcome", (), {"sample": {"clean": np.zeros((1, 2, 2, 1))}})
+    sample = {"clean": np.zeros((1, 2, 2, 1)), "delta": np.zeros((1, 2, 2, 1))}
+    outcome = type("Outcome", (), {"sample": sample, "hardest": {}})
     measured = type("Measured", (), {"arrays": lambda self: {}, "attacks": {"pgd": outcome}})()
     attack = {"threat": {"perturbation": "additive", "norm": "linf", "radius": 0.1}, "settings": {"attack": "pgd"}}
     report.write(tmp_path, {"attacks": {"pgd": attack}, "class_names": ["cat", "dog"]}, measured, 1)
