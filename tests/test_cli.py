@@ -92,13 +92,9 @@ def test_every_option_of_every_kind_can_be_overridden(section, kind):
         if sole and option == "norm" or (sole or space != "additive" or of_other) and option == "perturbation":
             continue  # others are refused, see tests/config
         value = OTHER.get(option, "7" if isinstance(before, int) else "0.75")
-        value = (
-            str(not before)
-            if isinstance(before, bool)
-            else {"batch_norm": "eval"}.get(option, "dlr")
-            if value == before
-            else value
-        )
+        if value == before:
+            value = {"batch_norm": "eval"}.get(option, "dlr")
+        value = str(not before) if isinstance(before, bool) else value
         after = cli.overridden(complete(c), [f"--config.{section}.mine.{option}={value}"])[section].mine[option]
         assert after != before, option
         if option == "step_size":
