@@ -81,7 +81,7 @@ def gallery(examples: dict[str, np.ndarray], count: int) -> dict[str, Any]:
     found: dict[str, Any] = {"scale": f"±{scale:.2g}", "cards": [], "grey": clean.shape[-1] == 1}
     if flow is not None:
         magnify, stride = pictures.arrow_scale(flow)
-        found |= {"magnify": f"{magnify:.3g}", "longest": f"{float(np.linalg.norm(flow, axis=-1).max()):.3g}"}
+        found |= {"magnify": f"{magnify:.3g}", "longest": f"{float(np.max(np.linalg.norm(flow, axis=-1))):.3g}"}
     for i in range(len(clean)):
         card: dict[str, Any] = {
             "clean": image(clean[i]),
