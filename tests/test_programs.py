@@ -170,7 +170,7 @@ def test_what_it_prints_without_a_terminal(uninterrupted):
 
 def test_eval_measures_the_workdirs_own_attacks_with_overrides(uninterrupted, folder):
     workdir, *_ = uninterrupted
-    limits = "--config.evaluation.limit=24", "--config.evaluation.split=validation"
+    limits = "--config.evaluation.limit=24", "--config.evaluation.split=validation", "--config.evaluation.checks=0"
     options = "--config.attacks.flow.step_size=1/20", "--config.attacks.flow.radius=1/4"
     out, _ = finish(start("eval.py", f"--workdir={workdir}", *limits, *options, folder=folder))
     ((name, report),) = evaluations(workdir).items()

@@ -99,7 +99,8 @@ def test_a_model_in_parts_has_the_same_values_and_gradients_and_other_sizes_pass
     for size in (6, 4):
         images = jax.random.uniform(jax.random.key(0), (size, 2, 2, 1))
         for one, two in ((whole.eval, parts.eval), (lambda x: whole.train(x)[0], lambda x: parts.train(x)[0])):
-            np.testing.assert_array_equal(one(images), two(images))
+            # tanh in vectors of another width may differ by 2 units in the last place, its square by 4: 5e-7.
+            np.testing.assert_allclose(one(images), two(images), rtol=1e-6)
             gradient = [jax.grad(lambda x, f=f: f(x).sum())(images) for f in (one, two)]
             np.testing.assert_allclose(*gradient, rtol=1e-6)
         np.testing.assert_allclose(parts.train(images)[1]["mean"], images.mean(), rtol=1e-6)
