@@ -56,6 +56,7 @@ def test_the_commands_of_the_page_train_attack_and_report_an_nnx_module_on_a_fol
             cwd=tmp_path, env=environment, capture_output=True, text=True,
         )  # fmt: skip
         assert program == "robust-jax" and done.returncode == 0, done.stderr
+        assert name != "train" or "Now: robust-jax evaluate --workdir=runs/pets --trust=my_models\n" in done.stdout
     config = json.loads((tmp_path / "runs/pets/config.json").read_text())
     assert config["model"]["name"] == "my_models:PetNet"
     reports = [json.loads(file.read_text()) for file in (tmp_path / "runs/pets/evaluations").glob("*/evaluation.json")]

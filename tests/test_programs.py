@@ -174,7 +174,7 @@ def test_eval_measures_the_workdirs_own_attacks_with_overrides(uninterrupted, fo
     options = "--config.attacks.flow.step_size=1/20", "--config.attacks.flow.radius=1/4"
     out, _ = finish(start("eval.py", f"--workdir={workdir}", *limits, *options, folder=folder))
     ((name, report),) = evaluations(workdir).items()
-    assert name == "validation-first_24-flow-radius_0.25-step_size_0.05"
+    assert name == "validation-first_24-checks_0-flow-radius_0.25-step_size_0.05"
     assert (report["split"], report["clean"]["n"], list(report["attacks"])) == ("validation", 24, ["flow"])
     flow = report["attacks"]["flow"]
     assert flow["threat"]["radius"] == 0.25 and flow["settings"]["steps"] == 2

@@ -171,7 +171,7 @@ def test_restore(tmp_path):
         assert repr(found) == f"Trained(digits_cnn on digits, step {step})"
     with pytest.raises(ValueError, match="'newest'.*latest.*best"):
         runs.load(tmp_path, "newest")
-    with pytest.raises(ValueError, match="is no workdir of train.py"):
+    with pytest.raises(ValueError, match="is no workdir of robust-jax train"):
         runs.load(tmp_path / "nowhere")
 
 

@@ -6,7 +6,9 @@ robust-jax train --config=digits_fgr --workdir=runs/digits_fgr [--config.terms.f
 from __future__ import annotations
 
 import shlex
+import sys
 from functools import partial
+from pathlib import Path
 
 from absl import flags, logging
 
@@ -46,4 +48,5 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
     if parallel.is_main():
         own = extensions.modules_of(config.to_dict())
         arguments = [f"--workdir={workdir}", *([f"--trust={','.join(own)}"] if own else [])]
-        print(f"Trained. Now: python eval.py {shlex.join(arguments)}")
+        program = "python eval.py" if Path(sys.argv[0]).name == "train.py" else "robust-jax evaluate"
+        print(f"Trained. Now: {program} {shlex.join(arguments)}")

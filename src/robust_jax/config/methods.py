@@ -308,7 +308,7 @@ def compare(c: ConfigDict, sizes: Sizes, **options: Any) -> None:
     """Gives a config PGD over intensities, flows, rotations with shifts, and a composition, as its only attacks.
 
     The composition has half of both radii: at the whole of both standard training has no accuracy left. Signs of masked
-    gradients and pictures are left out, as there are many methods; for a single one give eval.py
+    gradients and pictures are left out, as there are many methods; for a single one give evaluate
     ``--config.evaluation.checks=64 --config.evaluation.pictures=10``.
     """
     c.evaluation.checks = c.evaluation.pictures = 0

@@ -1,4 +1,4 @@
-"""Evaluates trained work directories: what `eval.py` runs.
+"""Evaluates trained work directories: what `robust-jax evaluate` runs.
 
 `evaluate(["/tmp/standard", "/tmp/fgr"])` restores each model, attacks it, prints one table, and
 leaves
@@ -129,7 +129,7 @@ def evaluate(
     if checkpoint is not None:
         choose("checkpoint", checkpoint, KINDS)
     if not folders:
-        raise ValueError("evaluate got no workdir: give at least one folder that train.py wrote")
+        raise ValueError("evaluate got no workdir: give at least one folder that robust-jax train wrote")
     given: dict[str, Any] = {
         "split": split, "limit": limit, "batch_size": batch_size, "seed": seed, "worst_case_only": worst_case_only,
         "checks": checks, "pictures": pictures, "surfaces": surfaces, "signs": signs,

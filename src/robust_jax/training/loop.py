@@ -1,4 +1,4 @@
-"""`train(config, workdir)`: what train.py calls; it works in notebooks too.
+"""`train(config, workdir)`: what `robust-jax train` calls; it works in notebooks too.
 
 The loop reads as phases: prepare, resume, then blocks of steps, and after some of them log, validate, save.
 """

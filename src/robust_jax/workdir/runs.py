@@ -190,8 +190,8 @@ def _read(workdir: Path) -> dict[str, Any]:
         _check_values(filled, f"{path}: ")
     except ValueError as error:
         raise ValueError(
-            f"{error} Restore it from a copy. In a workdir of your own train.py writes it again if you remove it and "
-            f"start with the same config."
+            f"{error} Restore it from a copy. In a workdir of your own robust-jax train writes it again if you remove "
+            f"it and start with the same config."
         ) from error
     return filled
 
@@ -296,7 +296,9 @@ def restored(
         if saved.step(checkpoint) is None:
             there = [kind for kind in others if saved.step(kind) is not None]
             instead = f", or take the {there[0]} one, --config.evaluation.checkpoint={there[0]}" if there else ""
-            raise ValueError(f"{workdir} holds no {checkpoint} checkpoint: let train.py reach a validation{instead}.")
+            raise ValueError(
+                f"{workdir} holds no {checkpoint} checkpoint: let robust-jax train reach a validation{instead}."
+            )
         found = saved.newest((checkpoint, *others))
     if found.notes and found.notes["config"]:
         way_out = f"{workdir / 'config.json'} or the checkpoints are not the run's own, put them back"

@@ -29,9 +29,9 @@ def read(workdir: Path) -> dict[str, Any]:
         why = "it " + str(error).removeprefix(f"{path} ").rstrip(".")
     if (copy := _copy(workdir)) is None:
         if not path.exists():
-            raise ValueError(f"{path} does not exist: {workdir} is no workdir of train.py.")
+            raise ValueError(f"{path} does not exist: {workdir} is no workdir of robust-jax train.")
         raise ValueError(
-            f"{path} is damaged ({why}), and no checkpoint holds a copy: put back the file, which train.py wrote."
+            f"{path} is damaged ({why}), and no checkpoint holds a copy: put back what robust-jax train wrote."
         )
     source, config = copy
     logging.warning("%s is damaged (%s): using the copy in %s.", path, why, source)
