@@ -2,6 +2,7 @@
 # make test         lint, types, and all tests but the slowest
 # make test-all     the slowest tests too
 # make test-quick   lint, types, and the tests in which this package meets JAX, Flax, Orbax and the file system most
+# make wheel        build the package, install it alone, and train, attack and report with it in an empty folder
 # make docs         the documentation site, build/docs/index.html; runs its notebooks
 # make constraints  pin the newest version of everything that `make` installs
 # make audit        known vulnerabilities of the pinned versions, and those that have newer ones
@@ -15,7 +16,7 @@ INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint cons
 # Lint what git knows: scratch files and the folders that runs leave are the user's own.
 SOURCES = $(or $(shell git ls-files '*.py' 2>/dev/null),.)
 
-.PHONY: demo lint test test-quick test-all docs constraints audit clean
+.PHONY: demo lint test test-quick test-all docs wheel constraints audit clean
 
 demo: $(VENV)/installed
 	$(BIN)/python train.py --config=digits_standard --workdir=runs/digits_standard
@@ -34,6 +35,14 @@ test-quick: lint
 	$(BIN)/pytest --numprocesses=2 --dist=worksteal -m "not slow" tests/attacks/test_pgd.py tests/data tests/options \
 	  tests/parallel tests/penalties tests/training tests/workdir tests/test_cli.py tests/test_extensions.py \
 	  tests/test_imports.py tests/test_programs.py
+
+wheel: $(VENV)/installed-test
+	rm -rf build/wheel build/bare
+	$(BIN)/python -m build --outdir build/wheel .
+	$(BIN)/twine check --strict build/wheel/*
+	$(BIN)/uv venv --quiet --python $(BIN)/python build/bare
+	$(BIN)/uv pip install --quiet --python build/bare/bin/python --constraint constraints.txt build/wheel/*.whl
+	ROBUST_JAX_PROGRAM=$(CURDIR)/build/bare/bin/robust-jax $(BIN)/pytest tests/test_own_folder.py
 
 test-all: $(VENV)/installed-test
 	$(BIN)/pytest --numprocesses=2 --dist=worksteal

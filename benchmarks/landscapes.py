@@ -55,7 +55,7 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
     images, labels = (jnp.asarray(np.asarray(v)) for v in data.first_examples(test, options.images))
     right = np.all([np.asarray(jax.jit(f)(images)).argmax(-1) == labels for f in models.values()], 0)
     images, labels = images[right], labels[right]
-    draw(models, images, labels, options, out)
+    distances = draw(models, images, labels, options, out)
 
     found = {
         radius: {name: bounds(f, images, labels, rj.ThreatModel("flow", "linf", float(radius)))
@@ -65,7 +65,7 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
     whole = trace() | {
         "versions": versions(), "attack": f"pgd, {PGD}", "images": len(images), "of the first": options.images,
         "workdirs": {name: run.config.to_dict()["terms"] for name, run in zip(options.names, loaded, strict=True)},
-        "seconds": round(time.perf_counter() - start), "radii": found,
+        "seconds": round(time.perf_counter() - start), "median distances": distances, "radii": found,
     }  # fmt: skip
     path = out / "results" / f"{options.prefix}_flow_bounds.json"
     write_atomically(path, (json.dumps(whole, indent=1) + "\n").encode())
@@ -91,8 +91,8 @@ def bounds(logits_fn: Any, images: Any, labels: Any, threat: rj.ThreatModel) -> 
     }
 
 
-def draw(models: dict[str, Any], images: Any, labels: Any, options: flags.FlagValues, out: Path) -> None:
-    """Draws the pictures; each model is attacked by its own δ."""
+def draw(models: dict[str, Any], images: Any, labels: Any, options: flags.FlagValues, out: Path) -> dict[str, float]:
+    """Draws the pictures, each model attacked by its own δ; returns the median distances to the boundary."""
     few, of_few = images[: options.shown], labels[: options.shown]
 
     def path(kind: str) -> Path:
@@ -122,6 +122,7 @@ def draw(models: dict[str, Any], images: Any, labels: Any, options: flags.FlagVa
     landscape_pictures.histograms(
         distances, xlabel="distance to the boundary, additive l2, found by DDN", path=path("distances")
     )
+    return {name: float(np.median(one)) for name, one in distances.items()}
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -15,10 +16,15 @@ from robust_jax import parallel
 def trace() -> dict[str, Any]:
     """What is written beside every number."""
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": portable(shlex.join(["python", *sys.argv])),
         "hardware": f"{parallel.device_count()} × {parallel.device_kind()}, {os.cpu_count()} CPU cores",
         "revision": revision(),
     }
+
+
+def portable(command: str) -> str:
+    """A command without what is of one machine: the data's folder, and the folders that absolute paths are in."""
+    return re.sub(r"(?<=[ =,])/[^\s,]*/(?=[^\s,/]+/[^\s,/]+)", "", re.sub(r" --data_dir=\S+", "", command))
 
 
 def revision() -> str:

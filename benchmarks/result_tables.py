@@ -32,8 +32,52 @@ def filled(page: str) -> str:
 
 
 def rendered(path: Path) -> str:
-    """One table as Markdown: accuracies in per cent, and below it what they are and where they come from."""
+    """The table of one file as Markdown, and below it what the numbers are and where they come from."""
     measured = json.loads(path.read_text())
+    kinds = {"rows": _accuracies, "radii": _bounds, "evaluations": _evaluations}
+    return next(render(path, measured) for key, render in kinds.items() if key in measured)
+
+
+def _source(measured: Mapping[str, Any], path: Path) -> str:
+    return f"On {measured['hardware']}, revision {measured['revision']}; {path.name}, from `{measured['command']}`."
+
+
+def _bounds(path: Path, measured: Mapping[str, Any]) -> str:
+    """The bounds of landscapes.py: a row per radius and model."""
+    shares = ("within the flow bound", "within the image bound")
+    medians = ("median change", "median flow bound", "median image bound", "median forward bound")
+    rest = ("median of image / flow", "rank correlation of change and flow bound",
+            "rank correlation of change and image bound")  # fmt: skip
+    heads = ["radius, px", "training", *(f"{name}, %" for name in shares), *medians, *rest]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for radius, models in measured["radii"].items():
+        for name, found in models.items():
+            cells = [f"{100 * found[key]:.0f}" for key in shares] + [f"{found[key]:.3g}" for key in (*medians, *rest)]
+            lines.append(f"| {radius} | {name} | " + " | ".join(cells) + " |")
+    note = (
+        f"{measured['images']} test images that all models classify correctly; the change is that under "
+        f"{measured['attack']}. {_source(measured, path)}"
+    )
+    return "\n".join([*lines, "", note])
+
+
+def _evaluations(path: Path, measured: Mapping[str, Any]) -> str:
+    """Evaluations as they are: a row per model, a column per attack."""
+    reports = measured["evaluations"]
+    columns = list(next(iter(reports.values()))["attacks"])
+    heads = ["run", "clean", *(f"`{column}`" for column in columns)]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for name, report in reports.items():
+        cells = [_cell([one]) for one in (report["clean"], *(report["attacks"][column] for column in columns))]
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    report = next(iter(reports.values()))
+    attacks = [f"- `{column}`: {_attack(report['attacks'][column])}" for column in columns]
+    note = f"Accuracy in per cent on the first {report['clean']['n']} test images. {_source(measured, path)}"
+    return "\n".join([*lines, "", note, "", *attacks])
+
+
+def _accuracies(path: Path, measured: Mapping[str, Any]) -> str:
+    """A table of reproduce.py: accuracies in per cent, a row per way of training."""
     columns, worst = measured["columns"], measured["worst"]
     universal = [f"{name}, {which}" for name in measured["universal"] for which in ("targeted ↓", "untargeted")]
     heads = ["training", "clean", *(f"`{column}`" for column in columns), *worst, *universal, "minutes"]

@@ -273,6 +273,18 @@ def test_options_of_the_model_are_overridden_by_name():
     assert changed.model.options.to_dict() == {"dropout": 0.5, "activation": "silu"}
 
 
+def test_an_override_may_give_options_of_the_optimiser_and_writers():
+    config = base()
+    config.terms.ce = dict(kind="cross_entropy")
+    given = ["--config.optimizer.name=lion", "--config.optimizer.options.b2=9/10", "--config.writers=('wandb',)"]
+    changed = cli.overridden(complete(config), given)
+    assert changed.optimizer.options.to_dict() == {"b2": 0.9} and changed.writers == ("wandb",)
+    with pytest.raises(ValueError, match=r"optimizer.options \(of sgd\)='b2' is unknown"):
+        cli.overridden(complete(config), given[1:2])
+    with pytest.raises(ValueError, match="writers.*tuple"):
+        cli.overridden(complete(config), ["--config.writers=wandb"])
+
+
 def test_a_config_with_an_argument_has_a_workdir_of_its_own():
     assert cli.default_workdir("configs/digits_methods.py:trades") == "runs/digits_methods_trades"
     assert cli.default_workdir("configs/digits_fgr.py") == "runs/digits_fgr"

@@ -29,7 +29,13 @@ def test_flags_are_the_ball_the_options_of_the_attack_and_what_is_evaluated(call
     flags += " --random_start=false --restarts=3 --option=momentum=0.9 --limit=100 --seed 3 --out=mine"
     commands.main(["attack", "runs/a", *flags.split(), "runs/b"])
     ((workdirs, attacks, given),) = called
-    assert workdirs == ["runs/a", "runs/b"] and given == {"limit": 100, "seed": 3, "out": "mine", "trust": ()}
+    assert workdirs == ["runs/a", "runs/b"] and given == {
+        "limit": 100,
+        "seed": 3,
+        "out": "mine",
+        "save_adversarial": False,
+        "trust": (),
+    }
     assert attacks == {"pgd": dict(
         kind="pgd", perturbation=("flow", "additive"), radius=(0.155, 8 / 255), steps=100, loss="margin",
         random_start=False, restarts=3, momentum=0.9,
@@ -37,14 +43,12 @@ def test_flags_are_the_ball_the_options_of_the_attack_and_what_is_evaluated(call
 
 
 def test_a_name_a_norm_and_a_curve(called):
-    flags = (
-        "--attack=pgd --space=additive --norm=l2 --radius=1/2 --curve=0,0.5,1 --name=mine --split=train"
+    flags = "--attack=pgd --space=additive --norm=l2 --radius=1/2 --curve=0,0.5,1 --name=mine --split=train"
     flags += " --random_start"
-    )
     commands.main(["attack", "runs/a", *flags.split()])
     ((_, attacks, given),) = called
     curve = (0, 0.5, 1)
-    assert given == {"split": "train", "trust": ()}
+    assert given == {"split": "train", "save_adversarial": False, "trust": ()}
     assert attacks == {
         "mine": dict(kind="pgd", perturbation="additive", norm="l2", radius=0.5, curve=curve, random_start=True)
     }

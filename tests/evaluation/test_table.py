@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from robust_jax.evaluation import table
 
+LARGEST = {"largest": {"size": 1.0, "excess": 0.0}}
+
 
 def report(accuracy, n=100):
     rate = {"accuracy": accuracy, "interval": [accuracy, accuracy], "n": n}
@@ -40,3 +42,14 @@ def test_a_composition_has_a_radius_for_each_part():
     assert table.threat_of({"threat": threat | {"norm": ["linf", "l2"]}}) == "flow+additive linf, l2 0.155, 0.03137"
     affine = {"perturbation": "affine", "norm": "linf", "radius": [[20, 2, 2], 0.1], "unit": ""}
     assert table.threat_of({"threat": affine}) == "affine linf [[20, 2, 2], 0.1]"
+
+
+def test_where_the_table_is_too_wide_intervals_have_lines_of_their_own(monkeypatch, capsys):
+    threat = {"perturbation": "flow", "norm": "linf", "radius": 0.155, "unit": "px per axis"}
+    entry = report(0.98)["clean"] | {"threat": threat, "settings": {"attack": "pgd", "steps": 20, "restarts": 3}}
+    reports = {name: report(0.98) | {"attacks": {"flow_0_155": entry | LARGEST}} for name in ("standard", "fgr")}
+    for width, cell in ((120, " 98.0% [98.0, 98.0] "), (80, " [98.0, 98.0] ")):
+        monkeypatch.setattr(table, "_console", lambda width=width: table.Console(width=width))
+        table.show(reports)
+        lines = capsys.readouterr().out.splitlines()
+        assert all(len(line) <= width for line in lines) and sum(line.count(cell) for line in lines) == 4

@@ -103,3 +103,8 @@ def test_a_model_in_parts_has_the_same_values_and_gradients_and_other_sizes_pass
             gradient = [jax.grad(lambda x, f=f: f(x).sum())(images) for f in (one, two)]
             np.testing.assert_allclose(*gradient, rtol=1e-6)
         np.testing.assert_allclose(parts.train(images)[1]["mean"], images.mean(), rtol=1e-6)
+
+
+def test_counts_among_statistics_stay_whole():
+    mean = accumulation.mean(lambda i, part: {"seen": jnp.int32(7), "mean": part.mean()}, jnp.arange(6.0), 3)
+    assert mean["seen"].dtype == jnp.int32 and int(mean["seen"]) == 7 and float(mean["mean"]) == 2.5

@@ -44,6 +44,8 @@ def define(options: flags.FlagValues) -> None:
     text("checkpoint", help="best or latest.")
     text("data_dir", help="Of the prepared datasets.")
     text("out", help="The name of the evaluation; of several workdirs, the folder of their comparison.")
+    words = "Keeps adversarial images and δ in adversarial.npz."
+    flags.DEFINE_bool("save_adversarial", False, words, flag_values=options)
     flags.DEFINE_list("trust", [], "The modules, with commas, that workdirs may name parts of.", flag_values=options)
 
 
@@ -54,7 +56,7 @@ def rewritten(arguments: Sequence[str], options: flags.FlagValues) -> list[str]:
     while rest:
         argument = rest.pop(0)
         name, equals, value = argument.lstrip("-").partition("=")
-        if not argument.startswith("--") or name in options or not name.isidentifier():
+        if not argument.startswith("--") or name in (*options, "help") or not name.isidentifier():
             found.append(argument)
             if argument.startswith("--") and not equals and name in options and rest:
                 found.append(rest.pop(0))  # the value of a flag
@@ -79,7 +81,8 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
         choose("--attack", options.attack or "", ATTACKS, ", or module:name of your own")
     name = options.name or options.attack.rpartition(":")[2]
     names = ("split", "limit", "seed", "batch_size", "checks", "pictures", "checkpoint", "data_dir", "out")
-    given = {key: options[key].value for key in names if options[key].value is not None}
+    given: dict[str, Any] = {key: options[key].value for key in names if options[key].value is not None}
+    given["save_adversarial"] = options.save_adversarial
     evaluate(workdirs, {name: spec_of(options)}, **given, trust=cli.trusted(options.trust))
 
 

@@ -34,6 +34,8 @@ def define(options: flags.FlagValues) -> None:
     flags.DEFINE_string("out", None, text, flag_values=options)
     flags.DEFINE_bool("list", False, "Lists the evaluations that there are, and measures nothing.", flag_values=options)
     flags.DEFINE_bool("report", False, "Also writes report.html, as robust-jax report does.", flag_values=options)
+    text = "Keeps adversarial images and δ in adversarial.npz."
+    flags.DEFINE_bool("save_adversarial", False, text, flag_values=options)
     flags.DEFINE_list("trust", [], "The modules, with commas, that configs may name parts of.", flag_values=options)
 
 
@@ -64,6 +66,7 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
         **(config.evaluation if options.config else overridden),
         data_dir=config.data.data_dir if "data.data_dir" in paths else None,
         out=options.out,
+        save_adversarial=options.save_adversarial,
         trust=trust,
     )
     if options.report and parallel.is_main():

@@ -31,7 +31,7 @@ RANGES: dict[str, Range] = {
     "data.validation": Range(above=0, below=1),  # checkpoints are chosen on the validation split
     **dict.fromkeys(("data.limit", "data.eval_resize", "data.size"), Range(least=0)),
     "data.test": Range(above=0, below=1),
-    **dict.fromkeys([f"data.augment.{key}" for key in ("resize", "padding")], Range(least=0)),
+    **dict.fromkeys([f"data.augment.{key}" for key in ("resize", "padding")], Range(least=0, most=10_000)),  # pixels
     **dict.fromkeys(("data.augment.mixup", "data.augment.cutmix"), Range(least=0)),
     "model.mean": Range(tuples=True),
     "model.std": Range(above=0, tuples=True),

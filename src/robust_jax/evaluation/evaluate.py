@@ -27,7 +27,9 @@ needs no workdir.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +63,7 @@ def evaluate(
     surfaces: int | None = None,
     signs: Sequence[str] | None = None,
     out: str | None = None,
+    save_adversarial: bool = False,
     progress: bool = True,
     trust: Sequence[str] = (),
     dataset: Any = None,
@@ -94,6 +97,8 @@ def evaluate(
       out: of one workdir the name of the evaluation, a folder in ``WORKDIR/evaluations``; by default it is made from
         what is evaluated. Of several workdirs the folder of the comparison. What is measured again replaces its own
         files, and nothing else.
+      save_adversarial: whether ``adversarial.npz`` keeps the adversarial images and δ of every attack, see
+        `robust_jax.evaluation.adversarial_set`; all attacks run then, also those that finished before an interruption.
       progress: whether to show a progress bar, on a terminal or in a notebook.
       trust: modules whose parts the workdirs may name, such as ``("my_parts",)`` for ``kind="my_parts:entropy"``:
         importing a module runs its code, and a workdir may come from anyone. It also holds for the workdirs of the
@@ -145,8 +150,11 @@ def evaluate(
         chosen = chosen_attacks(restored.config.attacks if attacks is None else attacks, data_dir, trust, objects)
         name = None if several_differ else out
         place = _place(folder, restored, chosen, settings, name, checkpoint, attacks is None)
-        with explained(folder, "Attacks that finished are kept in evaluation_unfinished if that could be written"):
-            measured = measure(folder, place, restored, chosen, settings, progress)
+        with (
+            explained(folder, "Attacks that finished are kept in evaluation_unfinished if that could be written"),
+            _waiting(place, save_adversarial and parallel.is_main()) as waiting,
+        ):
+            measured = measure(folder, place, restored, chosen, settings, progress, waiting)
         reports[str(folder)] = measured.report
         configs.append(restored.config)
         prints.append(measured.prints)
@@ -165,10 +173,25 @@ def _tell(reports: dict[str, dict[str, Any]], sweep: tuple[str, Sequence[Any]] |
     table.show(reports, [stored.folder_of(folder, report["name"]) for folder, report in reports.items()])
     if len(reports) > 1:
         with explained(Path(next(iter(reports))).parent, "The evaluations themselves are written"):
-            print(printable(f"Compared in {comparison.keep(reports, sweep, out)}"))
+            folder = os.path.relpath(path := comparison.keep(reports, sweep, out))
+            print(printable(f"Compared in {path if folder.startswith('..') else folder}"))
     held = {folder: stored.evaluations(folder) for folder in reports}
     others = {f: {n: r for n, r in found.items() if n != reports[f]["name"]} for f, found in held.items()}
     table.show_stored(others, besides=True)
+
+
+@contextmanager
+def _waiting(place: Place, wanted: bool) -> Iterator[Path | None]:
+    """Where adversarial images wait beside the evaluations until theirs is finished; None if they are not wanted."""
+    if not wanted:
+        yield None
+        return
+    from robust_jax.evaluation.adversarial_set import FILE
+
+    place.name()  # nothing is in the way
+    place.root.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.root, prefix=".", suffix=".tmp") as folder:
+        yield Path(folder) / FILE
 
 
 def _place(

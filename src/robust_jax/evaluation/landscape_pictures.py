@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from robust_jax.evaluation.curves import COLOURS
 from robust_jax.evaluation.landscapes import FlowBounds, Gradients, Surface
-from robust_jax.evaluation.pictures import MUTED, SIGNED, Target
+from robust_jax.evaluation.pictures import MUTED, SIGNED, Picture, Target
 from robust_jax.options.signatures import checks_arguments
 
 
@@ -120,7 +120,7 @@ def histograms(
     low, high = (f(np.concatenate(list(drawn.values()))) for f in (np.min, np.max))
     high = high if high > low else low + 1e-6
     bins = np.geomspace(low, high, 41) if log else np.linspace(low, high, 41)
-    figure = Figure(figsize=(6.4, 3.6), dpi=150, layout="constrained")
+    figure = Picture(figsize=(6.4, 3.6), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for index, (name, one) in enumerate(drawn.items()):
         colour, rest = COLOURS[index % len(COLOURS)], len(every[name]) - len(one)
@@ -148,7 +148,7 @@ def bound_chart(
       path: the PNG file, or an open binary file.
       title: above the chart.
     """
-    figure = Figure(figsize=(3.4 * len(changes), 3.5), dpi=150, layout="constrained")
+    figure = Picture(figsize=(3.4 * len(changes), 3.5), dpi=150, layout="constrained")
     panels = np.reshape(figure.subplots(1, len(changes), sharex=True, sharey=True), -1)
     for axes, (name, change) in zip(panels, changes.items(), strict=True):
         for kind, colour in (("flow", COLOURS[0]), ("image", COLOURS[1])):
@@ -164,7 +164,7 @@ def bound_chart(
 
 
 def _figure(rows: int, columns: int, size: float, title: str) -> tuple[Figure, np.ndarray]:
-    figure = Figure(figsize=(0.9 + size * columns, 0.7 + size * rows), dpi=150, layout="constrained")
+    figure = Picture(figsize=(0.9 + size * columns, 0.7 + size * rows), dpi=150, layout="constrained")
     axes = np.reshape(figure.subplots(rows, columns), (rows, columns))
     for one in axes.flat:
         one.set(xticks=[], yticks=[])

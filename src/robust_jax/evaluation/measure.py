@@ -81,6 +81,7 @@ def measure(
     attacks: Mapping[str, Attack],
     settings: Settings,
     progress: bool = True,
+    save: Path | None = None,
 ) -> Measured:
     """Measures one workdir and writes the files of the evaluation.
 
@@ -91,6 +92,8 @@ def measure(
       attacks: NAME -> attack.
       settings: how to measure.
       progress: whether to show a progress bar, on a terminal or in a notebook.
+      save: where the adversarial images wait until they are moved to the folder of the evaluation; None: they are not
+        kept.
 
     Raises:
       ValueError: a folder where the results are to be written; a name that is taken by another evaluation.
@@ -112,6 +115,7 @@ def measure(
             place=parallel.spread, worst_case_only=settings.worst_case_only, progress=_Lines(bar, n, attacks),
             finished=outcome_cache.load(workdir, attacks, prints),
             keep=outcome_cache.saver(workdir, prints if parallel.is_main() else {}),
+            save=save,
         )  # fmt: skip
         if settings.checks and measured.images is not None:
             measured = dataclasses.replace(measured, images=measured.images[: settings.checks])
@@ -134,6 +138,8 @@ def measure(
 
     def write(folder: Path, name: str) -> dict[str, Any]:
         stored.remove_pictures(folder)
+        if save:
+            save.replace(folder / save.name)
         drawn = settings.pictures, workdir.name, settings.surfaces
         return report.write(folder, summary | {"name": name}, measured, *drawn)
 

@@ -15,6 +15,7 @@ from robust_jax.evaluation import curves, landscape_files, pictures
 from robust_jax.evaluation import drawn as drawn_examples
 from robust_jax.evaluation.outcomes import PerExample
 from robust_jax.evaluation.stored import EXAMPLES, REPORT
+from robust_jax.evaluation.summary import Summary
 from robust_jax.evaluation.table import Reports, effort_of, labels_of, space_of, threat_of
 from robust_jax.files import file_name, printable, write_atomically
 
@@ -26,7 +27,7 @@ def write(
     drawn: int,
     label: str = "model",
     surfaces: int = 0,
-) -> dict[str, Any]:
+) -> Summary:
     """Writes the files of one evaluation; the JSON comes last, so that if it exists all others do.
 
     Args:
@@ -57,7 +58,7 @@ def write(
     for kind, name, png in landscape_files.drawn(measured, surfaces, jax.random.key(report.get("seed", 0))):
         drawn_now.append(picture_of(kind, name) if name else f"{kind}.png")
         write_atomically(folder / drawn_now[-1], png)
-    whole = {**report, "pictures": drawn_now}
+    whole = Summary({**report, "pictures": drawn_now})
     write_json(folder / REPORT, whole)
     return whole
 

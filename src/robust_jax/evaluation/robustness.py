@@ -15,9 +15,11 @@ measured.
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -31,6 +33,7 @@ from robust_jax import losses
 from robust_jax.attacks.wrappers import as_pytree
 from robust_jax.checks import check_attack_name, check_batch
 from robust_jax.evaluation import drawn
+from robust_jax.evaluation.adversarial_set import AdversarialSet, rows_of
 from robust_jax.evaluation.attack import Attack
 from robust_jax.evaluation.batching import Batch, Rows, as_batches, in_parts, selected, with_ids_and_masks
 from robust_jax.evaluation.outcomes import Outcome, PerExample, contradiction
@@ -58,6 +61,7 @@ def robustness(
     finished: Mapping[str, Outcome] | None = None,
     keep: Callable[[str, Outcome], None] | None = None,
     progress: Progress | None = None,
+    save: str | os.PathLike[str] | None = None,
 ) -> PerExample:
     """Measures every example, clean and under every attack.
 
@@ -83,6 +87,8 @@ def robustness(
       keep: called as `keep(NAME, outcome)` after an attack has run.
       progress: called as `progress(NAME, robust, examples)` after every batch at every radius, and once for all
         examples that an attack need not see.
+      save: a file ``.npz`` that keeps the adversarial images, δ and predictions of all attacks at their own radii,
+        see `robust_jax.evaluation.adversarial_set`. All attacks run then, also those with ``finished`` outcomes.
 
     Returns:
       The results per example; `summarise` turns them into accuracies.
@@ -95,25 +101,45 @@ def robustness(
     report = progress or (lambda *_: None)
     batches = as_batches(batches, batch_size)
     check_key(key, None)
-    measured, largest = _clean_images(model, batches, place, report)
+    with nullcontext() if save is None else AdversarialSet(save) as kept:
+        measured, largest = _clean_images(model, batches, place, report, kept)
+        finished = {} if finished is None or kept else finished
+        trial = _Trial(model, model, None, key, place, largest, kept)
+        _run_attacks(trial, attacks, batches, measured, worst_case_only, finished, keep, report)
+        if kept:
+            kept.write(measured)
+    return measured
+
+
+def _run_attacks(
+    common: _Trial,
+    attacks: Mapping[str, Attack],
+    batches: Iterable[Batch],
+    measured: PerExample,
+    worst_case_only: bool,
+    finished: Mapping[str, Outcome],
+    keep: Callable[[str, Outcome], None] | None,
+    report: Progress,
+) -> None:
+    """Adds the outcome of every attack to what was measured."""
     left = measured.correct
     for name, attack in attacks.items():
         seen, before = (left, tuple(measured.attacks)) if worst_case_only else (np.ones_like(left), None)
         if before is not None:
             attack = dataclasses.replace(attack, curve=())
             report(name, 0, int((~left).sum()))
-        if finished and name in finished and _fits(name, finished[name], measured, seen):
+        if name in finished and _fits(name, finished[name], measured, seen):
             outcome = dataclasses.replace(finished[name], attack=attack)
             report(name, int((~outcome.broken).sum()), int(seen.sum()) * len(attack.multiples()))
         else:
-            source = model if attack.source is None else as_pytree(attack.source.logits_fn)
-            trial = _Trial(model, source, attack, jax.random.fold_in(key, zlib.crc32(name.encode())), place, largest)
+            source = common.model if attack.source is None else as_pytree(attack.source.logits_fn)
+            own_key = jax.random.fold_in(common.key, zlib.crc32(name.encode()))
+            trial = common._replace(source=source, attack=attack, key=own_key, name=name)
             outcome = _outcome(trial, batches, measured, seen, partial(_report_radius, report, name))
             if keep:
                 keep(name, outcome)
         measured.attacks[name] = dataclasses.replace(outcome, after=before)
         left = left & ~outcome.broken
-    return measured
 
 
 def _attack(name: str, attack: Any) -> Attack:
@@ -147,14 +173,18 @@ class _Trial(NamedTuple):
       key: of this attack.
       place: applied to a batch before the model sees it.
       largest: the size of the largest batch.
+      kept: gathers the adversarial images, if they are kept.
+      name: of the attack.
     """
 
     model: Any
     source: Any
-    attack: Attack
+    attack: Any
     key: Key[Array, ""]
     place: Callable[[Batch], Batch]
     largest: int
+    kept: AdversarialSet | None = None
+    name: str = ""
 
 
 def _report_radius(report: Progress, name: str, multiple: float, robust: int, examples: int) -> None:
@@ -162,7 +192,11 @@ def _report_radius(report: Progress, name: str, multiple: float, robust: int, ex
 
 
 def _clean_images(
-    model: Any, batches: Iterable[Batch], place: Callable[[Batch], Batch], report: Progress
+    model: Any,
+    batches: Iterable[Batch],
+    place: Callable[[Batch], Batch],
+    report: Progress,
+    kept: AdversarialSet | None = None,
 ) -> tuple[PerExample, int]:
     """The predictions and losses of the clean images, without attacks, and the size of the largest batch."""
     clean, few, missing, largest = [], [], FEW, 0
@@ -174,6 +208,8 @@ def _clean_images(
         check_batch(batch["image"], batch["label"], model)
         rows, size = in_parts(partial(_clean_rows, model, place), batch, size)
         clean.append(rows)
+        if kept:
+            kept.add({"images": np.asarray(batch["image"])[batch["mask"]]})
         largest = max(largest, len(batch["mask"]))
         report("clean", int((rows["prediction"] == rows["label"]).sum()), len(rows["label"]))
     if not any(len(rows["label"]) for rows in clean):
@@ -215,6 +251,8 @@ def _outcome(
             sample.update(drawn.first_of_each_class(part, images, delta, before, rows["prediction"]))
         if multiple == 1:
             hardest.update(drawn.hardest(hardest, part, images, delta, rows, measured))
+        if multiple == 1 and trial.kept:
+            rows |= _host(rows_of(trial.name, images, delta), part["mask"])
         return rows
 
     for batch in selected(with_ids_and_masks(batches), seen, trial.largest):
@@ -223,7 +261,9 @@ def _outcome(
         for multiple, rows in found.items():
             start = time.perf_counter()
             new, size = in_parts(partial(run, multiple, before), batch, size)
-            rows.append(new)
+            rows.append({name: row for name, row in new.items() if "/" not in name})
+            if trial.kept:
+                trial.kept.add({name: row for name, row in new.items() if "/" in name})
             seconds += time.perf_counter() - start
             right = (before == labels) & (new["prediction"] == labels)
             report(multiple, int(right.sum()), len(labels))

@@ -28,7 +28,9 @@ def show(reports: Reports, written: Iterable[Path] = ()) -> None:
       written: the folders that hold their files, in the same order.
     """
     console = _console()
-    console.print(_table(reports))
+    table = _table(reports)
+    fits = table.__rich_measure__(console, console.options.update(max_width=10_000)).maximum <= console.width
+    console.print(table if fits else _table(reports, "\n"))
     for label, report in zip(labels_of(reports), reports.values(), strict=True):
         if attacks := report["attacks"].values():
             size, excess = (max(float(a["largest"][k]) for a in attacks) for k in ("size", "excess"))
@@ -85,7 +87,7 @@ def rows_of(reports: Reports) -> dict[tuple[str, str, str], dict[str, Any]]:
     return {row: rows[row] for row in sorted(rows, key=lambda row: row[0] == "worst case")}
 
 
-def _table(reports: Reports) -> Table:
+def _table(reports: Reports, before_interval: str = " ") -> Table:
     """Accuracies with their intervals: a row per attack, a column per workdir."""
     sizes = sorted({report["clean"]["n"] for report in reports.values()})
     split = next(iter(reports.values())).get("split")
@@ -97,14 +99,14 @@ def _table(reports: Reports) -> Table:
     for label in labels:
         table.add_column(Text(label), justify="right")
     for row, entries in rows_of(reports).items():
-        cells = (*row, *(_accuracy(entries[label]) if label in entries else "" for label in labels))
+        cells = (*row, *(_accuracy(entries[label], before_interval) if label in entries else "" for label in labels))
         table.add_row(*(Text(printable(cell)) for cell in cells))  # names are no markup
     return table
 
 
-def _accuracy(entry: Mapping[str, Any]) -> str:
+def _accuracy(entry: Mapping[str, Any], before_interval: str) -> str:
     low, high = entry["interval"]
-    return f"{100 * entry['accuracy']:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{100 * entry['accuracy']:.1f}%{before_interval}[{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def labels_of(folders: Iterable[str]) -> list[str]:
@@ -133,7 +135,7 @@ def threat_of(attack: Mapping[str, Any]) -> str:
 def effort_of(attack: Mapping[str, Any]) -> str:
     """The attack's effort, "pgd, 20 steps × 3 restarts", and the model that it was made on if that is another."""
     settings = attack["settings"]
-    steps = f", {settings['steps']} steps" if "steps" in settings else ""
+    steps = "".join(f", {settings[key]} {key}" for key in ("steps", "queries") if settings.get(key) is not None)
     restarts = f" × {settings['restarts']} restarts" if settings.get("restarts", 1) != 1 else ""
     source = f", made on {settings['source']}" if "source" in settings else ""
     left = ", on what was left" if attack.get("after") else ""

@@ -156,7 +156,7 @@ def test_what_is_missing_or_damaged_is_said(folders, tmp_path):
     (worn / "evaluations" / "test-seed_1" / "evaluation.json").write_text('{"clean": {}}')
     (worn / "config.json").write_text("{")
     (worn / "metrics.jsonl").unlink()
-    (worn / "loss_surface.png").write_bytes(b"\x89PNG\r\n\x1a\n...")
+    (worn / "evaluations" / "test" / "loss_surface_a.png").write_bytes(b"\x89PNG\r\n\x1a\n...")
     report = rj.report(worn)
     notes = "\n".join(report.page["notes"])
     for piece in ("its examples cannot", "its pictures cannot", "is no evaluation", "its config cannot"):
@@ -167,6 +167,18 @@ def test_what_is_missing_or_damaged_is_said(folders, tmp_path):
     plates = [a["src"] for tag, a in parsed.tags if tag == "img" and a.get("class") == "plate"]
     assert base64.b64decode(plates[-1].partition(",")[2]) == b"\x89PNG\r\n\x1a\n..."
     assert len(plates) == 3
+
+
+@pytest.mark.parametrize("norm", [None, {"a": 1}, [["linf"]], "<script>"])
+def test_no_threat_model_ends_in_an_exception(folders, tmp_path, norm):
+    workdir = tmp_path / "odd"
+    shutil.copytree(folders[1], workdir)
+    path = workdir / "evaluations" / "test" / "evaluation.json"
+    content = json.loads(path.read_text())
+    content["attacks"]["flow <b>"]["threat"]["norm"] = norm
+    path.write_text(json.dumps(content))
+    for format in ("html", "csv", "latex", "markdown"):
+        assert rj.report(workdir).text(format)
 
 
 @pytest.mark.parametrize("key", ["attacks", "class_names", "versions", "warnings", "split", "seed"])
@@ -214,7 +226,7 @@ def test_classes_beyond_twenty_become_the_worst_and_the_most_frequent_confusions
     wrong = np.where(label == 7, 9, label)
     entry = {"per_class": {str(k): {"accuracy": float(k != 7), "n": 3} for k in range(100)}}
     report = {"clean": entry, "worst_case": entry, "attacks": {}, "class_names": CLASSES}
-    evaluation = sources.Evaluation("", folders[0], report, {"label": label, "clean/prediction": wrong}, {})
+    evaluation = sources.Evaluation("", folders[0], report, {"label": label, "clean/prediction": wrong}, {}, {})
     (matrix,) = details.confusions(evaluation)
     assert matrix["counts"] is None and matrix["frequent"] == ["7 → 9: 3"]
     table = details.per_class(evaluation)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import re
+import shutil
 
 import pytest
 
 import robust_jax as rj
 from robust_jax import commands
+from robust_jax.commands import evaluate
 
 
 def test_csv_has_a_row_per_evaluation_and_attack_with_plain_numbers(folders, reports):
@@ -67,3 +69,14 @@ def test_a_mistake_is_one_message(arguments, message, folders, capsys):
         commands.main([argument.format(folders[1]) for argument in arguments])
     error = capsys.readouterr().err
     assert end.value.code == 2 and message in error and error.count("\n") == 1
+
+
+def test_evaluate_also_writes_the_page(folders, tmp_path, monkeypatch, capsys):
+    workdir = tmp_path / "two"
+    shutil.copytree(folders[1], workdir)
+    monkeypatch.setattr(evaluate, "evaluate", lambda *_, **__: None)
+    for flag in ((), ("--report",)):
+        assert not (workdir / "report.html").exists()
+        commands.main(["evaluate", str(workdir), *flag])
+    assert f"Written to {workdir / 'report.html'}" in capsys.readouterr().out
+    assert (workdir / "report.html").read_text() == rj.report(workdir).text()

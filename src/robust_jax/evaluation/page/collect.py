@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from robust_jax.evaluation.page import advice, details, reproduce, sources, tables, words
+from robust_jax.evaluation.page import advice, details, images, reproduce, sources, tables, words
 from robust_jax.evaluation.page.sources import Evaluation, Run
 from robust_jax.files import printable
 
@@ -54,8 +54,7 @@ def collect(workdirs: Sequence[Any]) -> dict[str, Any]:
         "gallery": each("the adversarial examples", lambda _, e: details.gallery(e)),
         "hardest": each("the worst examples", lambda _, e: details.hardest(e)),
         "universal": once("the universal perturbations", _universal, runs),
-        "surfaces": [{"label": printable(run.label), "name": name, "png": png}
-                     for run in runs for name, png in run.surfaces.items()],
+        "surfaces": each("the loss surface", _surfaces),
         "reproduce": each("how to measure it again", _reproduce),
         "training_again": once("how to train it again", _training_again, runs),
         "notes": list(map(printable, notes)),
@@ -180,6 +179,13 @@ def _universal(runs: Sequence[Run]) -> list[dict[str, Any]]:
             shown = details.universal(memory, spec, names)
             found.append({"label": printable(run.label), "point": printable(point), **shown})
     return found
+
+
+def _surfaces(_: Run, evaluation: Evaluation) -> list[dict[str, Any]]:
+    return [
+        {"name": printable(name.replace("_", " ")), "src": images.data_uri(content)}
+        for name, content in evaluation.landscapes.items()
+    ]
 
 
 def _reproduce(run: Run, evaluation: Evaluation) -> dict[str, Any]:

@@ -145,9 +145,8 @@ def universal(memory: Any, spec: Mapping[str, Any], names: Sequence[Any]) -> dic
     targeted = isinstance(memory, Mapping)
     delta = np.asarray(memory["deltas"] if targeted else memory, np.float32)
     space, target = spec.get("perturbation"), spec.get("target", -1)
-    radius = spec.get("radius")
-    about = words.threat({"threat": {k: spec[k] for k in ("perturbation", "norm", "radius") if k in spec}})
-    found: dict[str, Any] = {"about": about, "cards": [], "kind": space, "radius": radius}
+    about = words.threat({"threat": {k: spec.get(k, "") for k in ("perturbation", "norm", "radius")}})
+    found: dict[str, Any] = {"about": about, "cards": []}
     if delta.ndim != 4 or (space, delta.shape[-1]) not in (("additive", 1), ("additive", 3), ("flow", 2)):
         return found | {"missing": f"δ of {space}, of shape {list(delta.shape)}, has no picture."}
     magnify, stride = pictures.arrow_scale(delta) if space == "flow" else (1.0, 1)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib.metadata import version
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from robust_jax import __version__
-from robust_jax.evaluation.page import charts, images
+from robust_jax.evaluation.page import charts
 
 
 @cache
@@ -20,14 +20,13 @@ def _environment() -> Environment:
     environment.filters["percent"] = lambda share, digits=1: f"{100 * share:.{digits}f}"
     environment.globals |= {
         "line_chart": charts.line_chart, "confusion": charts.confusion, "shape": charts.shape, "marks": charts.MARKS,
-        "data_uri": images.data_uri,
     }  # fmt: skip
     return environment
 
 
 def page(data: dict[str, Any]) -> str:
     """The whole page: one HTML document that loads nothing."""
-    return _environment().get_template("page.html").render(page=data, version=__version__)
+    return _environment().get_template("page.html").render(page=data, version=version("robust_jax"))
 
 
 def table(data: dict[str, Any]) -> str:

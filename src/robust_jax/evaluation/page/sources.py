@@ -12,10 +12,12 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from robust_jax.evaluation import drawn, stored
+from robust_jax.evaluation.page import words
 from robust_jax.files import folder_name, read_arrays, read_json
 
 MOST_BYTES = 2**28
 _MOST_METRICS, _MOST_PICTURE = 2**26, 2**22
+LANDSCAPES = ("loss_surface*.png", "gradients*.png")
 PNG = b"\x89PNG\r\n\x1a\n"
 
 Value = TypeVar("Value")
@@ -30,6 +32,7 @@ class Evaluation(NamedTuple):
       report: the content of its ``evaluation.json``.
       arrays: that of ``per_example.npz``; {} if there is none.
       examples: that of ``examples.npz``, see `drawn.read`; {} if there is none.
+      landscapes: name -> the content of a picture of the loss around images, or of its gradients.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Evaluation(NamedTuple):
     report: dict[str, Any]
     arrays: dict[str, np.ndarray]
     examples: dict[str, Any]
+    landscapes: dict[str, bytes]
 
 
 class Run(NamedTuple):
@@ -48,7 +52,6 @@ class Run(NamedTuple):
       config: the content of ``config.json``; {} if there is none.
       metrics: the lines of ``metrics.jsonl``.
       memory: what points of the training objective keep from step to step: universal perturbations.
-      surfaces: name -> the content of a picture of the loss surface.
       evaluations: of the workdir.
     """
 
@@ -57,7 +60,6 @@ class Run(NamedTuple):
     config: dict[str, Any]
     metrics: list[dict[str, Any]]
     memory: dict[str, Any]
-    surfaces: dict[str, bytes]
     evaluations: list[Evaluation]
 
 
@@ -91,11 +93,6 @@ def _run(label: str, folder: Path, notes: list[str]) -> Run:
         config,
         tried(f"{label}: its training curves", lambda: _metrics(label, folder, notes), [], notes),
         tried(f"{label}: its universal perturbations", lambda: _memory(folder, config), {}, notes),
-        {
-            path.stem: picture
-            for path in sorted(folder.glob("evaluations/*/loss_surface*.png"))
-            if (picture := png(path))
-        },
         evaluations,
     )
 
@@ -116,10 +113,17 @@ def _evaluations(label: str, folder: Path, notes: list[str]) -> list[Evaluation]
     for path in [*paths, *([own] if (own := folder / stored.REPORT).exists() else [])]:
         name = "" if path.parent == folder else path.parent.name
         where = f"{label}: the evaluation {name}".rstrip()
-        report: dict[str, Any] = tried(where, partial(stored.read, path), {}, notes)
+        report: dict[str, Any] = tried(where, partial(_report, path), {}, notes)
         if report:
             found.append(_evaluation(where, name, path.parent, report, notes))
     return found
+
+
+def _report(path: Path) -> dict[str, Any]:
+    report = stored.read(path)
+    for entry in report["attacks"].values():
+        words.threat(entry), words.effort(entry)  # raise for values of other types
+    return report
 
 
 def _evaluation(where: str, name: str, folder: Path, report: dict[str, Any], notes: list[str]) -> Evaluation:
@@ -130,7 +134,9 @@ def _evaluation(where: str, name: str, folder: Path, report: dict[str, Any], not
     else:
         notes.append(f"{where}: without {stored.EXAMPLES} there is no confusion matrix.")
     examples: dict[str, Any] = tried(f"{where}: its pictures", lambda: drawn.read(folder), {}, notes)
-    return Evaluation(name, folder, report, arrays, examples)
+    paths = [path for pattern in LANDSCAPES for path in sorted(folder.glob(pattern))]
+    landscapes = {path.stem: content for path in paths if (content := png(path))}
+    return Evaluation(name, folder, report, arrays, examples, landscapes)
 
 
 def _config(folder: Path) -> dict[str, Any]:
