@@ -32,6 +32,11 @@ def config_names() -> list[str]:
     return sorted(path.stem for path in Path(configs.__file__).parent.glob("*.py") if path.stem != "__init__")
 
 
+def config_file(name: str) -> Path:
+    """The file of a config that comes with the package."""
+    return Path(configs.__file__).parent / f"{name}.py"
+
+
 def load_config(name: str) -> ConfigDict:
     """The result of ``get_config()`` in a Python file, or in a config of the package.
 
@@ -48,7 +53,7 @@ def load_config(name: str) -> ConfigDict:
     if own:
         search_current_folder()  # for modules of the user's own, beside the file
         # Configs build on each other: `from my_configs.first import ...`.
-        sys.path.insert(0, str(path.absolute().parent.parent))
+        sys.path.insert(0, str(path.parent.parent))
     try:
         spec.loader.exec_module(module)
     finally:
@@ -81,7 +86,7 @@ def _located(name: str) -> tuple[Path, str, bool]:
         return path, argument, True
     stem, _, argument = name.partition(":")
     extensions.choose("--config", stem, config_names(), ", or FILE.py of your own")
-    return Path(configs.__file__).parent / f"{stem}.py", argument, False
+    return config_file(stem), argument, False
 
 
 class _NumberParser(flags.ArgumentParser):
@@ -283,6 +288,12 @@ def search_current_folder() -> None:
     """
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+
+
+def refuse_overrides(command: str, overrides: Sequence[str], remedy: str = "") -> None:
+    """Raises ValueError for overrides of a config that a command does not have."""
+    if overrides:
+        raise ValueError(f"unexpected {overrides}: {command} has no config.{remedy}")
 
 
 def trusted(modules: Sequence[str]) -> tuple[str, ...]:

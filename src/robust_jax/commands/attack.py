@@ -70,8 +70,7 @@ def rewritten(arguments: Sequence[str], options: flags.FlagValues) -> list[str]:
 def main(options: flags.FlagValues, overrides: list[str]) -> None:
     """Attacks the workdirs."""
     logging.set_verbosity(logging.WARNING)
-    if overrides:
-        raise ValueError(f"unexpected {overrides}: attack has no config. Options of the attack are --KEY=VALUE.")
+    cli.refuse_overrides("attack", overrides, " Options of the attack are --KEY=VALUE.")
     workdirs = [workdir for workdir in options.workdir if workdir]
     if not workdirs:
         raise ValueError("attack needs a workdir: robust-jax attack runs/digits_fgr --attack=pgd ...")

@@ -12,13 +12,14 @@ importing a module runs its code, and a workdir may come from anyone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags, logging
 
 from robust_jax import cli, parallel
 from robust_jax.evaluation import evaluate, stored, table
-from robust_jax.evaluation.page import report
 from robust_jax.files import printable
 from robust_jax.workdir import runs
 
@@ -46,28 +47,45 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
     if not workdirs:
         raise ValueError("--workdir is empty: give one or more folders that train.py wrote.")
     if options["list"].value:
-        for workdir in workdirs:
-            if not Path(workdir).expanduser().is_dir():
-                raise ValueError(f"{workdir} is no folder: give what train wrote.")
-        table.show_stored({workdir: stored.evaluations(workdir) for workdir in workdirs})
+        _list(workdirs)
         return
+    evaluate(workdirs, **_asked(options, overrides, workdirs[0]))
+    if options.report and parallel.is_main():
+        from robust_jax.evaluation.page import report  # the page's templates are not needed without it
+
+        print(printable(f"Written to {report(workdirs).save(Path(workdirs[0]) / 'report.html')}"))
+
+
+def _list(workdirs: Sequence[str]) -> None:
+    """Prints the evaluations that workdirs hold."""
+    for workdir in workdirs:
+        if not Path(workdir).expanduser().is_dir():
+            raise ValueError(f"{workdir} is no folder: give what train wrote.")
+    table.show_stored({workdir: stored.evaluations(workdir) for workdir in workdirs})
+
+
+def _asked(options: flags.FlagValues, overrides: Sequence[str], first: str) -> dict[str, Any]:
+    """The arguments of `evaluate` that the command line says.
+
+    Args:
+      options: the flags.
+      overrides: of --config, or else of the config of the first workdir.
+      first: the first workdir.
+    """
     paths = [cli.OVERRIDE.fullmatch(o)[1] for o in overrides]  # type: ignore[index]
     if trained := [path for path in paths if not path.startswith(OVERRIDABLE)]:
         raise ValueError(f"{trained} belong to training: eval.py overrides {list(OVERRIDABLE)} only.")
     trust = cli.trusted(options.trust)
-    config = cli.load_config(options.config) if options.config else runs.read_config(workdirs[0], trust)
+    config = cli.load_config(options.config) if options.config else runs.read_config(first, trust)
     if overrides:
         config = cli.overridden(config, overrides)
     overridden = {p.split(".")[1]: config.evaluation[p.split(".")[1]] for p in paths if p.startswith("evaluation.")}
     own_attacks = not options.config and not any(path.startswith("attacks.") for path in paths)
-    evaluate(
-        workdirs,
-        None if own_attacks else config.attacks,
+    return {
         **(config.evaluation if options.config else overridden),
-        data_dir=config.data.data_dir if "data.data_dir" in paths else None,
-        out=options.out,
-        save_adversarial=options.save_adversarial,
-        trust=trust,
-    )
-    if options.report and parallel.is_main():
-        print(printable(f"Written to {report(workdirs).save(Path(workdirs[0]) / 'report.html')}"))
+        "attacks": None if own_attacks else config.attacks,
+        "data_dir": config.data.data_dir if "data.data_dir" in paths else None,
+        "out": options.out,
+        "save_adversarial": options.save_adversarial,
+        "trust": trust,
+    }

@@ -10,12 +10,11 @@ import importlib
 import inspect
 from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from robust_jax import cli, configs
+from robust_jax import cli
 from robust_jax.extensions import choose
 
 POSITIONAL = ("kind",)
@@ -42,8 +41,7 @@ def define(options: flags.FlagValues) -> None:
 
 def main(options: flags.FlagValues, overrides: list[str]) -> None:
     """Prints the names of a kind."""
-    if overrides:
-        raise ValueError(f"unexpected {overrides}: list has no config.")
+    cli.refuse_overrides("list", overrides)
     choose("list", options.kind, KINDS)
     lines = list(listed(options.kind))
     width = max(len(name) for name, _ in lines)
@@ -54,16 +52,12 @@ def listed(kind: str) -> Iterable[tuple[str, str]]:
     """The name of every built-in part of a kind, and the first sentence of what it says about itself."""
     if kind == "configs":
         for name in cli.config_names():
-            yield name, _first_paragraph(ast.get_docstring(ast.parse(_config_file(name).read_text())))
+            yield name, _first_paragraph(ast.get_docstring(ast.parse(cli.config_file(name).read_text())))
         return
     module, _, name = KINDS[kind].partition(":")
     parts = getattr(importlib.import_module(module), name)
     for name, part in sorted((parts() if callable(parts) else parts).items()):
         yield name, _described(kind, name, part)
-
-
-def _config_file(name: str) -> Path:
-    return Path(configs.__file__).parent / f"{name}.py"
 
 
 def _first_paragraph(text: str | None) -> str:

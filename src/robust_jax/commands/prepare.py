@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from absl import flags
 
+from robust_jax import cli
 from robust_jax.data import originals, prepare
 
 POSITIONAL = ("name", "from")
@@ -22,8 +23,7 @@ def define(options: flags.FlagValues) -> None:
 
 def main(options: flags.FlagValues, overrides: list[str]) -> None:
     """Prepares the dataset."""
-    if overrides:
-        raise ValueError(f"unexpected {overrides}: prepare has no config.")
+    cli.refuse_overrides("prepare", overrides)
     try:
         prepare.prepare(options.name, options["from"].value or (), options.data_dir, unverified=options.unverified)
     except OSError as error:

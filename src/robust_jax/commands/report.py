@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from absl import flags
 
+from robust_jax import cli
 from robust_jax.evaluation.page import FORMATS, report
 from robust_jax.files import printable
 
@@ -26,8 +27,7 @@ def define(options: flags.FlagValues) -> None:
 
 def main(options: flags.FlagValues, overrides: list[str]) -> None:
     """Writes the page, or writes or prints the table."""
-    if overrides:
-        raise ValueError(f"unexpected {overrides}: report has no config.")
+    cli.refuse_overrides("report", overrides)
     workdirs = [workdir for workdir in options.workdir if workdir]
     if not workdirs:
         raise ValueError("report needs workdirs: robust-jax report runs/digits_standard runs/digits_fgr")

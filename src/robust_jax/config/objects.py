@@ -149,7 +149,7 @@ def _is_network(model: Any) -> bool:
 
 
 def _refuse(config: ConfigDict, plain: Mapping[str, Any], way_out: str) -> None:
-    """Raises ValueError for a key that is not as it is by default."""
+    """Raises ValueError for a key whose value is not the default."""
     for key, default in plain.items():
         value: Any = config
         for step in key.split("."):

@@ -247,13 +247,12 @@ def _outcome(
     def run(multiple: float, before: np.ndarray, part: Batch) -> Rows:
         images, delta, new = _attacked(trial, trial.place(part), multiple)
         rows = _host(new, part["mask"])
-        if multiple == 1 and not sample and len(rows["loss"]):
+        if multiple != 1:
+            return rows
+        if not sample and len(rows["loss"]):
             sample.update(drawn.first_of_each_class(part, images, delta, before, rows["prediction"]))
-        if multiple == 1:
-            hardest.update(drawn.hardest(hardest, part, images, delta, rows, measured))
-        if multiple == 1 and trial.kept:
-            rows |= _host(rows_of(trial.name, images, delta), part["mask"])
-        return rows
+        hardest.update(drawn.hardest(hardest, part, images, delta, rows, measured))
+        return rows | (_host(rows_of(trial.name, images, delta), part["mask"]) if trial.kept else {})
 
     for batch in selected(with_ids_and_masks(batches), seen, trial.largest):
         labels = np.asarray(batch["label"])[batch["mask"]]
@@ -261,9 +260,7 @@ def _outcome(
         for multiple, rows in found.items():
             start = time.perf_counter()
             new, size = in_parts(partial(run, multiple, before), batch, size)
-            rows.append({name: row for name, row in new.items() if "/" not in name})
-            if trial.kept:
-                trial.kept.add({name: row for name, row in new.items() if "/" in name})
+            rows.append(_without_images(new, trial.kept))
             seconds += time.perf_counter() - start
             right = (before == labels) & (new["prediction"] == labels)
             report(multiple, int(right.sum()), len(labels))
@@ -277,6 +274,14 @@ def _outcome(
         trial.attack, broken[1.0], at[1.0]["prediction"], at[1.0]["loss"], largest, excess,
         curve=curve, seconds=seconds, sample=sample, seen=seen, hardest=hardest,
     )  # fmt: skip
+
+
+def _without_images(rows: Rows, kept: AdversarialSet | None) -> Rows:
+    """What is recorded of the examples; the adversarial images and δ among it, if there are any, go to the set."""
+    if kept is None:
+        return rows
+    kept.add({name: row for name, row in rows.items() if "/" in name})
+    return {name: row for name, row in rows.items() if "/" not in name}
 
 
 def _for_all_examples(rows: Sequence[Rows], measured: PerExample, seen: Bool[np.ndarray, " n"]) -> Rows:

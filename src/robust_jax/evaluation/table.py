@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -15,7 +15,9 @@ from robust_jax.files import printable
 
 Reports = Mapping[str, Mapping[str, Any]]
 """Workdir -> the content of the evaluation.json of one of its evaluations."""
-
+Row = tuple[str, str, str]
+"""Attack, threat model and effort in words."""
+Column = TypeVar("Column")
 
 MOST_OTHERS = 20  # lines about other evaluations
 
@@ -74,16 +76,26 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 120)
 
 
-def rows_of(reports: Reports) -> dict[tuple[str, str, str], dict[str, Any]]:
+def rows_of(reports: Reports) -> dict[Row, dict[str, Mapping[str, Any]]]:
     """The rows of the table: attack, threat model and effort in words -> label of the workdir -> accuracy."""
-    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for label, report in zip(labels_of(reports), reports.values(), strict=True):
-        rows.setdefault(("clean", "", ""), {})[label] = report["clean"]
-        for name, attack in report["attacks"].items():
-            rows.setdefault((name, threat_of(attack), effort_of(attack)), {})[label] = attack
-        if len(report["attacks"]) > 1:
-            rows.setdefault(("worst case", "any of them", ""), {})[label] = report["worst_case"]
-    # Each workdir may have other attacks: the worst case stays last.
+    return by_row(dict(zip(labels_of(reports), map(entries_of, reports.values()), strict=True)))
+
+
+def entries_of(report: Mapping[str, Any]) -> list[tuple[Row, Mapping[str, Any]]]:
+    """The rows of one evaluation, each with its accuracy: clean first, the worst case of several attacks last."""
+    attacks = report["attacks"]
+    found: list[tuple[Row, Mapping[str, Any]]] = [(("clean", "", ""), report["clean"])]
+    found += [((name, threat_of(attack), effort_of(attack)), attack) for name, attack in attacks.items()]
+    return found + [(("worst case", "any of them", ""), report["worst_case"])] * (len(attacks) > 1)
+
+
+def by_row(columns: Mapping[Column, list[tuple[Row, Mapping[str, Any]]]]) -> dict[Row, dict[Column, Mapping[str, Any]]]:
+    """The entries of several evaluations: row -> column -> accuracy, where the column has the row."""
+    rows: dict[Row, dict[Column, Mapping[str, Any]]] = {}
+    for column, entries in columns.items():
+        for row, entry in entries:
+            rows.setdefault(row, {})[column] = entry
+    # Each column may have other attacks: the worst case stays last.
     return {row: rows[row] for row in sorted(rows, key=lambda row: row[0] == "worst case")}
 
 

@@ -135,21 +135,34 @@ def _trade_off(columns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _training(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Accuracy while training and on validation of all runs; the loss and its terms, a chart per run."""
-    charts = []
-    names = dict.fromkeys(k for run in runs for line in run.metrics for k in line if k.startswith("validation/"))
-    accuracies = []
+    charts = [*_training_accuracy(runs), *_validation(runs), *_losses(runs)]
+    return [chart | {"x_label": "epoch"} for chart in charts]
+
+
+def _training_accuracy(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    series = []
     for i, run in enumerate(runs):
         label = printable(run.label)
-        accuracies.append({"name": f"{label}, training", "colour": i, "faint": True, "points": _over(run, "accuracy")})
-        accuracies.append({"name": label, "colour": i, "dots": True, "points": _over(run, "validation/clean")})
-    if any(one["points"] for one in accuracies):
-        about = "Dots: clean validation images. Pale: training batches, at the points of the objective."
-        charts.append({"title": "Accuracy", "about": about, "percent": True, "series": _known(accuracies)})
+        series.append({"name": f"{label}, training", "colour": i, "faint": True, "points": _over(run, "accuracy")})
+        series.append({"name": label, "colour": i, "dots": True, "points": _over(run, "validation/clean")})
+    about = "Dots: clean validation images. Pale: training batches, at the points of the objective."
+    known = _known(series)
+    return [{"title": "Accuracy", "about": about, "percent": True, "series": known}] if known else []
+
+
+def _validation(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    names = dict.fromkeys(k for run in runs for line in run.metrics for k in line if k.startswith("validation/"))
+    charts = []
     for name in [name for name in names if name != "validation/clean"]:
         series = [{"name": printable(run.label), "colour": i, "dots": True, "points": _over(run, name)}
                   for i, run in enumerate(runs)]  # fmt: skip
         about = "Of the validation images."
         charts.append({"title": printable(name), "about": about, "percent": True, "series": _known(series)})
+    return charts
+
+
+def _losses(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    charts = []
     for run in runs:
         terms = dict.fromkeys(k for line in run.metrics for k in line if k.startswith("terms/"))
         keys = ["loss", *(terms if len(terms) > 1 else ())]
@@ -159,7 +172,7 @@ def _training(runs: Sequence[Run]) -> list[dict[str, Any]]:
             about = "The objective and its terms, before weights." if len(series) > 1 else "The objective."
             charts.append({"title": f"Loss: {printable(run.label)}", "about": about, "percent": False,
                            "series": series})  # fmt: skip
-    return [chart | {"x_label": "epoch"} for chart in charts]
+    return charts
 
 
 def _over(run: Run, key: str) -> list[tuple[float, float, None, None]]:

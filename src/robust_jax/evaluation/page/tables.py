@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from robust_jax.evaluation.page import words
+from robust_jax.evaluation.table import Row, by_row, entries_of
 from robust_jax.files import printable
 
 FIELDS = (
@@ -18,25 +19,18 @@ FIELDS = (
 )  # fmt: skip
 
 
-def entries(report: Mapping[str, Any]) -> list[tuple[tuple[str, str, str], Mapping[str, Any]]]:
-    """The rows of one evaluation: (name, threat, effort) and the accuracy; clean first, the worst case last."""
-    attacks = report["attacks"]
-    rows: list[tuple[tuple[str, str, str], Mapping[str, Any]]] = [(("clean", "", ""), report["clean"])]
-    rows += [((printable(name), words.threat(e), words.effort(e)), e) for name, e in attacks.items()]
-    return rows + [(("worst case", "any of them", ""), report["worst_case"])] * (len(attacks) > 1)
+def entries(report: Mapping[str, Any]) -> list[tuple[Row, Mapping[str, Any]]]:
+    """The rows of one evaluation, see `table.entries_of`, in words that can be printed."""
+    return [((printable(name), words.tidy(threat), printable(effort)), entry)
+            for (name, threat, effort), entry in entries_of(report)]  # fmt: skip
 
 
 def rows(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A row per attack that any evaluation has, with a cell per evaluation, None where it lacks the attack."""
-    cells: dict[tuple[str, str, str], dict[int, Mapping[str, Any]]] = {}
-    for column, report in enumerate(reports):
-        for key, entry in entries(report):
-            cells.setdefault(key, {})[column] = entry
-    ordered = sorted(cells, key=lambda key: key[0] == "worst case")
     return [
         {"name": name, "threat": threat, "effort": effort,
-         "cells": [_cell(cells[name, threat, effort].get(column)) for column in range(len(reports))]}
-        for name, threat, effort in ordered
+         "cells": [_cell(cells.get(column)) for column in range(len(reports))]}
+        for (name, threat, effort), cells in by_row(dict(enumerate(map(entries, reports)))).items()
     ]  # fmt: skip
 
 

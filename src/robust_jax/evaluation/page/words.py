@@ -11,7 +11,12 @@ from robust_jax.files import printable
 
 def threat(entry: Mapping[str, Any]) -> str:
     """The threat model of an attack."""
-    return " ".join(printable(threat_of(entry)).split())
+    return tidy(threat_of(entry))
+
+
+def tidy(text: str) -> str:
+    """Printable text with single spaces."""
+    return " ".join(printable(text).split())
 
 
 def effort(entry: Mapping[str, Any]) -> str:
