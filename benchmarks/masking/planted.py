@@ -94,7 +94,7 @@ def thermometer(activation: Any, weights: Any, images: Array) -> Array:
 
 
 def host_noise(shape: tuple[int, ...]) -> Array:
-    """Numbers in [0, 1] that the host draws anew at every call."""
+    """Numbers in [0, 1] that the host draws at every call."""
     rng = np.random.default_rng(0)
     result = jax.ShapeDtypeStruct(shape, np.float32)
     return jax.lax.stop_gradient(jax.pure_callback(lambda: rng.random(shape, np.float32), result))
@@ -107,7 +107,7 @@ def resized(model: Model, images: Array, zoom: Array) -> Array:
 
 
 def host_resized(model: Model, images: Array) -> Array:
-    """A random zoom (Xie et al. 2018), drawn anew at every call."""
+    """A random zoom (Xie et al. 2018), another one at every call."""
     return resized(model, images, jnp.full(len(images), 0.2 * host_noise(()) - 0.1))
 
 
@@ -269,8 +269,8 @@ KINDS: dict[str, Kind] = {
     "dead zones": Kind(
         "pixels close to a quarter snap to it", on(dead_zones), "attacks", "huge_radius", PGD
     ),
-    "random resizing": Kind("a zoom drawn anew at every call", on(host_resized), "logits", "random_logits"),
-    "random padding": Kind("a shift drawn anew at every call", on(padded), "logits", "random_logits"),
+    "random resizing": Kind("a new zoom at every call", on(host_resized), "logits", "random_logits"),
+    "random padding": Kind("a new shift at every call", on(padded), "logits", "random_logits"),
     "stochastic pruning": Kind("a fifth of the input dropped at random", on(pruned), "logits", "random_logits"),
     "hashed resizing": Kind("a zoom drawn from the image's bits", on(hash_resized), "logits", "jumping_logits"),
     "switch": Kind(

@@ -2,7 +2,7 @@
 
 python benchmarks/reliability/page.py [--measure]
 
-A table stands behind the comment that names its file. With --measure every file is made anew first, by the command
+A table stands behind the comment that names its file. With --measure every file is first measured again, by the command
 that it names: all that is here, in about an hour on two cores.
 """
 

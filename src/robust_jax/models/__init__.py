@@ -95,11 +95,9 @@ def create(
     if fields.get("batch_norm_axis", "") is None:
         del fields["batch_norm_axis"]  # the default, and valid for models without BatchNorm too
     dtype = _float_dtype(dtype)
-    wanted = {"num_classes", *fields} | ({"dtype"} if dtype != jnp.float32 else set())
-    if (unknown := sorted(wanted - set(known))) and not takes_any:
-        raise ValueError(f"model {name!r} has no field {', '.join(map(repr, unknown))}; it has {', '.join(known)}")
-    mean, std = _as_tuple(mean), _as_tuple(std)
-    shared = {"num_classes": num_classes, "mean": mean, "std": std, "dtype": dtype}
+    if not takes_any:
+        _refuse_unknown(name, {"num_classes", *fields, *(("dtype",) if dtype != jnp.float32 else ())}, known)
+    shared = {"num_classes": num_classes, "mean": _as_tuple(mean), "std": _as_tuple(std), "dtype": dtype}
     if image_shape is not None and "image_shape" in known:
         shared["image_shape"] = tuple(image_shape)
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
@@ -117,6 +115,12 @@ def create(
             f"flax.nnx.Module"
         )
     return trainable(model)
+
+
+def _refuse_unknown(name: str, wanted: set[str], known: Sequence[str]) -> None:
+    """Raises ValueError for fields that a model does not have."""
+    if unknown := sorted(wanted - set(known)):
+        raise ValueError(f"model {name!r} has no field {', '.join(map(repr, unknown))}; it has {', '.join(known)}")
 
 
 def _fields_of(name: str, maker: Callable[..., Any]) -> tuple[list[str], bool]:
