@@ -70,7 +70,7 @@ def test_any_space(threat):
     labels = model(images).argmax(-1).at[-1].add(1) % 3
     result = attack(model, images, labels, threat, key=KEY, steps=20)
     check_result(model, result, images, threat, labels, minimal=True)
-    assert result.success.sum() > 1
+    assert result.success.any()
 
 
 @pytest.mark.parametrize(("norm", "share"), [("l1", 0.97), ("linf", 0.98), ("l2", 1.0)])
