@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,19 +77,23 @@ def _evaluations(path: Path, measured: Mapping[str, Any]) -> str:
 
 
 def _parity(path: Path, measured: Mapping[str, Any]) -> str:
-    """AutoAttack by parity.py: a line per network and ball, robust accuracies of the authors' code / ours."""
-    names = ("apgd-ce", "apgd-t", "fab-t", "square", "union")
-    heads = ["network, ball", "images", *names]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for row, found in measured["parity"].items():
-        cells = [
-            " / ".join(_rate([seed["robust accuracy"] for seed in found[library][name].values()])
-                       for library in ("authors", "robust_jax"))
-            for name in names
-        ]  # fmt: skip
-        lines.append(f"| {row} | {found['images']} | " + " | ".join(cells) + " |")
-    sources = {_source(found, path) for found in measured["parity"].values()}
-    return "\n".join([*lines, "", *sorted(sources)])
+    """AutoAttack by parity.py, a line per network and ball: robust accuracies, then seconds, of the authors / ours."""
+    rows = measured["parity"]
+    names = ("apgd-ce", "apgd-t", "fab-t", "square")
+    accuracies = _pairs(rows, (*names, "union"), lambda seeds: _rate([seed["robust accuracy"] for seed in seeds]))
+    seconds = _pairs(rows, names, lambda seeds: f"{np.mean([seed['cpu seconds'] for seed in seeds]):.0f}")
+    sources = sorted({_source(found, path) for found in rows.values()})
+    return "\n".join(["Robust accuracy in per cent:", "", *accuracies, "", "CPU seconds:", "", *seconds, "", *sources])
+
+
+def _pairs(
+    rows: Mapping[str, Any], names: Sequence[str], cell: Callable[[Collection[Mapping[str, float]]], str]
+) -> list[str]:
+    lines = ["| network, ball | images | " + " | ".join(names) + " |", "|---" * (2 + len(names)) + "|"]
+    for row, found in rows.items():
+        both = [[cell(found[library][name].values()) for library in ("authors", "robust_jax")] for name in names]
+        lines.append(f"| {row} | {found['images']} | " + " | ".join(" / ".join(pair) for pair in both) + " |")
+    return lines
 
 
 def _accuracies(path: Path, measured: Mapping[str, Any]) -> str:
