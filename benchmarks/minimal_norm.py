@@ -170,13 +170,13 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
 
 
 def _write(out: Path, table: str, name: str, gradients: int, found: dict[str, Any]) -> None:
-    page = json.loads(out.read_text()) if out.exists() else {"tables": {}}
+    page = json.loads(out.read_text()) if out.exists() else {"smallest": {}}
     packages = ("jax", "flax", "torch", "adv-lib", "numpy")
     trace = origin.trace()
     commands = page.get("commands", [])
     page |= trace | {"commands": commands + [trace["command"]] * (trace["command"] not in commands)}
     page |= {"versions": {"python": platform.python_version()} | {p: version(p) for p in packages}, "seed": 0}
-    page["tables"].setdefault(table, {}).setdefault(name, {})[str(gradients)] = found
+    page["smallest"].setdefault(table, {}).setdefault(name, {})[str(gradients)] = found
     write_atomically(out, (json.dumps(page, indent=1) + "\n").encode())
 
 
