@@ -73,10 +73,10 @@ def test_any_space(threat):
     assert result.success.any()
 
 
-@pytest.mark.parametrize(("norm", "share"), [("l1", 0.97), ("linf", 0.98), ("l2", 1.0)])
+@pytest.mark.parametrize(("norm", "share"), [("l1", 0.97), ("linf", 0.98)])
 def test_closer_than_fab_at_as_many_gradients(norm, share):
     model, images, labels = digits_network()
-    threat = ThreatModel("additive", norm, {"l1": 64.0, "l2": 8.0, "linf": 1.0}[norm])
+    threat = ThreatModel("additive", norm, {"l1": 64.0, "linf": 1.0}[norm])
 
     def median(attack, **options):
         result = jax.jit(partial(attack, **options))(model, images, labels, threat, key=KEY)
