@@ -60,7 +60,8 @@ def linf_distances_in_the_box(model, images, labels):
 
 
 def test_properties():
-    check_properties(partial(fmn, steps=20), ADDITIVE, minimal=True, eager=False)
+    # Alone, rounding turns the signs of small gradients, which the last steps hardly follow.
+    check_properties(partial(fmn, steps=20), ADDITIVE, minimal=True, eager=False, atol=0.02)
 
 
 @pytest.mark.parametrize("threat", THREATS[2:], ids=["flow", "affine", "composition"])
@@ -73,7 +74,7 @@ def test_any_space(threat):
     assert result.success.any()
 
 
-@pytest.mark.parametrize(("norm", "share"), [("l1", 0.97), ("linf", 0.98)])
+@pytest.mark.parametrize(("norm", "share"), [("l1", 1.0), ("linf", 0.98)])
 def test_closer_than_fab_at_as_many_gradients(norm, share):
     model, images, labels = digits_network()
     threat = ThreatModel("additive", norm, {"l1": 64.0, "linf": 1.0}[norm])

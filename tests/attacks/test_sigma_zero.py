@@ -20,7 +20,8 @@ attack = jax.jit(sigma_zero, static_argnames=("steps", "max_pixels", "targeted")
 
 @pytest.mark.parametrize("threat", [SOME, ANY], ids=["some", "any"])
 def test_properties(threat):
-    check_properties(partial(sigma_zero, steps=30), threat, minimal=True, eager=False)
+    # Alone, rounding decides between pixels that help as much.
+    check_properties(partial(sigma_zero, steps=30), threat, minimal=True, eager=False, atol=1.0)
 
 
 def test_finds_the_least_number_of_pixels_where_it_is_known():
