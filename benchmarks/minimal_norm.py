@@ -7,8 +7,8 @@ the test split. Each attack gets the number of gradients per image in --gradient
 that it took are counted, of ours the largest number. Figures are the median norm, where a failure is infinite, and the
 per cent of images that are misclassified, all judged by the model in JAX; l0 counts changed pixels. Attacks of
 adversarial-library begin with "peer". With --out figures are written to a JSON file, to which further runs add.
-Needs torch, foolbox and adversarial-library, the last without what it only draws with:
-pip install torch torchvision tqdm foolbox==3.3.4 && pip install --no-deps adv-lib==0.2.8, on Python 3.11.
+Needs torch and adversarial-library, the latter without what it only draws with, on Python 3.11:
+pip install torch torchvision tqdm && pip install --no-deps adv-lib==0.2.8.
 """
 
 from __future__ import annotations
