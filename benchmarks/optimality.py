@@ -12,7 +12,8 @@ largest radius,
 
 by the trapezoid rule over 0 and the radii: 100% is an attack that is never behind the best of all together, whose
 envelope includes `pgd` of many restarts on two losses (and over flows along the derivative), see `JUDGES`. The five
-radii are those at which FAB and PGD of 20 steps together leave about 90, 70, 50, 30 and 10% of the images; the best of all leave fewer.
+radii are those at which FAB and PGD of 20 steps together leave about 90, 70, 50, 30 and 10% of the images; the best of
+all leave fewer.
 Attacks in a ball run once at every radius. Those that seek the smallest δ run once in the largest ball, and break an
 image at the radii from the size of their δ on. Every attacked image is classified a second time, and counts as broken
 if its δ is in the ball (up to 0.1%). `alone` is the number of images that no other attack breaks at some radius.
@@ -85,12 +86,12 @@ class Entrant(NamedTuple):
 
 
 JUDGES = {
-    "pgd, 10 restarts": Entrant(attacks.pgd, dict(steps=100, restarts=10, early_stop=True)),
+    "pgd, 10 restarts": Entrant(attacks.pgd, dict(steps=50, restarts=10, early_stop=True)),
     "pgd on the margin, 10 restarts": Entrant(
-        attacks.pgd, dict(steps=100, restarts=10, loss="margin", early_stop=True)
+        attacks.pgd, dict(steps=50, restarts=10, loss="margin", early_stop=True)
     ),
     "pgd along the derivative, 10 restarts": Entrant(
-        attacks.pgd, dict(steps=100, restarts=10, early_stop=True), ("flow",), derivative=True
+        attacks.pgd, dict(steps=50, restarts=10, early_stop=True), ("flow",), derivative=True
     ),
 }
 ENTRANTS = {
@@ -200,7 +201,8 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
     path = Path(options.out)
     found = json.loads(path.read_text()) if path.exists() else {"cases": {}}
     chosen = selected(ENTRANTS, options.attacks)
-    balls = selected(dict.fromkeys(BALLS), options.balls)
+    balls = options.balls or BALLS
+    selected(dict.fromkeys(BALLS), balls)
     loaded = {Path(name).name: correctly_classified(Path(name), options.images) for name in options.workdirs}
     for ball, (name, (run, model, images, labels)) in product(balls, loaded.items()):
         case = Case(model, images, labels, ball, jax.random.key(options.seed))
