@@ -87,9 +87,7 @@ class Entrant(NamedTuple):
 
 JUDGES = {
     "pgd, 10 restarts": Entrant(attacks.pgd, dict(steps=50, restarts=10, early_stop=True)),
-    "pgd on the margin, 10 restarts": Entrant(
-        attacks.pgd, dict(steps=50, restarts=10, loss="margin", early_stop=True)
-    ),
+    "pgd on the margin, 10 restarts": Entrant(attacks.pgd, dict(steps=50, restarts=10, loss="margin", early_stop=True)),
     "pgd along the derivative, 10 restarts": Entrant(
         attacks.pgd, dict(steps=50, restarts=10, early_stop=True), ("flow",), derivative=True
     ),
@@ -108,9 +106,9 @@ ENTRANTS = {
     "ead": Entrant(attacks.ead, dict(steps=100, binary_search_steps=9), ("/l1",), minimal=True),
     "stadv": Entrant(attacks.stadv, dict(steps=100), ("flow",), minimal=True),
     "adef": Entrant(attacks.adef, dict(steps=50), ("flow",), minimal=True),
-    "square": Entrant(attacks.square, dict(queries=1000)),
-    "random_search": Entrant(attacks.random_search, dict(samples=1000)),
-    "grid": Entrant(attacks.grid, dict(points=(21, 7, 7)), ("affine",)),
+    "square": Entrant(attacks.square, dict(queries=500)),
+    "random_search": Entrant(attacks.random_search, dict(samples=300)),
+    "grid": Entrant(attacks.grid, dict(points=(15, 5, 5)), ("affine",)),
 } | JUDGES  # fmt: skip
 
 
@@ -147,7 +145,7 @@ def radii_for(case: Case) -> list[float]:
     whole *= float(threat_models.size(ThreatModel(space, norm, 1.0), corner)[0])
     sizes = case.sizes(Entrant(attacks.fab, dict(steps=50)), whole)
     largest = float(np.quantile(np.minimum(sizes, whole), 0.95))
-    tried = largest * np.geomspace(0.02, 1, 16)
+    tried = largest * np.geomspace(0.05, 1, 10)
     short = Entrant(attacks.pgd, dict(steps=20, early_stop=True))
     for radius in tried[::-1]:
         sizes = np.minimum(sizes, np.where(np.isfinite(case.sizes(short, float(radius))), radius, np.inf))

@@ -54,7 +54,7 @@ def balls(cases: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def summary(models: Mapping[str, Mapping[str, Mapping[str, Any]]], judges: Sequence[str]) -> str:
-    """For each ball the lowest optimality over models of the attacks that are no judges: the first three and the last."""
+    """For each ball the lowest optimality over models, of the first three attacks and the last; judges are left out."""
     rows = [["ball", "models", "first", "second", "third", "weakest with gradients"], ["---"] * 6]
     for ball in dict.fromkeys(ball for cases in models.values() for ball in cases):
         cases = [cases[ball] for cases in models.values() if ball in cases]
