@@ -198,6 +198,7 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
     """Measures what the file does not have yet."""
     path = Path(options.out)
     found = json.loads(path.read_text()) if path.exists() else {"cases": {}}
+    origin = trace() | {"versions": versions()}  # now: the code may change later
     chosen = selected(ENTRANTS, options.attacks)
     balls = options.balls or BALLS
     selected(dict.fromkeys(BALLS), balls)
@@ -211,7 +212,7 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
             entry |= figures(known, entry["radii"]) | {"seed": options.seed, "dataset": run.config.data.name}
             print(f"{name}/{ball} {attack}: {entry['attacks'][attack]} ({seconds} s)", flush=True)
             found["settings"] = {key: settings(entrant) for key, entrant in ENTRANTS.items()}
-            _write(path, found | trace() | {"versions": versions()})
+            _write(path, found | origin)
 
 
 def settings(entrant: Entrant) -> dict[str, Any]:
