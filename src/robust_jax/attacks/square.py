@@ -67,8 +67,8 @@ def square(
     - l21: as l1, but with vectors in random directions, opposite ones in the two halves, whose lengths are the heights
       and add up to the mass.
 
-    Otherwise (affine maps) δ moves towards a random point of the ball by the fraction sqrt(p) of the way. All
-    parts of a composition move at once. An example stops once it is misclassified.
+    Otherwise (affine maps) every other query is a random point of the ball, and the rest are steps from δ by sqrt(p)
+    times such a point. All parts of a composition move at once. An example stops once it is misclassified.
 
     Args:
       logits_fn: any JAX function of images; no gradient is taken.
@@ -132,7 +132,8 @@ def _step(squares: _Squares, norm: norms.Norm, key: Array, unit: Array, query: A
     """The next δ / radius of one example, and another one, see `Propose`."""
     grid = squares.grid
     if unit.ndim != 3 or unit.shape[:2] != grid:
-        moved = unit + jnp.sqrt(squares.shares[query]) * (norms.random_point(key, unit.shape, norm) - unit)
+        point = norms.random_point(key, unit.shape, norm)
+        moved = jnp.where(query % 2 == 0, point, unit + jnp.sqrt(squares.shares[query]) * point)
         return moved, moved
     side = squares.sides[query]
     if _bounds_each(norm):
