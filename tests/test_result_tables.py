@@ -62,6 +62,23 @@ def test_a_table_has_columns_for_worst_cases_and_universal_perturbations_and_a_l
     assert "- ours, seed 0: steep" in page and "flow linf 1.5, made from 100 training" in page
 
 
+def test_the_optimality_is_the_share_of_the_area_below_the_best_of_all():
+    run("""
+import numpy as np
+import optimality as o
+one = np.array([[1, 0, 0, 0], [1, 1, 0, 0]], bool)  # radii x images
+other = np.array([[0, 0, 1, 0], [0, 0, 0, 1]], bool)  # what it broke at the smaller radius it leaves at the larger one
+found = o.figures({"one": one, "other": other}, [1.0, 2.0])
+assert found["best"] == [50.0, 0.0]
+area = 0.5 * 0.5 + 0.5 * (0.5 + 1)  # of the best: none at 0, half at 1, all at 2
+seen = found["attacks"]["one"]
+assert seen["left"] == [75.0, 50.0] and seen["alone"] == 2, seen
+assert seen["optimality"] == round(100 * (0.5 * 0.25 + 0.5 * (0.25 + 0.5)) / area, 1), seen
+assert found["attacks"]["other"]["alone"] == 2
+assert (o.unpacked(o.packed(one), 4) == one).all()
+""")
+
+
 def test_a_command_is_written_without_what_is_of_one_machine():
     command = "python a.py --workdirs=/home/me/runs/one,/home/me/runs/two --data_dir=/data/tfds --out=docs/x.json"
     expected = "python a.py --workdirs=runs/one,runs/two --out=docs/x.json"
