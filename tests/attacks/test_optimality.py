@@ -241,32 +241,26 @@ def test_others_are_near_the_exact_optimum(kind, norm, name, bound):
     assert left_standing(kind, norm, name) <= bound
 
 
-# A trained network on the digits: the share that the best of all breaks and the attack leaves.
+# A trained network on the digits: the share of images that the best of all breaks and the attack leaves.
 NETWORK = {
-    "additive/l1": (1.0, dict(apgd=0.12, apgd_targeted=0.08, fab=0.12, square=0.4)),
-    "additive/l2": (0.6, dict(apgd=0.08, apgd_targeted=0.04, fab=0.08, square=0.3)),
-    "additive/linf": (0.15, dict(apgd=0.08, apgd_targeted=0.04, fab=0.08, square=0.15)),
-    "flow/linf": (0.4, dict(apgd=0.08, apgd_targeted=0.04, fab=0.08, square=0.2)),
-    "flow/l2inf": (0.5, dict(apgd=0.08, apgd_targeted=0.04, fab=0.08, square=0.2)),
-    "flow/l2": (1.5, dict(apgd=0.08, apgd_targeted=0.04, fab=0.12, square=0.5)),
-    "flow/l21": (3.0, dict(apgd=0.12, apgd_targeted=0.08, fab=0.2, square=0.5)),
-    "flow/l1": (3.0, dict(apgd=0.12, apgd_targeted=0.08, fab=0.2, square=0.5)),
-    "affine/linf": (0.4, dict(apgd=0.2, apgd_targeted=0.2, fab=0.2, square=0.08)),
-    "affine/l1": (0.6, dict(apgd=0.2, apgd_targeted=0.2, fab=0.2, square=0.08)),
+    "additive/l1": (1.0, dict(pgd=0.1, apgd=0.05, apgd_targeted=0.05, square=0.3)),
+    "flow/l21": (3.0, dict(pgd=0.3, apgd=0.15, apgd_targeted=0.1, square=0.55)),
+    "flow/l1": (3.0, dict(pgd=0.35, apgd=0.1, apgd_targeted=0.1, square=0.45)),
+    "affine/l1": (0.6, dict(pgd=0.2, apgd=0.1, apgd_targeted=0.05, square=0.1)),
 }
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("ball", NETWORK)
 def test_is_near_the_best_of_all_on_a_network(ball):
     radius, bounds = NETWORK[ball]
     model, images, labels = digits_network()
-    images, labels = images[:60], labels[:60]
+    images, labels = images[:40], labels[:40]
     space, norm = ball.split("/")
     threat = ThreatModel(space, norm, jax.tree.map(lambda unit: float(unit * radius), UNITS.get(space, 1.0)))
-    names = ["pgd", "apgd", "apgd_targeted", "fab", "square", *(["grid"] if space == "affine" else [])]
-    broken = {name: np.asarray(ENTRANTS[name](model, images, labels, threat, key=KEY).success) for name in names}
+    broken = {name: np.asarray(ENTRANTS[name](model, images, labels, threat, key=KEY).success) for name in bounds}
     best = np.any(list(broken.values()), 0)
-    assert 0.1 < best.mean() < 0.95, best.mean()
-    behind = {name: (best & ~broken[name]).mean() for name in bounds}
+    behind = {name: float((best & ~rows).mean()) for name, rows in broken.items()}
+    assert 0.1 < best.mean() < 0.98, best.mean()
     assert all(behind[name] <= bound for name, bound in bounds.items()), behind
