@@ -194,7 +194,7 @@ QUICK = [
     # Which coordinate gets the budget is decided by luck: each one alone is a local maximum.
     ("bowl", "l1", dict(fab=0.01, pgd=0.05)),
     # Pixels share one budget; from pixel to pixel there is no way uphill. Square has to find the pixel and the way.
-    ("flow", "l21", dict(apgd=0.05, apgd_targeted=0.05, square=0.75)),
+    ("flow", "l21", dict(apgd=0.05, apgd_targeted=0.05, square=0.8)),
     ("flow", "l1", dict(apgd=0.1)),
     # Few parameters, many local maxima: what tries points all over the ball is ahead.
     ("affine", "linf", dict(square=0.05)),
