@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import robust_jax as rj
-from benchmarks import flow_slope_page
+from benchmarks import flow_slope_page, optimality_page
 from robust_jax import attacks
 from robust_jax.objectives import points, terms
 from test_readme import ROOT, run_python
@@ -182,6 +182,13 @@ def test_the_python_of_the_page_on_training_runs(tmp_path):
 def test_the_tables_of_the_flow_slope_are_those_of_the_results():
     text = (flow_slope_page.DOCS / "flow_slope.md").read_text()
     assert flow_slope_page.filled(text) == text
+
+
+def test_the_tables_of_the_optimality_are_those_of_the_results():
+    text = (optimality_page.DOCS / "optimality.md").read_text()
+    assert optimality_page.filled(text) == text
+    for mark in ("summary", "settings", "models"):
+        assert optimality_page.START.format(mark) in text, mark
 
 
 def test_the_derivative_along_which_a_page_says_to_attack_too():

@@ -27,7 +27,7 @@ for page in r.PAGES:
 
 
 def test_every_file_of_a_table_is_on_a_page_and_says_where_its_numbers_come_from():
-    pages = "".join((ROOT / "docs" / name).read_text() for name in ("results.md", "attacks.md"))
+    pages = "".join((ROOT / "docs" / name).read_text() for name in ("results.md", "attacks.md", "optimality.md"))
     for path in (ROOT / "docs" / "results").glob("*.json"):
         if path.name.startswith(("reliability_", "flow_slope", "masking")):  # which have pages of their own
             continue
@@ -65,6 +65,23 @@ def test_a_table_has_columns_for_worst_cases_and_universal_perturbations_and_a_l
     assert "70.0 [39.7, 89.2]" in page  # 3 of 10 broken by either
     assert "ours against theirs, seed 0: `a` +6 −0 (p = 0.031), `b` +0 −1 (p = 1), `worst of both` +5 −0" in page
     assert "- ours, seed 0: steep" in page and "flow linf 1.5, made from 100 training" in page
+
+
+def test_the_optimality_is_the_share_of_the_area_below_the_best_of_all():
+    run("""
+import numpy as np
+import optimality as o
+one = np.array([[1, 0, 0, 0], [1, 1, 0, 0]], bool)  # radii x images
+other = np.array([[0, 0, 1, 0], [0, 0, 0, 1]], bool)  # what it broke at the smaller radius it leaves at the larger one
+found = o.figures({"one": one, "other": other}, [1.0, 2.0])
+assert found["best"] == [50.0, 0.0]
+area = 0.5 * 0.5 + 0.5 * (0.5 + 1)  # of the best: none at 0, half at 1, all at 2
+seen = found["attacks"]["one"]
+assert seen["left"] == [75.0, 50.0] and seen["alone"] == 2, seen
+assert seen["optimality"] == round(100 * (0.5 * 0.25 + 0.5 * (0.25 + 0.5)) / area, 1), seen
+assert found["attacks"]["other"]["alone"] == 2
+assert (o.unpacked(o.packed(one), 4) == one).all()
+""")
 
 
 def test_a_command_is_written_without_what_is_of_one_machine():

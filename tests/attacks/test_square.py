@@ -9,6 +9,7 @@ from robust_jax import losses
 from robust_jax.attacks import ATTACKS, auto, black_box, square
 from robust_jax.attacks.square import _bump, _move_bump, _shares, _tiles
 from robust_jax.models import bind
+from robust_jax.spaces import norms
 from robust_jax.spaces.per_example import example_keys
 from robust_jax.spaces.threat_models import ThreatModel
 from simple_models import Linear, Net, digits_network, initial, times
@@ -161,15 +162,15 @@ def test_the_schedule_is_that_of_any_number_of_queries():
     assert last.keywords == dict(queries=50, schedule=10_000)
 
 
-@pytest.mark.parametrize("p", [1.0, 2.0])
-def test_mass_moves_between_squares(p):
+@pytest.mark.parametrize("norm, channels", [(1.0, 1), (2.0, 1), ("l21", 2)])
+def test_mass_moves_between_squares(norm, channels):
     """What one square gives up the other gets, with what the ball has left; all else stays."""
-    unit = _tiles(jax.random.key(0), (10, 10, 1), p)
-    unit = 0.9 * unit / (jnp.abs(unit) ** p).sum() ** (1 / p)
+    unit = _tiles(jax.random.key(0), (10, 10, channels), norm)
+    unit = 0.9 * unit / norms.norm(unit[None], norm)
     for seed in range(5):
-        moved = _move_bump(jax.random.key(seed), unit, jnp.asarray(3), p)
-        np.testing.assert_allclose((jnp.abs(moved) ** p).sum(), 1.0, rtol=1e-5)
-        changed = np.asarray(moved != unit)[..., 0]
+        moved = _move_bump(jax.random.key(seed), unit, jnp.asarray(3), norm)
+        np.testing.assert_allclose(norms.norm(moved[None], norm), 1.0, rtol=1e-5)
+        changed = np.asarray(moved != unit).any(-1)
         assert 9 <= changed.sum() <= 18 and changed.any(1).sum() <= 6 and changed.any(0).sum() <= 6
 
 
@@ -178,6 +179,13 @@ def test_l1_breaks_what_squares_of_even_mass_do_not():
     model, images, labels = digits_network()
     result = attack(model, images, labels, ThreatModel("additive", "l1", 1.0), key=KEY, queries=500)
     assert 0.5 < 1 - result.success.mean() <= 0.815
+
+
+def test_l21_breaks_what_random_points_of_the_ball_do_not():
+    # 50% are left here; 99% if δ moves towards random points, whose vectors are all short.
+    model, images, labels = digits_network()
+    result = attack(model, images, labels, ThreatModel("flow", "l21", 4.0), key=KEY, queries=300)
+    assert 0.3 < 1 - result.success.mean() <= 0.6
 
 
 def test_the_start_tiles_the_middle():

@@ -64,9 +64,11 @@ def square(
       with bumps, whose heights are sums of 1 / k².
     - l1 (Croce & Hein 2021): likewise, but heights are sums of 1 / k⁴, a square gets its mass once for each channel,
       and δ is projected on the ball within the box, where it becomes sparse.
+    - l21: as l1, but with vectors in random directions, opposite ones in the two halves, whose lengths are the heights
+      and add up to the mass.
 
-    Otherwise (affine maps, l21) δ moves towards a random point of the ball by the fraction sqrt(p) of the way. All
-    parts of a composition move at once. An example stops once it is misclassified.
+    Otherwise (affine maps) every other query is a random point of the ball, and the rest are steps from δ by sqrt(p)
+    times such a point. All parts of a composition move at once. An example stops once it is misclassified.
 
     Args:
       logits_fn: any JAX function of images; no gradient is taken.
@@ -128,28 +130,33 @@ def _squares(grid: tuple[int, ...], shares: np.ndarray) -> _Squares:
 
 def _step(squares: _Squares, norm: norms.Norm, key: Array, unit: Array, query: Array) -> tuple[Array, Array]:
     """The next δ / radius of one example, and another one, see `Propose`."""
-    p, grid = norms.exponent(norm), squares.grid
-    if unit.ndim != 3 or unit.shape[:2] != grid or norm == "l21":
-        moved = unit + jnp.sqrt(squares.shares[query]) * (norms.random_point(key, unit.shape, norm) - unit)
+    grid = squares.grid
+    if unit.ndim != 3 or unit.shape[:2] != grid:
+        point = norms.random_point(key, unit.shape, norm)
+        moved = jnp.where(query % 2 == 0, point, unit + jnp.sqrt(squares.shares[query]) * point)
         return moved, moved
     side = squares.sides[query]
-    if p is None or p == math.inf:
+    if _bounds_each(norm):
         place, corner = jnp.split(_uniform(key, (2 + unit.shape[2],)), [2])
         inside, corner = _window(place, grid, side)[0], _corner(corner, norm)
         return jnp.where(inside, corner, unit), jnp.where(inside, -corner, unit)
     # Bumps have a centre, so their sides are odd.
-    moved = _move_bump(key, unit, jnp.clip(side // 2 * 2 + 1, min(3, *grid), (min(grid) - 1) // 2 * 2 + 1), p)
+    moved = _move_bump(key, unit, jnp.clip(side // 2 * 2 + 1, min(3, *grid), (min(grid) - 1) // 2 * 2 + 1), norm)
     return moved, moved
 
 
 def _start(squares: _Squares, norm: norms.Norm, key: Array, unit: Array) -> Array:
     """The first δ / radius of one example."""
-    p = norms.exponent(norm)
-    if unit.ndim != 3 or unit.shape[:2] != squares.grid or norm == "l21":
+    if unit.ndim != 3 or unit.shape[:2] != squares.grid:
         return norms.random_point(key, unit.shape, norm)
-    if p is None or p == math.inf:
+    if _bounds_each(norm):
         return jnp.broadcast_to(_corner(_uniform(key, (1, *unit.shape[1:])), norm), unit.shape)
-    return _tiles(key, unit.shape, p)
+    return _tiles(key, unit.shape, norm)
+
+
+def _bounds_each(norm: norms.Norm) -> bool:
+    """Whether the norm is the largest coordinate or vector, each of which may be as large as the radius."""
+    return norm == "l2inf" or norms.exponent(norm) == math.inf
 
 
 def _search(
@@ -209,8 +216,8 @@ def _uniform(key: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _corner(uniform: Array, norm: norms.Norm) -> Array:
-    """Random signs, or for l2inf random vectors of length 1 in the last axis."""
-    if norm == "l2inf":
+    """Random signs, or for l2inf and l21 random vectors of length 1 in the last axis."""
+    if norm in ("l2inf", "l21"):
         vectors = jax.scipy.special.ndtri(uniform)
         return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
     return jnp.where(uniform < 0.5, -1.0, 1.0)
@@ -224,56 +231,67 @@ def _window(uniform: Float[Array, "2"], grid: tuple[int, ...], side: Array) -> t
     return inside[..., None], i, j
 
 
-def _bump(i: Array, j: Array, inside: Array, side: Array, most: int, p: float) -> Array:
+def _bump(i: Array, j: Array, inside: Array, side: Array, most: int, norm: norms.Norm) -> Array:
     """A bump [H, W] of norm 1: a hill in one half of a square, a pit in the other, of equal norm (section 4.3).
 
     At distance d from the middle of its half a pixel has the height 1 / (d + 1)^a + 1 / (d + 2)^a + ..., a = 2 in the
-    paper, and 4 for l1.
+    paper, and 4 for l1 and l21.
     """
+    norm = "l1" if norm == "l21" else norm  # of numbers
     half = side // 2
     upper = i < half
     row, height = jnp.where(upper, i, i - half), jnp.where(upper, half, side - half)
     distance = jnp.maximum(jnp.abs(row - height // 2), jnp.abs(j - half))
-    sums = jnp.cumsum(1.0 / jnp.arange(1, most + 2) ** (4.0 if p == 1 else 2.0))
+    sums = jnp.cumsum(1.0 / jnp.arange(1, most + 2) ** (4.0 if norms.exponent(norm) == 1 else 2.0))
     below = jnp.where(distance > 0, sums[jnp.clip(distance - 1, 0, half)], 0)
-    hill, pit = (_unit(jnp.where(inside & part, sums[half] - below, 0), p, (0, 1)) for part in (upper, ~upper))
-    return _unit(hill - pit, p, (0, 1))
+    hill, pit = (_unit(jnp.where(inside & part, sums[half] - below, 0), norm) for part in (upper, ~upper))
+    return _unit(hill - pit, norm)
 
 
-def _unit(x: Array, p: float, axes: tuple[int, ...]) -> Array:
-    total = (jnp.abs(x) ** p).sum(axes, keepdims=True)
-    return x / jnp.where(total > 0, total, 1) ** (1 / p)
+def _mass(x: Array, norm: norms.Norm) -> Array:
+    """``|x|^p``, and in l21 the lengths of vectors in the last axis, [H, W, 1]."""
+    p = norms.exponent(norm)
+    return jnp.linalg.norm(x, axis=-1, keepdims=True) if p is None else jnp.abs(x) ** p
+
+
+def _unit(x: Array, norm: norms.Norm, axes: tuple[int, ...] = (0, 1)) -> Array:
+    """Divided by its norm: in l21 by that of the whole, otherwise by that over these axes."""
+    total = _mass(x, norm).sum(axes, keepdims=True)
+    return x / jnp.where(total > 0, total, 1) ** (1 / (norms.exponent(norm) or 1))
 
 
 def _turned(turn: Array, i: Array, j: Array) -> tuple[Array, Array]:
     return jnp.where(turn, j, i), jnp.where(turn, i, j)
 
 
-def _tiles(key: Array, shape: tuple[int, ...], p: float) -> Array:
-    """The middle of the image [H, W, V] covered with bumps of random signs and turns; each, or in l2 all, of norm 1."""
+def _tiles(key: Array, shape: tuple[int, ...], norm: norms.Norm) -> Array:
+    """The middle of the image [H, W, V] covered with bumps of random signs (in l21 directions) and turns.
+
+    In l1 each is of norm 1, otherwise all together.
+    """
     side = max(min(shape[:2]) // 5, 1)
     count = shape[0] // side, shape[1] // side
     at, within = zip(*(divmod(np.arange(n) - n % side // 2, side) for n in shape[:2]), strict=True)
     covered = np.logical_and.outer(*((a >= 0) & (a < n) for a, n in zip(at, count, strict=True)))[..., None]
     rows, columns = np.meshgrid(*(np.clip(a, 0, n - 1) for a, n in zip(at, count, strict=True)), indexing="ij")
     drawn = _uniform(key, (*count, 1 + shape[2]))[rows, columns]
-    turn, sign = drawn[..., 0] < 0.5, _corner(drawn[..., 1:], "linf")
+    turn, sign = drawn[..., 0] < 0.5, _corner(drawn[..., 1:], norm)
     i, j = jnp.indices((side, side))
-    bump = _bump(i, j, jnp.ones((side, side), bool), jnp.asarray(side), side, p)
+    bump = _bump(i, j, jnp.ones((side, side), bool), jnp.asarray(side), side, norm)
     heights = bump[_turned(turn, *np.meshgrid(*within, indexing="ij"))]
     tiles = jnp.where(covered, sign * heights[..., None], 0)
-    return tiles if p == 1 else _unit(tiles, p, (0, 1, 2))
+    return tiles if norms.exponent(norm) == 1 else _unit(tiles, norm, (0, 1, 2))
 
 
-def _move_bump(key: Array, unit: Array, side: Array, p: float) -> Array:
+def _move_bump(key: Array, unit: Array, side: Array, norm: norms.Norm) -> Array:
     """Algorithm 3: a bump in one square, of the mass that another square gives up and that the ball has left."""
-    grid, channels = unit.shape[:2], unit.shape[2]
+    p, grid, channels = norms.exponent(norm) or 1, unit.shape[:2], unit.shape[2]
     at, source_at, turn, signs = jnp.split(_uniform(key, (5 + channels,)), [2, 4, 5])
     (to, i, j), (source, _, _) = _window(at, grid, side), _window(source_at, grid, side)
-    mass = jnp.abs(unit) ** p
-    left = jnp.maximum(1 - mass.sum(), 0) / channels
+    mass = _mass(unit, norm)
+    left = jnp.maximum(1 - mass.sum(), 0) / mass.shape[2]
     given = jnp.where(to | source, mass, 0).sum((0, 1))
-    heights = _bump(*_turned(turn < 0.5, i, j), to[..., 0], side, max(grid), p)[..., None]
-    bump = heights * _corner(signs, "linf") + _unit(jnp.where(to, unit, 0), p, (0, 1))
-    moved = _unit(bump, p, (0, 1)) * ((channels if p == 1 else 1) * (left + given)) ** (1 / p)
+    heights = _bump(*_turned(turn < 0.5, i, j), to[..., 0], side, max(grid), norm)[..., None]
+    bump = heights * _corner(signs, norm) + _unit(jnp.where(to, unit, 0), norm)
+    moved = _unit(bump, norm) * ((mass.shape[2] if p == 1 else 1) * (left + given)) ** (1 / p)
     return jnp.where(to, moved, jnp.where(source, 0, unit))
