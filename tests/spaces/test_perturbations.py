@@ -224,6 +224,12 @@ def test_what_attacks_follow_over_flows_looks_to_both_sides_of_a_grid_line():
         assert slope(position, None) == pytest.approx(-0.8, rel=1e-5)
     wanted = -wanted
     assert slope(0.3, None) == pytest.approx(-0.4, rel=1e-5) and slope(0.0, None) == slope(0.0, 0.5) == 0
+    # Where a step takes one pixel, what it gains: at -0.25 it is 0.8 and at 0.25 0.9; at 0.05 0.98 and at 0.55 0.78.
+    stride = perturbations.Stride(0.25)
+    assert slope(0.0, stride) == 0 and slope(0.3, stride) == pytest.approx(-0.4, rel=1e-5)
+    wanted = -wanted
+    assert slope(0.0, stride) == pytest.approx(-0.8, rel=1e-5)
+    assert slope(0.3, stride) == pytest.approx(0.4, rel=1e-5)
     # In images it is what it was, and so is a perturbation without a slope.
     delta = jnp.full((1, 3, 5, 2), 0.3)
     for space in (flow, replace(flow, slope=None)):
