@@ -27,6 +27,9 @@ for number, handler in (
 if jax.__version_info__[:2] == (0, 10):
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
 
+# Tracing makes many objects and few cycles: the collector's defaults would look for them in 6% of the time.
+gc.set_threshold(50_000, 20, 20)
+
 # The same examples each time, and none kept: pytest --hypothesis-profile=thorough draws new ones.
 settings.register_profile("default", deadline=None, database=None, derandomize=True, max_examples=25)
 settings.register_profile("thorough", deadline=None, database=None, derandomize=False, max_examples=100)

@@ -183,14 +183,14 @@ def apply_with_slope(threat: ThreatModel, images: Images, delta: Delta) -> Image
     """``T(x, δ)`` with the slope that attacks in this ball follow, see `perturbations.apply_with_slope`.
 
     The reach is the radius for linf and l2inf, where every coordinate or vector has its own budget, and for l1 and l21
-    the perturbation's stride.
+    the perturbation's stride, or a sixteenth of the radius, the step of 40 steps, if that is less.
     """
     spaces = iter(threat.perturbation.parts or [threat.perturbation])
 
     def reach(norm: norms.Norm, radius: Any) -> Any:
         way = next(spaces).stride
         if way is not None and _is_sparse(norm):
-            return perturbations.Stride(jnp.minimum(way, jnp.asarray(radius)))
+            return perturbations.Stride(jnp.minimum(way, jnp.asarray(radius) / 16))
         return radius if norm == "l2inf" or norms.exponent(norm) == np.inf else None
 
     return perturbations.apply_with_slope(threat.perturbation, images, delta, _map_parts(reach, threat))
