@@ -10,7 +10,7 @@ For the same test images of all models, which all of them classify correctly, it
     PREFIX_norms.png       L2 norms of the input gradient
 
 and writes docs/results/PREFIX_flow_bounds.json: for flows within several radii, the change of the loss that PGD
-finds (20 steps, 2 restarts, the point of the highest loss), and the bounds of `landscapes.flow_bounds`.
+finds (20 steps, 2 restarts, the point of the highest loss), and the bounds of `flow_bounds.flow_bounds`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from scipy.stats import spearmanr
 import robust_jax as rj
 from origin import trace
 from robust_jax import cli, data
-from robust_jax.evaluation import landscape_pictures, landscapes
+from robust_jax.evaluation import flow_bounds, landscape_pictures, landscapes
 from robust_jax.evaluation.measure import versions
 from robust_jax.files import write_atomically
 from robust_jax.workdir import runs
@@ -75,11 +75,11 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
 def bounds(logits_fn: Any, images: Any, labels: Any, threat: rj.ThreatModel) -> dict[str, float]:
     """How the two bounds compare with the change of the loss that an attack finds."""
     delta = rj.attacks.pgd(logits_fn, images, labels, threat, key=jax.random.key(0), **PGD).delta
-    change = np.asarray(landscapes.loss_change(logits_fn, images, labels, threat, delta))
-    limits = landscapes.flow_bounds(logits_fn, images, labels, threat)
+    change = np.asarray(flow_bounds.loss_change(logits_fn, images, labels, threat, delta))
+    limits = flow_bounds.flow_bounds(logits_fn, images, labels, threat)
     gradients = landscapes.loss_gradients(logits_fn, images, labels)
     return {
-        **landscapes.shares_within(change, limits),
+        **flow_bounds.shares_within(change, limits),
         "median change": float(np.median(change)),
         "median flow bound": float(np.median(limits.flow)),
         "median image bound": float(np.median(limits.image)),

@@ -35,6 +35,7 @@ from robust_jax.extensions import choose
 from robust_jax.files import write_atomically
 from robust_jax.spaces.threat_models import ThreatModel
 from robust_jax.training import loop
+from robust_jax.training.run import prepare
 from robust_jax.workdir import runs
 from robust_jax.workdir.runs import plain
 from runs import config_of
@@ -198,7 +199,7 @@ def print_estimates(plan: Plan, rows: list[str], gflops: float) -> None:
 
 def work(config: ConfigDict) -> tuple[float, float]:
     """FLOPs of a run's training, and of its attacks if no example ends early: convolutions and matrix products."""
-    run, state = loop.prepare(config)
+    run, state = prepare(config)
     shape, size = run.dataset.image_shape, config.batch_size
     batch = {"image": np.zeros((1, size, *shape), np.uint8)}
     batch |= {name: np.zeros((1, size), np.int32) for name in ("label", "id")}

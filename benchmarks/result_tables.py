@@ -1,6 +1,6 @@
 """Tables from the numbers of reproduce.py: `python benchmarks/result_tables.py [docs/results/TABLE_SIZE.json ...]`.
 
-Without files it puts all tables into docs/results.md, each between the comments `<!-- TABLE_SIZE.json -->` and
+Without files it puts all tables into `PAGES`, each between the comments `<!-- TABLE_SIZE.json -->` and
 `<!-- end of TABLE_SIZE.json -->`.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from scipy.stats import binomtest
 from robust_jax.evaluation.statistics import wilson_interval
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
-PAGE = RESULTS.parent / "results.md"
+PAGES = tuple(RESULTS.parent / name for name in ("results.md", "attacks.md"))
 
 
 def filled(page: str) -> str:
@@ -34,7 +34,7 @@ def filled(page: str) -> str:
 def rendered(path: Path) -> str:
     """The table of one file as Markdown, and below it what the numbers are and where they come from."""
     measured = json.loads(path.read_text())
-    kinds = {"rows": _accuracies, "radii": _bounds, "evaluations": _evaluations}
+    kinds = {"rows": _accuracies, "radii": _bounds, "evaluations": _evaluations, "parity": _parity}
     return next(render(path, measured) for key, render in kinds.items() if key in measured)
 
 
@@ -74,6 +74,26 @@ def _evaluations(path: Path, measured: Mapping[str, Any]) -> str:
     attacks = [f"- `{column}`: {_attack(report['attacks'][column])}" for column in columns]
     note = f"Accuracy in per cent on the first {report['clean']['n']} test images. {_source(measured, path)}"
     return "\n".join([*lines, "", note, "", *attacks])
+
+
+def _parity(path: Path, measured: Mapping[str, Any]) -> str:
+    """AutoAttack by parity.py, a line per network and ball: robust accuracies, then seconds, of the authors / ours."""
+    rows = measured["parity"]
+    names = ("apgd-ce", "apgd-t", "fab-t", "square")
+    accuracies = _pairs(rows, (*names, "union"), lambda seeds: _rate([seed["robust accuracy"] for seed in seeds]))
+    seconds = _pairs(rows, names, lambda seeds: f"{np.mean([seed['cpu seconds'] for seed in seeds]):.0f}")
+    sources = sorted({_source(found, path) for found in rows.values()})
+    return "\n".join(["Robust accuracy in per cent:", "", *accuracies, "", "CPU seconds:", "", *seconds, "", *sources])
+
+
+def _pairs(
+    rows: Mapping[str, Any], names: Sequence[str], cell: Callable[[Collection[Mapping[str, float]]], str]
+) -> list[str]:
+    lines = ["| network, ball | images | " + " | ".join(names) + " |", "|---" * (2 + len(names)) + "|"]
+    for row, found in rows.items():
+        both = [[cell(found[library][name].values()) for library in ("authors", "robust_jax")] for name in names]
+        lines.append(f"| {row} | {found['images']} | " + " | ".join(" / ".join(pair) for pair in both) + " |")
+    return lines
 
 
 def _accuracies(path: Path, measured: Mapping[str, Any]) -> str:
@@ -207,5 +227,5 @@ def _mcnemar(column: str, ours: set[int], theirs: set[int]) -> str:
 if __name__ == "__main__":
     for argument in sys.argv[1:]:
         print(rendered(Path(argument)), end="\n\n")
-    if not sys.argv[1:]:
-        PAGE.write_text(filled(PAGE.read_text()))
+    for page in () if sys.argv[1:] else PAGES:
+        page.write_text(filled(page.read_text()))

@@ -22,6 +22,7 @@ from robust_jax import attacks
 from robust_jax.config import base, complete
 from robust_jax.evaluation import Attack, measure
 from robust_jax.training import loop
+from robust_jax.training.run import prepare
 from robust_jax.workdir import checkpoints, runs
 
 HUGE = 10**400
@@ -115,7 +116,7 @@ def nothing_runs() -> Iterator[None]:
 def _make_trained(workdir: Path) -> Path:
     """A workdir with the checkpoints of a model before its first step."""
     workdir.mkdir(parents=True)
-    run, state = loop.prepare(config())
+    run, state = prepare(config())
     runs.claim(run.config, workdir)
     with checkpoints.opened(workdir, runs.plain(run.config)) as saved:
         for kind in checkpoints.KINDS:

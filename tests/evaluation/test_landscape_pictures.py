@@ -7,7 +7,8 @@ import pytest
 from matplotlib.image import imread
 
 from robust_jax.evaluation import landscape_pictures as drawing
-from robust_jax.evaluation.landscapes import FlowBounds, Gradients, Surface
+from robust_jax.evaluation.flow_bounds import FlowBounds
+from robust_jax.evaluation.landscapes import Gradients, Surface
 
 RNG = np.random.default_rng(0)
 AT = np.linspace(-1, 1, 5)

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.image import imread
 from matplotlib.quiver import Quiver
 
-from robust_jax.evaluation import pictures
+from robust_jax.evaluation import drawing, pictures
 
 RNG = np.random.default_rng(0)
 
@@ -89,8 +89,8 @@ def test_predictions_are_named_and_coloured():
     )  # fmt: skip
     shown = [(t.get_text(), t.get_color()) for axes in figure.axes for t in axes.texts]
     assert shown == [
-        ("cat → dog", pictures.WRONG), ("dog", pictures.RIGHT), ("automobile\n→ ?", pictures.WRONG),
-        ("dog", pictures.MUTED),
+        ("cat → dog", drawing.WRONG), ("dog", drawing.RIGHT), ("automobile\n→ ?", drawing.WRONG),
+        ("dog", drawing.MUTED),
     ]  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import PercentFormatter
 from matplotlib.transforms import Bbox
 
-from robust_jax.evaluation.pictures import MUTED, Picture, Target, saved
+from robust_jax.evaluation.drawing import MUTED, Picture, Target, saved
 from robust_jax.options import Range
 from robust_jax.options.signatures import checks_arguments
 

@@ -15,8 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from robust_jax.evaluation.curves import COLOURS
-from robust_jax.evaluation.landscapes import FlowBounds, Gradients, Surface
-from robust_jax.evaluation.pictures import MUTED, SIGNED, Picture, Target
+from robust_jax.evaluation.drawing import MUTED, SIGNED, Picture, Target
+from robust_jax.evaluation.flow_bounds import FlowBounds
+from robust_jax.evaluation.landscapes import Gradients, Surface
 from robust_jax.options.signatures import checks_arguments
 
 

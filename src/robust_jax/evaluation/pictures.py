@@ -7,36 +7,31 @@ None.
 
 from __future__ import annotations
 
-import io
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
+from robust_jax.evaluation.drawing import (
+    MUTED,
+    RIGHT,
+    WRONG,
+    Picture,
+    Target,
+    arrow_scale,
+    arrows,
+    class_name,
+    ordinal,
+    saved,
+    show,
+    show_difference,
+)  # fmt: skip
 from robust_jax.evaluation.drawn import flow_of
 from robust_jax.options.signatures import checks_arguments
-
-RIGHT, WRONG, MUTED, ARROW = "#00714f", "#c03000", "#666666", "#b51d00"
-
-SIGNED = LinearSegmentedColormap.from_list("signed", ["#2166ac", "#ffffff", "#b2182b"])
-
-
-class Picture(Figure):
-    """A figure that a notebook displays without `pyplot`."""
-
-    def _repr_png_(self) -> bytes:
-        content = io.BytesIO()
-        self.savefig(content, format="png")
-        return content.getvalue()
-
-
-Target = str | os.PathLike[str] | BinaryIO
 
 
 @checks_arguments
@@ -98,26 +93,19 @@ def adversarial_grid(
 
     names = list(class_names or ())
     for i in range(len(clean)):
-        axes[0][i].set_title(_name(names, labels[i]), fontsize=9, pad=3)
-        _show(axes[0][i], clean[i])
-        _show(axes[1][i], adversarial[i])
+        axes[0][i].set_title(class_name(names, labels[i]), fontsize=9, pad=3)
+        show(axes[0][i], clean[i])
+        show(axes[1][i], adversarial[i])
         if flow is not None:
-            _show(axes[2][i], 0.6 + 0.4 * clean[i])  # pale, under the arrows
-            _arrows(axes[2][i], flow[i], magnify, stride)
+            show(axes[2][i], 0.6 + 0.4 * clean[i])  # pale, under the arrows
+            arrows(axes[2][i], flow[i], magnify, stride)
         if not is_all:
-            _show_difference(axes[-2][i], difference[i], scale)
+            show_difference(axes[-2][i], difference[i], scale)
         three = (int(clean_predictions[i]), int(adversarial_predictions[i]), int(labels[i]))
         _show_predictions(axes[-1][i], three, names, layout.cell)
 
     _write_margins(figure, axes, layout, (*rows, "predicted"))
     return saved(figure, path)
-
-
-def saved(figure: Figure, path: Target | None) -> Figure:
-    """The figure, written as PNG if there is a path."""
-    if path is not None:
-        figure.savefig(path, format="png")
-    return figure
 
 
 class _Layout(NamedTuple):
@@ -184,9 +172,9 @@ def _show_predictions(axes: Axes, classes: tuple[int, int, int], names: Sequence
     """The classes predicted before and after the attack, coloured by the true class, the last of ``classes``."""
     before, after, truth = classes
     colour = MUTED if before != truth else RIGHT if after == truth else WRONG
-    text = _name(names, before)
+    text = class_name(names, before)
     if before != after:
-        text += ("\n→ " if len(text) > 4 else " → ") + _name(names, after)
+        text += ("\n→ " if len(text) > 4 else " → ") + class_name(names, after)
     longest = max(len(part) for part in text.split("\n"))
     axes.text(
         0.5,
@@ -247,9 +235,9 @@ def perturbation_grid(
     for one in axes.flat:
         one.set(xticks=[], yticks=[])
     for i in range(columns):
-        _show(axes[0, i], images[i])
+        show(axes[0, i], images[i])
         for row, perturbation in zip(axes[1:], perturbations.values(), strict=True):
-            _show_difference(row[i], perturbation[i], float(np.quantile(np.abs(perturbation[i]), 0.995)) or 1.0)
+            show_difference(row[i], perturbation[i], float(np.quantile(np.abs(perturbation[i]), 0.995)) or 1.0)
     for one, name in zip(axes[:, 0], ["image", *perturbations], strict=True):
         one.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
     figure.suptitle(textwrap.fill(title, int(10.5 * figure.get_figwidth())), fontsize=11)
@@ -263,7 +251,7 @@ def _as_flow(delta: Any, shape: tuple[int, ...]) -> tuple[np.ndarray | None, boo
 
 
 def _flow_legend(magnify: float, stride: int) -> str:
-    every = "" if stride == 1 else f",\nevery {_ordinal(stride)} pixel"
+    every = "" if stride == 1 else f",\nevery {ordinal(stride)} pixel"
     return f"flow\narrows ×{magnify:.3g}{every}"
 
 
@@ -287,71 +275,3 @@ def _prediction_legend(labels: Sequence[int], clean_predictions: Sequence[int]) 
     """What the colours of the predictions mean."""
     before = "; grey, wrong without it" if np.any(np.asarray(labels) != np.asarray(clean_predictions)) else ""
     return f" Predictions: green, right under the attack; red, broken by it{before}."
-
-
-def arrow_scale(flow: np.ndarray) -> tuple[float, int]:
-    """The factor that makes the longest arrow span the stride, and the stride: about 9 arrows per side."""
-    stride = max(1, round(max(flow.shape[1:3]) / 9))
-    longest = float(np.linalg.norm(flow, axis=-1).max())
-    if longest == 0:
-        return 1.0, stride
-    factor = stride / longest
-    digits = 10 ** np.floor(np.log10(factor))  # to one digit, as stated and drawn
-    return float(max(np.floor(factor / digits), 1) * digits), stride
-
-
-def _show(axes: Axes, image: np.ndarray) -> None:
-    """Draws one image, grey or RGB, each pixel as a square."""
-    grey = image.shape[-1] == 1
-    axes.imshow(
-        image[..., 0] if grey else image,
-        cmap="gray" if grey else None,
-        vmin=0,
-        vmax=1,
-        interpolation="nearest",
-    )
-
-
-def _show_difference(axes: Axes, difference: np.ndarray, scale: float) -> None:
-    """Draws a signed difference on a symmetric scale: from blue over white to red, or for RGB around grey."""
-    if difference.shape[-1] == 1:
-        axes.imshow(difference[..., 0], cmap=SIGNED, vmin=-scale, vmax=scale, interpolation="nearest")
-        axes.spines[:].set(visible=True, color="#cccccc", linewidth=0.6)
-    else:
-        axes.imshow(np.clip(0.5 + difference / (2 * scale), 0, 1), interpolation="nearest")
-
-
-def _arrows(axes: Axes, flow: np.ndarray, magnify: float, stride: int) -> None:
-    """Draws the arrows of a flow on every `stride`-th pixel: dx to the right, dy downwards."""
-    rows = np.arange(stride // 2, flow.shape[0], stride)
-    columns = np.arange(stride // 2, flow.shape[1], stride)
-    picked = flow[np.ix_(rows, columns)] * magnify
-    # In data units a vector follows the axes, and imshow's y axis grows downwards.
-    axes.quiver(
-        columns,
-        rows,
-        picked[..., 1],
-        picked[..., 0],
-        angles="xy",
-        scale_units="xy",
-        scale=1,
-        color=ARROW,
-        units="width",
-        width=0.013,
-        headwidth=4,
-        headlength=4,
-        headaxislength=3.5,
-        minlength=0.3,
-    )
-
-
-def _name(names: Sequence[str], label: Any) -> str:
-    """The name of a class, or its number if it has none; '?' for -1, the class of non-finite logits."""
-    label = int(label)
-    return "?" if label < 0 else str(names[label]) if label < len(names) else str(label)
-
-
-def _ordinal(number: int) -> str:
-    """2nd, 3rd, 4th, ..."""
-    suffix = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th") if number not in (11, 12, 13) else "th"
-    return f"{number}{suffix}"

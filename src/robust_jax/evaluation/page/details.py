@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from robust_jax.evaluation import pictures
+from robust_jax.evaluation import drawing
 from robust_jax.evaluation.page import images, sources, words
 from robust_jax.evaluation.page.sources import Evaluation
 from robust_jax.files import file_name, printable
@@ -149,7 +149,7 @@ def universal(memory: Any, spec: Mapping[str, Any], names: Sequence[Any]) -> dic
     found: dict[str, Any] = {"about": about, "cards": []}
     if delta.ndim != 4 or (space, delta.shape[-1]) not in (("additive", 1), ("additive", 3), ("flow", 2)):
         return found | {"missing": f"δ of {space}, of shape {list(delta.shape)}, has no picture."}
-    magnify, stride = pictures.arrow_scale(delta) if space == "flow" else (1.0, 1)
+    magnify, stride = drawing.arrow_scale(delta) if space == "flow" else (1.0, 1)
     scale = float(np.abs(delta).max()) or 1.0
     found["scale"] = f"wedges × {magnify:.3g}" if space == "flow" else f"±{scale:.2g}"
     for i, one in enumerate(delta[:MANY]):

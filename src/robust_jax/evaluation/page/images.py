@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from robust_jax.evaluation import pictures
+from robust_jax.evaluation import drawing
 
 _LARGE = 160  # the longest side of an embedded image, in pixels
 
@@ -31,7 +31,7 @@ def difference(change: np.ndarray, scale: float) -> dict[str, Any]:
     """A signed change ``[H, W, 1 or 3]`` on a symmetric scale: blue to red around white, or RGB around grey."""
     share = np.nan_to_num(np.asarray(change, np.float32)) / (2 * scale) + 0.5
     if change.shape[-1] == 1:
-        return _tile((255 * pictures.SIGNED(np.clip(share[..., 0], 0, 1))[..., :3]).astype(np.uint8))
+        return _tile((255 * drawing.SIGNED(np.clip(share[..., 0], 0, 1))[..., :3]).astype(np.uint8))
     return image(share)
 
 
@@ -80,7 +80,7 @@ def gallery(examples: dict[str, np.ndarray], count: int) -> dict[str, Any]:
     scale = float(np.nan_to_num(np.abs(adversarial - clean)).max()) or 1.0
     found: dict[str, Any] = {"scale": f"±{scale:.2g}", "cards": [], "grey": clean.shape[-1] == 1}
     if flow is not None:
-        magnify, stride = pictures.arrow_scale(flow)
+        magnify, stride = drawing.arrow_scale(flow)
         found |= {"magnify": f"{magnify:.3g}", "longest": f"{float(np.max(np.linalg.norm(flow, axis=-1))):.3g}"}
     for i in range(len(clean)):
         card: dict[str, Any] = {
