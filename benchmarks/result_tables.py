@@ -34,7 +34,13 @@ def filled(page: str) -> str:
 def rendered(path: Path) -> str:
     """The table of one file as Markdown, and below it what the numbers are and where they come from."""
     measured = json.loads(path.read_text())
-    kinds = {"rows": _accuracies, "radii": _bounds, "evaluations": _evaluations, "parity": _parity}
+    kinds = {
+        "rows": _accuracies,
+        "radii": _bounds,
+        "evaluations": _evaluations,
+        "parity": _parity,
+        "smallest": _smallest,
+    }
     return next(render(path, measured) for key, render in kinds.items() if key in measured)
 
 
@@ -94,6 +100,38 @@ def _pairs(
         both = [[cell(found[library][name].values()) for library in ("authors", "robust_jax")] for name in names]
         lines.append(f"| {row} | {found['images']} | " + " | ".join(" / ".join(pair) for pair in both) + " |")
     return lines
+
+
+def _smallest(path: Path, measured: Mapping[str, Any]) -> str:
+    """Median norms by minimal_norm.py, a table per norm: an attack per line, a network and a budget per column."""
+    tables, lines = measured["smallest"], []
+    for norm in dict.fromkeys(name.split()[-1] for name in tables):
+        networks = {name.rpartition(" ")[0]: found for name, found in tables.items() if name.split()[-1] == norm}
+        columns = list(dict.fromkeys(
+            (network, budget) for network, found in networks.items() for at in found.values() for budget in at
+        ))  # fmt: skip
+        attacks = dict.fromkeys(attack for found in networks.values() for attack in found)
+        heads = [norm, *(f"{network}, {int(budget):,}" for network, budget in columns)]
+        lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+        for attack in attacks:
+            cells = [_median(networks[network].get(attack, {}).get(budget)) for network, budget in columns]
+            name = f"`{attack}`" if not attack.startswith("peer ") else f"adversarial-library, `{attack[5:]}`"
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append("")
+    versions = ", ".join(f"{name} {version}" for name, version in measured["versions"].items())
+    commands = "; ".join(f"`{command}`" for command in measured["commands"])
+    note = (
+        f"Seed {measured['seed']}, {versions}; on {measured['hardware']}, revision {measured['revision']}; {path.name}"
+    )
+    return "\n".join([*lines, f"{note}, from {commands}."])
+
+
+def _median(found: Mapping[str, Any] | None) -> str:
+    """The median norm, and the percentage of images that are fooled unless it is 100."""
+    if found is None:
+        return ""
+    median = "-" if found["median norm"] is None else f"{found['median norm']:.4g}"
+    return median if found["success"] == 100 else f"{median} ({found['success']:.0f}%)"
 
 
 def _accuracies(path: Path, measured: Mapping[str, Any]) -> str:

@@ -74,7 +74,8 @@ def test_every_option_of_every_kind_can_be_overridden(section, kind):
     c.points.adv = dict(kind="random", perturbation="additive", sigma=0.1)
     c.points.again = dict(kind="random", perturbation="additive", sigma=0.1)
     c.terms.ce = dict(kind="cross_entropy")
-    sole = {"carlini_wagner": "l2", "ddn": "l2", "ead": "l1", "jsma": "linf", "pointwise": "linf"}.get(kind)
+    sole = {"carlini_wagner": "l2", "ddn": "l2", "ead": "l1", "jsma": "linf", "pointwise": "linf",
+            "sigma_zero": "linf"}.get(kind)  # fmt: skip
     space = {"adef": "flow", "stadv": "flow", "grid": "affine"}.get(kind, "additive")
     needed = dict(perturbation=space, norm=sole or "linf", radius=0.1)
     needed |= dict(sigma=0.2, step_size=0.05, other="adv", reference="clean")

@@ -49,10 +49,13 @@ TAKES = {
     "grid": [("affine", norm) for norm in ("linf", "l2", "l1", "l21")],
     "jsma": [("additive", "linf")] * len(SIZES),
 }
-TAKES |= {"ddn": TAKES["carlini_wagner"], "pointwise": TAKES["jsma"], "stadv": TAKES["adef"]}
+TAKES |= {"ddn": TAKES["carlini_wagner"], "stadv": TAKES["adef"]} | dict.fromkeys(
+    ("pointwise", "sigma_zero"), TAKES["jsma"]
+)
 # Those that return a failure, and what was a success before, as it was.
 MINIMAL = {
-    "adef", "carlini_wagner", "ddn", "deepfool", "ead", "fab", "fab_targeted", "jsma", "pointwise", "stadv",
+    "adef", "carlini_wagner", "ddn", "deepfool", "ead", "fab", "fab_targeted", "fmn", "jsma", "pointwise",
+    "sigma_zero", "stadv",
 }  # fmt: skip
 TWICE = {"gaussian_noise", "pgd"}  # quick to compile
 UNITS = {"additive": 1.0, "flow": 3.0, "affine": np.array([30, 3, 3])}

@@ -67,7 +67,9 @@ CASES = [
     ("carlini_wagner", dict(steps=3, binary_search_steps=2), ThreatModel("additive", "l2", 0.1)),
     ("ddn", dict(steps=3), ThreatModel("additive", "l2", 0.1)),
     ("ead", dict(steps=3, binary_search_steps=2), ThreatModel("additive", "l1", 0.1)),
+    ("fmn", dict(steps=3), ADDITIVE),
     ("jsma", dict(max_pixels=2), ADDITIVE),
+    ("sigma_zero", dict(steps=3), ADDITIVE),
     ("stadv", dict(steps=4), FLOW),
     ("auto_attack", dict(steps=2, queries=2), ADDITIVE),
 ]

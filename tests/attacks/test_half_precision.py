@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from properties import KEY, sample
-from robust_jax.attacks import carlini_wagner, pgd
+from robust_jax.attacks import carlini_wagner, fmn, pgd, sigma_zero
 from robust_jax.spaces.threat_models import ThreatModel
 from simple_models import Linear
 
@@ -25,6 +25,8 @@ WEIGHTS = np.random.default_rng(0).normal(size=(32, 3))
     "attack, threat",
     [
         (partial(carlini_wagner, steps=5, binary_search_steps=2), L2),
+        (partial(fmn, steps=5), LINF),
+        (partial(sigma_zero, steps=20), LINF),
         (partial(pgd, steps=5, optimizer="adam"), LINF),
         (partial(pgd, steps=3, optimizer="adam", keep="last"), LINF),
         (partial(pgd, steps=3, momentum=0.9, keep="last"), FLOW),

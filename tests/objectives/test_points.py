@@ -102,6 +102,21 @@ def test_the_steepest_point_is_lyus(images):
     np.testing.assert_allclose(np.asarray(sign).reshape(B, -1), 0.2 * np.sign(g), rtol=1e-6)
 
 
+def test_steepest_from_noise_in_the_box_is_n_fgsm(images):
+    images = (images - 0.3) / 0.4  # up to the ends of the box
+    options = dict(perturbation="additive", norm="linf", radius=0.1)
+    noise = 2 * find("uniform", images, **options).delta  # the same draw
+    noise = jnp.clip(noise, -images, 1 - images)
+    sign = jnp.sign(jax.grad(lambda x: rj.losses.cross_entropy(smooth(x), LABELS).sum())(images + noise))
+    found = find("steepest", images, noise=2.0, box=True, **options)
+    np.testing.assert_allclose(found.images, jnp.clip(images + noise + 0.1 * sign, 0, 1), atol=1e-6)
+    np.testing.assert_allclose(found.images, images + found.delta, atol=1e-6)
+    assert 0.2 < jnp.abs(found.delta).max() <= 0.3
+    # Over flows the images are mixed, and stay in the box whatever δ is.
+    flow = find("steepest", images, noise=2.0, box=True, perturbation="flow", norm="linf", radius=0.2)
+    assert flow.images.min() >= 0 and flow.images.max() <= 1 and 0.4 < jnp.abs(flow.delta).max() <= 0.6
+
+
 def test_the_divergent_point_moves_the_prediction_further_than_random_ones(images):
     options = dict(perturbation="additive", radius=0.1)
 

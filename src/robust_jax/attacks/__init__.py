@@ -17,9 +17,11 @@ from robust_jax.attacks.deformations import adef, stadv
 from robust_jax.attacks.ead import ead
 from robust_jax.attacks.estimated import nes, spsa
 from robust_jax.attacks.fab import fab, fab_targeted
+from robust_jax.attacks.fmn import fmn
 from robust_jax.attacks.pgd import fgsm, pgd
 from robust_jax.attacks.result import AttackResult
 from robust_jax.attacks.sampling import gaussian_noise, grid, random_search, uniform_noise
+from robust_jax.attacks.sigma_zero import sigma_zero
 from robust_jax.attacks.sparse import jsma, pointwise
 from robust_jax.attacks.square import square
 from robust_jax.attacks.universal import apply_universal, universal, universal_gradient, universal_targeted
@@ -34,7 +36,7 @@ ATTACKS: dict[str, Callable[..., AttackResult]] = extensions.collect(
 __all__ = [
     "ATTACKS", "AttackResult", "Cost", "Problem", "about", "adef", "apgd", "apgd_dlr", "apgd_targeted",
     "apply_universal", "attack", "auto_attack", "black_box", "bpda", "carlini_wagner", "cost_of", "ddn", "deepfool",
-    "ead", "expectation", "fab", "fab_targeted", "fgsm", "gaussian_noise", "grid", "jsma", "nes", "pgd", "pointwise",
-    "random_search", "spsa", "square", "stadv", "uniform_noise", "universal", "universal_gradient",
-    "universal_targeted",
+    "ead", "expectation", "fab", "fab_targeted", "fgsm", "fmn", "gaussian_noise", "grid", "jsma", "nes", "pgd",
+    "pointwise", "random_search", "sigma_zero", "spsa", "square", "stadv", "uniform_noise", "universal",
+    "universal_gradient", "universal_targeted",
 ]  # fmt: skip

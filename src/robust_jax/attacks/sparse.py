@@ -80,7 +80,7 @@ def jsma(
       ValueError: images outside [0, 1] or of the wrong rank, labels out of range (both for concrete arrays), another
         threat model, or fewer than 2 pixels.
     """
-    low, high = _ends(threat, images)
+    low, high = ends(threat, images)
 
     def logits_at(images: Array, delta: Array) -> Array:
         return logits_fn(clip_box(images + delta))
@@ -196,7 +196,7 @@ def pointwise(
       ValueError: images outside [0, 1] or of the wrong rank, labels out of range (both for concrete arrays), another
         threat model, or an option out of its range.
     """
-    low, high = _ends(threat, images)
+    low, high = ends(threat, images)
     b, n = len(images), math.prod(images.shape[1:])
     keys = example_keys(key, b)
 
@@ -239,7 +239,7 @@ def pointwise(
     )
 
 
-def _ends(threat: ThreatModel, images: Images) -> tuple[Images, Images]:
+def ends(threat: ThreatModel, images: Images) -> tuple[Images, Images]:
     """The δ of every pixel at the lower and the upper end of ball and box."""
     radius = jnp.broadcast_to(jnp.asarray(threat.radius, images.dtype), images.shape)
     return -jnp.minimum(radius, images), jnp.minimum(radius, 1 - images)

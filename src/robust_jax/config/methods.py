@@ -156,6 +156,12 @@ def fgsm_rs(c: ConfigDict, s: Sizes) -> None:
     _ce(c, "attacked")
 
 
+def n_fgsm(c: ConfigDict, s: Sizes) -> None:
+    """FGSM at images with noise of twice the radius, not projected (de Jorge et al. 2022)."""
+    c.points.noisy = dict(kind="steepest", noise=2.0, box=True, **_additive(s))
+    _ce(c, "noisy")
+
+
 def gradalign(c: ConfigDict, s: Sizes) -> None:
     """FGSM training with aligned gradients (Andriushchenko & Flammarion 2020); 0.2 is its λ for CIFAR-10 at 8/255."""
     c.points.attacked = dict(
@@ -287,7 +293,7 @@ def rat_flow(c: ConfigDict, s: Sizes) -> None:
 
 METHODS: dict[str, Callable[[ConfigDict, Sizes], None]] = {f.__name__: f for f in (
     standard, random_flow, igr, finite_difference, family, family_flow, family_affine, family_composed,
-    linearised, linearised_l2, linearised_flow, fgr, affine_gradient, pgd, fgsm_rs, gradalign, adt, adt_fgr,
+    linearised, linearised_l2, linearised_flow, fgr, affine_gradient, pgd, fgsm_rs, n_fgsm, gradalign, adt, adt_fgr,
     affine_training, composed_training, trades, trades_flow, mart, awp, lfr, lfr_flow, cure, llr, universal,
     universal_flow, rat, rat_deepfool, rat_flow,
 )}  # fmt: skip

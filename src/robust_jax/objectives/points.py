@@ -218,11 +218,36 @@ def divergent(
 
 @point(soft_labels=True)
 def steepest(
-    model: Model, images: Images, labels: Labels, keys: Keys, *, threat: Threat, batch_norm: Mode = "eval"
-) -> Point:
-    """``T(x, r)``, ``r = argmax_{δ in ball} <∂ℓ/∂δ, δ>``, not clipped: the linearised family of Lyu et al. (2015)."""
-    delta = gradient_norms.steepest(_loss_of(_logits_fn(model, batch_norm), labels), images, threat)
-    return Point(threat.perturbation.apply(images, delta), delta)
+    model: Model, images: Images, labels: Labels, keys: Keys, *,
+    threat: Threat, noise: NotNegative = 0.0, box: bool = False, batch_norm: Mode = "eval",
+) -> Point:  # fmt: skip
+    """``T(x, n + r)``, ``r = argmax_{δ in ball} <∂ℓ/∂δ, δ>`` at T(x, n): the linearised family of Lyu et al. (2015).
+
+    With noise=2 and box=True it is N-FGSM (de Jorge et al. 2022), whose δ is not projected into the ball.
+
+    Args:
+      model: the model.
+      images: the clean images.
+      labels: their classes.
+      keys: one per example.
+      threat: the ball of r.
+      noise: n is this number times a random point of the ball; 0 is none.
+      box: whether n and n + r are confined, so that images stay in [0, 1].
+      batch_norm: the mode in which the gradient is taken.
+    """
+    space = threat.perturbation
+
+    def kept(delta: Delta) -> Delta:
+        return perturbations.confined(space, images, delta) if box else delta
+
+    start, moved = space.zeros(images), images
+    if noise:
+        start = kept(jax.tree.map(lambda d: noise * d, threat_models.random_delta(threat, keys, images)))
+        moved = space.apply(images, start)
+    toward = gradient_norms.steepest(_loss_of(_logits_fn(model, batch_norm), labels), moved, threat)
+    delta = kept(jax.tree.map(jnp.add, start, toward))
+    perturbed = space.apply(images, delta)
+    return Point(clip_box(perturbed) if box else perturbed, delta)
 
 
 @point(soft_labels=True)
