@@ -14,9 +14,11 @@ from robust_jax.evaluation.statistics import wilson_interval
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 START, END = "<!-- {} -->\n", "<!-- end -->\n"
+TICKS = (0.1, 0.25, 0.5, 1, 2)
 COLORS = {"derivative": "#c44e52", "slope": "#2a6fbb"}
 COLUMNS = (
-    "ball", "pixels", "left, slope", "left, derivative", "both", "slope alone", "derivative alone", "interval"
+    "ball", "pixels", "left, slope", "left, derivative", "left, Square", "both", "slope alone", "derivative alone",
+    "interval",
 )  # fmt: skip
 
 
@@ -32,7 +34,8 @@ def table(found: Mapping[str, Any], run: str) -> str:
     lines = [list(COLUMNS), ["---"] * len(COLUMNS)]
     for name, norm, pixels, case in cases(found):
         if name == run:
-            left = (f"{100 * case['left'][way]:.1f}" for way in ("slope", "derivative"))
+            left = (f"{100 * case['left'][way]:.1f}" if way in case["left"] else "" for way in
+                    ("slope", "derivative", "square"))  # fmt: skip
             low, high = (f"{100 * end:.1f}" for end in case["derivative_only_interval"])
             counts = (case["both"], case["slope_only"], case["derivative_only"])
             lines.append([norm, pixels, *left, *map(str, counts), f"{low} to {high}"])
@@ -42,15 +45,18 @@ def table(found: Mapping[str, Any], run: str) -> str:
 def summary(found: Mapping[str, Any]) -> str:
     """The counts of each norm, over all runs and radii."""
     head = ("ball", "pairs of image and radius", "fall to both", "to the slope alone", "to the derivative alone",
-            "of these, to the slope from other starts", "share that falls to the derivative alone, %")  # fmt: skip
+            "to the derivative, but not from other starts", "share that falls to the derivative alone, %")  # fmt: skip
     lines = [list(head), ["---"] * len(head)]
     for norm in dict.fromkeys(norm for _, norm, _, _ in cases(found)):
         of_norm = [case for _, other, _, case in cases(found) if other == norm]
         total = {key: sum(case[key] for case in of_norm)
-                 for key in ("images", "both", "slope_only", "derivative_only", "derivative_only_again")}  # fmt: skip
+                 for key in ("images", "both", "slope_only", "derivative_only")}  # fmt: skip
+        again = [case["derivative_not_again"] for case in of_norm if "derivative_not_again" in case]
+        chance = str(sum(again)) if len(again) == len(of_norm) else ""
         low, high = wilson_interval(total["derivative_only"], total["images"])
         share = total["derivative_only"] / total["images"]
-        lines.append([norm, *map(str, total.values()), f"{100 * share:.2f} ({100 * low:.2f} to {100 * high:.2f})"])
+        within = f"{100 * share:.2f} ({100 * low:.2f} to {100 * high:.2f})"
+        lines.append([norm, *map(str, total.values()), chance, within])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
@@ -85,6 +91,8 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
                 radii, accuracies = [p for p, _ in here], [100 * left[way] for _, left in here]
                 axes.plot(radii, accuracies, "o-", color=color, ms=3, label=way)
             axes.set(xscale="log", title=f"{run.replace('_', ', ')}: {norm}", xlabel="pixels", ylim=(-3, 103))
+            axes.set_xticks(TICKS, [f"{pixels:g}" for pixels in TICKS])
+            axes.minorticks_off()
             axes.title.set_fontsize(9)
             axes.spines[["top", "right"]].set_visible(False)
         row[0].set_ylabel("accuracy under PGD, %")

@@ -4,15 +4,16 @@ python benchmarks/flow_slope_strength.py --workdir=runs/digits_standard,runs/dig
   --out=docs/results/flow_slope.json
 
 Both have the same steps and restarts, and start at the same points. Of every pair it counts the images that fall to one
-of them alone; those that fall to the derivative alone are attacked with the slope again, from other random starts. The
-results of a case are written as soon as it is done, and a case that the file has already is not measured again.
+of them alone. Chance decides some of them, so that it also counts those that the derivative itself breaks from these
+starts and not from others; those that fall to the derivative alone are attacked with the slope from these other starts,
+too. The results of a case are written as soon as it is done, with its command, and a case that the file has already is
+not measured again.
 `python benchmarks/flow_slope_page.py` puts the tables into docs/flow_slope.md and draws its picture.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import replace
 from functools import partial
@@ -24,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
+import origin
 import runs
 from robust_jax.attacks import pgd, square
 from robust_jax.evaluation.measure import versions
@@ -63,20 +65,23 @@ def compared(model: Any, images: np.ndarray, labels: np.ndarray, norm: str, pixe
         broken[name] = np.asarray(attack(images, labels, ThreatModel(space, norm, radius), key=keys).success)
         seconds[name] = round(time.perf_counter() - start, 1)
     if F.queries:
-        found = square(model, images, labels, ThreatModel(flow, norm, radius), key=keys, queries=F.queries)
-        broken["square"] = np.asarray(found.success)
-    alone = broken["derivative"] & ~broken["slope"]
+        judged = square(model, images, labels, ThreatModel(flow, norm, radius), key=keys, queries=F.queries)
+        broken["square"] = np.asarray(judged.success)
     others = jax.vmap(partial(jax.random.fold_in, jax.random.key(F.seed + 1)))(jnp.arange(len(images)))
-    again = attack(images, labels, ThreatModel(flow, norm, radius), key=others).success if alone.any() else alone
+    again = {
+        name: np.asarray(attack(images, labels, ThreatModel(space, norm, radius), key=others).success)
+        for name, space in SPACES.items()
+    }
+    alone = {one: broken[one] & ~broken[other] for one, other in (("slope", "derivative"), ("derivative", "slope"))}
     n = len(images)
     return {
         "radius": radius, "images": n, "steps": F.steps, "restarts": F.restarts, "seed": F.seed,
         "left": {name: 1 - float(hit.mean()) for name, hit in broken.items()},
         "both": int((broken["slope"] & broken["derivative"]).sum()),
-        "slope_only": int((broken["slope"] & ~broken["derivative"]).sum()),
-        "derivative_only": int(alone.sum()),
-        "derivative_only_interval": wilson_interval(int(alone.sum()), n),
-        "derivative_only_again": int((alone & np.asarray(again)).sum()),
+        **{f"{name}_only": int(hit.sum()) for name, hit in alone.items()},
+        "derivative_only_again": int((alone["derivative"] & again["slope"]).sum()),
+        "derivative_not_again": int((broken["derivative"] & ~again["derivative"]).sum()),
+        "derivative_only_interval": wilson_interval(int(alone["derivative"].sum()), n),
         "seconds": seconds,
     }  # fmt: skip
 
@@ -85,7 +90,7 @@ def main(_: list[str]) -> None:
     """Measures the cases that the file does not have yet."""
     F, path = flags.FLAGS, Path(flags.FLAGS.out)
     found = json.loads(path.read_text()) if path.exists() else {"cases": {}}
-    found |= {"versions": versions(), "cores": os.cpu_count()}
+    found |= {"versions": versions()}
     for workdir in map(Path, F.workdir):
         _, model, images, labels = runs.correctly_classified(workdir, F.count)
         for norm in F.norms:
@@ -93,7 +98,8 @@ def main(_: list[str]) -> None:
                 case = f"{workdir.name}/{norm}/{pixels}"
                 if case in found["cases"]:
                     continue
-                found["cases"][case] = compared(model, images, labels, norm, float(pixels))
+                measured = compared(model, images, labels, norm, float(pixels))
+                found["cases"][case] = measured | origin.trace()
                 print(case, found["cases"][case], flush=True)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(json.dumps(found, indent=1) + "\n")

@@ -187,8 +187,6 @@ def test_eval_measures_the_workdirs_own_attacks_with_overrides(uninterrupted, fo
     "program, arguments, texts",
     [
         ("train.py", ["--config.terms.frg.weight=2"], ["no key 'frg'", "['ce', 'fgr']"]),
-        ("train.py", ["--workdir=a,b"], ["--workdir=a,b: eval.py takes a comma"]),
-        ("train.py", ["--workdir=fgr[weight=3]"], ["contains '['", "Take another name"]),
         ("train.py", ["--config.schedule.learning_rate=3e38", "--config.optimizer.momentum=0"],
          ["at step ", "is NaN or infinite", "schedule.learning_rate"]),
     ],

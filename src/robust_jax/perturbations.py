@@ -7,6 +7,7 @@ from robust_jax.spaces.perturbations import (
     Delta,
     Images,
     Perturbation,
+    Stride,
     apply_with_slope,
     compose,
     confined,
@@ -19,6 +20,6 @@ from robust_jax.spaces.registry import built_in, get
 PERTURBATIONS = built_in()
 
 __all__ = [
-    "PERTURBATIONS", "Delta", "Images", "Perturbation", "additive", "affine", "apply_with_slope", "compose", "confined",
-    "flow", "flow_symmetric", "gaussian_delta", "get", "headroom", "pullback",
+    "PERTURBATIONS", "Delta", "Images", "Perturbation", "Stride", "additive", "affine", "apply_with_slope", "compose",
+    "confined", "flow", "flow_symmetric", "gaussian_delta", "get", "headroom", "pullback",
 ]  # fmt: skip

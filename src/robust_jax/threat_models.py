@@ -12,9 +12,10 @@ from robust_jax.spaces.threat_models import (
     shift,
     size,
     steepest,
+    strides,
 )  # fmt: skip
 
 __all__ = [
     "ThreatModel", "gain", "in_radii", "move", "on_sphere", "project", "random_delta", "scaled", "shift", "size",
-    "steepest",
+    "steepest", "strides",
 ]  # fmt: skip

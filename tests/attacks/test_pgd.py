@@ -543,3 +543,24 @@ def test_flows_are_not_held_on_the_side_of_a_grid_line_where_they_start(norm, ra
     check_result(model, result, images, threat, labels)
     gain = (result.images - images).reshape(4, -1) @ w
     assert (gain <= 1.0001 * best).all() and (gain >= least * best).all(), gain / best
+
+
+@pytest.mark.parametrize("norm, length", [("l21", np.hypot), ("l1", lambda a, b: abs(a) + abs(b))])
+def test_flows_that_share_a_budget_move_the_pixels_that_gain_most(norm, length):
+    # As above. The upper bound is Lagrange's: with the best price of a pixel's way, each pixel buys for itself.
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.uniform(0.2, 0.8, (4, 7, 7, 1)), jnp.float32)
+    w = rng.normal(size=49)
+    model = Linear(jnp.asarray(np.stack([0 * w, w], 1), jnp.float32), jnp.array([500.0, 0.0]))
+    ways = [(a, b) for a in np.linspace(-2, 2, 17) for b in np.linspace(-2, 2, 17)]
+    moved = np.stack([warp(images, jnp.broadcast_to(jnp.array(way), (4, 7, 7, 2))) for way in ways])
+    gains = ((moved - images) * w.reshape(7, 7, 1)).reshape(len(ways), 4, 49)
+    lengths = np.array([length(*way) for way in ways])[:, None, None]
+    for radius in (2.0, 15.0):
+        prices = np.linspace(0.05, 3, 60)
+        best = np.min([price * radius + (gains - price * lengths).max(0).sum(-1) for price in prices], 0)
+        threat, labels = ThreatModel("flow", norm, radius), jnp.zeros(4, int)
+        result = attack(model, images, labels, threat, key=KEY, loss=losses.margin)
+        check_result(model, result, images, threat, labels)
+        gain = (result.images - images).reshape(4, -1) @ w
+        assert (gain <= 1.0001 * best).all() and (gain >= 0.65 * best).all(), gain / best

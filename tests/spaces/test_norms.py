@@ -134,6 +134,19 @@ def test_steepest_with_room():
         np.testing.assert_array_equal(steepest(g, norm, room), free)
 
 
+def test_steepest_with_a_stride_goes_on_to_the_next_best():
+    g = jnp.array([[[3.0, 4.0], [0.0, 2.0], [0.6, 0.8], [0.0, 0.0]]])
+    stride = jnp.full_like(g, 0.4)
+    np.testing.assert_allclose(
+        steepest(g, "l21", None, stride), [[[0.24, 0.32], [0, 0.4], [0.12, 0.16], [0, 0]]], rtol=1e-6
+    )
+    np.testing.assert_allclose(steepest(g, "l1", None, stride), [[[0.4, 0.4], [0, 0.2], [0, 0], [0, 0]]], rtol=1e-6)
+    for norm in ("l21", "l1"):
+        np.testing.assert_array_equal(steepest(g, norm, None, jnp.full_like(g, jnp.inf)), steepest(g, norm))
+    for norm in ("l2", "linf", "l2inf", 3):
+        np.testing.assert_array_equal(steepest(g, norm, None, stride), steepest(g, norm))
+
+
 def independent_projection(x, norm):
     """The nearest point of the unit ball in float64: closed form, or the threshold found by bisection."""
     x = np.asarray(x, np.float64)

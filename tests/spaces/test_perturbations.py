@@ -209,11 +209,15 @@ def test_what_attacks_follow_over_flows_looks_to_both_sides_of_a_grid_line():
     images = jnp.full((1, 3, 5, 1), 0.2).at[0, 1, 2, 0].set(1.0).at[0, 1, 3, 0].set(0.6)
     wanted = jnp.zeros_like(images).at[0, 1, 2, 0].set(-1.0)
 
-    def slope(position, reach):
+    @jax.jit
+    def pulled(position, reach, wanted):
         delta = jnp.zeros((1, 3, 5, 2)).at[0, 1, 2, 1].set(position)
-        pull = jax.vjp(lambda d: perturbations.apply_with_slope(flow, images, d, reach), delta)[1]
-        assert not pull(wanted)[0].at[0, 1, 2].set(0).any()
-        return float(pull(wanted)[0][0, 1, 2, 1])
+        return jax.vjp(lambda d: perturbations.apply_with_slope(flow, images, d, reach), delta)[1](wanted)[0]
+
+    def slope(position, reach):
+        found = pulled(position, reach, wanted)
+        assert not found.at[0, 1, 2].set(0).any()
+        return float(found[0, 1, 2, 1])
 
     # At 0.3 it is 0.88; at 0.5 it would be 0.8, at -0.5 0.6.
     assert slope(0.3, 0.5) == pytest.approx(-0.28 / 0.8, rel=1e-5)
@@ -224,6 +228,12 @@ def test_what_attacks_follow_over_flows_looks_to_both_sides_of_a_grid_line():
         assert slope(position, None) == pytest.approx(-0.8, rel=1e-5)
     wanted = -wanted
     assert slope(0.3, None) == pytest.approx(-0.4, rel=1e-5) and slope(0.0, None) == slope(0.0, 0.5) == 0
+    # Where a step takes one pixel, what it gains: at -0.25 it is 0.8 and at 0.25 0.9; at 0.05 0.98 and at 0.55 0.78.
+    stride = perturbations.Stride(0.25)
+    assert slope(0.0, stride) == 0 and slope(0.3, stride) == pytest.approx(-0.4, rel=1e-5)
+    wanted = -wanted
+    assert slope(0.0, stride) == pytest.approx(-0.8, rel=1e-5)
+    assert slope(0.3, stride) == pytest.approx(0.4, rel=1e-5)
     # In images it is what it was, and so is a perturbation without a slope.
     delta = jnp.full((1, 3, 5, 2), 0.3)
     for space in (flow, replace(flow, slope=None)):

@@ -88,6 +88,20 @@ def test_move_is_a_projected_step_in_the_units_of_the_radius(threat):
     np.testing.assert_allclose(inner(gradient, moved), threat_models.gain(threat, gradient), rtol=1e-4)
 
 
+def test_only_flows_that_share_a_budget_among_few_pixels_have_a_stride():
+    stride = get("flow").stride
+    for threat in THREATS:
+        strides = threat_models.strides(threat, threat.perturbation.zeros(IMAGES))
+        few = threat.perturbation.name == "flow" and threat.norm == "l21"
+        jax.tree.map(lambda s, few=few: np.testing.assert_array_equal(s, stride if few else np.inf), strides)
+    threat = ThreatModel(("flow", "additive"), ("l1", "l1"), (9.0, 1.0))
+    zeros = threat.perturbation.zeros(IMAGES)
+    flow, additive = threat_models.strides(threat, zeros)
+    assert (flow == stride).all() and np.isinf(additive).all()
+    moved = threat_models.move(threat, zeros, normal_delta(threat), (1.0, 0.5), endless(zeros), (flow, additive))
+    assert [int((leaf != 0).sum()) for leaf in moved] == [4 * len(IMAGES), len(IMAGES)]
+
+
 @threats
 def test_random_deltas_are_per_example_and_not_degenerate(threat):
     delta = threat_models.random_delta(threat, KEYS, IMAGES)

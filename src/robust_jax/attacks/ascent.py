@@ -169,7 +169,7 @@ def _steepest(threat: ThreatModel, zeros: Delta, size: Any, momentum: float) -> 
             direction = jax.tree.map(lambda v, g: v.astype(g.dtype), velocity, gradient)
         # Coordinates that the box holds back leave their share of the step to the others.
         headroom = perturbations.headroom(space, images, delta, direction)
-        delta = threat_models.move(threat, delta, direction, size, headroom)
+        delta = threat_models.move(threat, delta, direction, size, headroom, threat_models.strides(threat, delta))
         return perturbations.confined(space, images, delta), velocity
 
     return _Step(in_float32(zeros), move)

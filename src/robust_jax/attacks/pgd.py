@@ -43,9 +43,10 @@ def pgd(
     """Maximises ``loss(logits_fn(T(x, δ)), y)`` over the ball by projected steepest ascent.
 
     ``δ <- Π_ball(δ + step_size * argmax_{‖u‖ <= 1} <∂loss/∂δ, u>)``: the sign for linf, the normalised gradient
-    for l2 (Madry et al. 2018); for l1 the best coordinates, each as far as the box [0, 1] allows. Coordinates that
-    the box holds back are left out. With momentum μ the direction is taken from ``v <- μ v + g / ‖g‖₁`` (Dong et
-    al. 2018). With an optimizer ``δ <- Π_ball(δ + step_size * u)``, u its step uphill at a learning rate of 1.
+    for l2 (Madry et al. 2018); for l1 the best coordinates, each as far as the box [0, 1] allows; for l1 and l21 over
+    flows the best pixels, each by at most 0.25 px (`Perturbation.stride`). Coordinates that the box holds back are
+    left out. With momentum μ the direction is taken from ``v <- μ v + g / ‖g‖₁`` (Dong et al. 2018). With an
+    optimizer ``δ <- Π_ball(δ + step_size * u)``, u its step uphill at a learning rate of 1.
     Each run costs ``steps`` gradients and one forward pass, and keep="best" one forward pass more.
 
     Args:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from robust_jax.spaces.perturbations import Images, Perturbation
+from robust_jax.spaces.perturbations import Images, Perturbation, Stride
 from robust_jax.spaces.warping import differences, warp
 
 
@@ -27,7 +27,8 @@ def _flow_slope(images: Images, delta: Array, gradient: Images, reach: Any) -> A
     pixel is on, although the loss may rise faster beyond the next grid line: a pixel on a thin stroke, say, gains by
     moving either way. With a reach, the result is the slope of ``<gradient, T>`` along the chord to the best of the
     next two grid lines on either side, at most the reach away; 0 where all of them are worse. Without a reach, it is
-    the slope from the nearest grid line to its better side, or the derivative where both sides are worse.
+    the slope from the nearest grid line to its better side, or the derivative where both sides are worse. Of a stride,
+    it is that of the chord to the better end of a step of this length in either direction; 0 where both are worse.
     """
 
     def rewards(*positions: Array) -> Array:
@@ -37,12 +38,14 @@ def _flow_slope(images: Images, delta: Array, gradient: Images, reach: Any) -> A
         at_once = jax.vmap(jax.vmap(lambda flow: (gradient * warp(images, flow)).sum(-1)))
         return jnp.moveaxis(at_once(moved), 0, -1)
 
-    if reach is None:
-        line = jnp.round(delta)
-        on_line, up, down = rewards(line, line + 1, line - 1)
-        up, down = up - on_line, down - on_line
-        derivative = jnp.where(delta > line, up, jnp.where(delta < line, -down, 0))
-        return jnp.where(jnp.maximum(up, down) > 0, jnp.where(up >= down, up, -down), derivative)
+    if reach is None or isinstance(reach, Stride):
+        middle, way = (jnp.round(delta), 1) if reach is None else (delta, reach.way)
+        here, up, down = rewards(middle, middle + way, middle - way)
+        up, down = up - here, down - here
+        # Where both sides are worse.
+        neither = jnp.where(delta > middle, up, jnp.where(delta < middle, -down, 0))
+        slope = jnp.where(jnp.maximum(up, down) > 0, jnp.where(up >= down, up, -down), neither)
+        return slope / jnp.where(way > 0, way, 1)
     above, below = jnp.floor(delta) + 1, jnp.ceil(delta) - 1
     targets = [jnp.clip(line, -reach, reach) for line in (above, below, above + 1, below - 1)]
     here, *there = rewards(delta, *targets)
@@ -57,11 +60,11 @@ def _flow_zeros(images: Images) -> Array:
 
 
 flow = Perturbation(
-    _flow_zeros, warp, "flow", partial(pullback, difference="forward"), slope=_flow_slope, unit="px",
+    _flow_zeros, warp, "flow", partial(pullback, difference="forward"), slope=_flow_slope, stride=0.25, unit="px",
     moves_pixels=True,
 )  # fmt: skip
 """``T(x, δ) = warp(x, δ)``, δ ``[B, H, W, 2]`` (dy, dx) in pixels. Penalties take forward differences at δ = 0; attacks
-look at both sides of the grid lines, see `Perturbation.slope`."""
+look at both sides of the grid lines, see `Perturbation.slope`; in l1 and l21 a step moves a pixel by up to 0.25 px."""
 
 
 flow_symmetric = replace(flow, name="flow_symmetric", pullback_at_zero=partial(pullback, difference="symmetric"))

@@ -136,17 +136,21 @@ def _fill(gradient: Array, headroom: Array) -> Array:
 
 @checks_arguments
 def steepest(
-    gradient: Float[Array, "b ..."], norm: Norm, headroom: Float[Array, "b ..."] | None = None
-) -> Float[Array, "b ..."]:
+    gradient: Float[Array, "b ..."], norm: Norm, headroom: Float[Array, "b ..."] | None = None,
+    stride: Float[Array, "b ..."] | None = None,
+) -> Float[Array, "b ..."]:  # fmt: skip
     """``argmax_{‖δ‖ <= 1} <gradient, δ>`` per example; 0 where the gradient is 0.
 
     With ``headroom``, coordinates that cannot move are left out, and for l1 the maximum is also subject to
-    ``|δ| <= headroom``.
+    ``|δ| <= headroom``. With ``stride``, no coordinate for l1, and no vector for l21, is longer than its (smallest)
+    stride; other norms ignore it.
 
     l_p: ``sign(g) (|g| / ‖g‖_q)^(q - 1)`` with 1/p + 1/q = 1 (Lyu et al. 2015, eq. 9); linf: ``sign(g)``; l1: the
     largest coordinate (the first of equals); l2inf: every vector scaled to length 1; l21: the longest vector.
     """
     p = exponent(norm)
+    if p == 1 and stride is not None:
+        headroom = stride if headroom is None else jnp.minimum(headroom, stride)
     if headroom is not None:
         if p == 1:
             return _fill(_flat(gradient), _flat(headroom)).reshape(gradient.shape)
@@ -156,6 +160,8 @@ def steepest(
         lengths = _p_norm(vectors, 2.0)
         if norm == "l2inf":
             return _lengthen(jnp.ones_like(lengths), vectors).reshape(gradient.shape)
+        if stride is not None:
+            return _lengthen(_fill(lengths, stride.reshape(vectors.shape).min(-1)), vectors).reshape(gradient.shape)
         longest = jax.nn.one_hot(lengths.argmax(-1), lengths.shape[-1], dtype=gradient.dtype)
         return _lengthen(longest, vectors).reshape(gradient.shape)
     flat = _flat(gradient)

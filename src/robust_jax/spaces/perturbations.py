@@ -18,20 +18,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from robust_jax.options import Range
+from robust_jax.options import Positive, Range
 from robust_jax.options.hints import described, is_float_array
 from robust_jax.options.signatures import check_arguments, checks_arguments
 
 Images = Float[Array, "b h w c"]
 Sigma = Annotated[Any, Range(least=0, tuples=True)]
 Delta = Any  # an array [B, ...], or for a composition a tuple of these
+
+
+class Stride(NamedTuple):
+    """The reach of a coordinate that shares its budget with few others, see `Perturbation.slope`: this way from δ."""
+
+    way: Any
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,10 @@ class Perturbation:
       slope: ``(images, δ, g, reach) -> δ-shaped``, the direction that attacks follow instead of the derivative ``J'g``,
         with g the gradient in ``T(images, δ)``: for a T with kinks, where the derivative describes one side only.
         ``reach``, which broadcasts to δ's last axis, is how far each coordinate may go independently of the others;
-        None if they share a budget.
+        None if they share a budget. In l1 and l21 balls of a perturbation with a stride it is a `Stride`.
+      stride: how far one step of PGD takes a coordinate, in l21 a vector, in l1 and l21 balls, whose steepest direction
+        is otherwise a single one of them: for a T that is linear over short ways only. The rest of the step goes to
+        the next best. None for no limit.
       parts: the perturbations that this one is composed of.
       unit: the unit of δ in tables and pictures, such as "px".
       moves_pixels: whether T moves contents over rows and columns, so that it matters which axes these are: attacks and
@@ -62,6 +71,7 @@ class Perturbation:
     pullback_at_zero: Callable[[Images, Images], Delta] | None = None
     confine: Callable[[Images, Delta], Delta] | None = None
     slope: Callable[[Images, Delta, Images, Any], Delta] | None = None
+    stride: Positive | None = None
     parts: tuple[Perturbation, ...] = ()
     unit: str = ""
     moves_pixels: bool = False
@@ -94,19 +104,20 @@ def apply_with_slope(perturbation: Perturbation, images: Images, delta: Delta, r
         return images
     if perturbation.slope is None:
         return perturbation.apply(images, delta)
-    return _apply_with_slope(perturbation, images, delta, None if reach is None else jnp.asarray(reach, delta.dtype))
+    reach = jax.tree.map(lambda way: jnp.asarray(way, delta.dtype), reach)
+    return _apply_with_slope(perturbation, images, delta, reach)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _apply_with_slope(perturbation: Perturbation, images: Images, delta: Delta, reach: Array | None) -> Images:
+def _apply_with_slope(perturbation: Perturbation, images: Images, delta: Delta, reach: Array | Stride | None) -> Images:
     return perturbation.apply(images, delta)
 
 
-def _forward(perturbation: Perturbation, images: Images, delta: Delta, reach: Array | None) -> tuple[Images, Any]:
+def _forward(perturbation: Perturbation, images: Images, delta: Delta, reach: Any) -> tuple[Images, Any]:
     return perturbation.apply(images, delta), (images, delta, reach)
 
 
-def _backward(perturbation: Perturbation, kept: Any, gradient: Images) -> tuple[Images, Delta, Array | None]:
+def _backward(perturbation: Perturbation, kept: Any, gradient: Images) -> tuple[Images, Delta, Any]:
     images, delta, reach = kept
     in_images = jax.vjp(lambda x: perturbation.apply(x, delta), images)[1](gradient)[0]
     assert perturbation.slope is not None

@@ -182,13 +182,35 @@ def scaled(threat: ThreatModel, factor: Factor) -> ThreatModel:
 def apply_with_slope(threat: ThreatModel, images: Images, delta: Delta) -> Images:
     """``T(x, δ)`` with the slope that attacks in this ball follow, see `perturbations.apply_with_slope`.
 
-    The reach is the radius for linf and l2inf, where every coordinate or vector has its own budget.
+    The reach is the radius for linf and l2inf, where every coordinate or vector has its own budget, and for l1 and l21
+    the perturbation's stride, or a sixteenth of the radius, the step of 40 steps, if that is less.
     """
+    spaces = iter(threat.perturbation.parts or [threat.perturbation])
 
     def reach(norm: norms.Norm, radius: Any) -> Any:
+        way = next(spaces).stride
+        if way is not None and _is_sparse(norm):
+            return perturbations.Stride(jnp.minimum(way, jnp.asarray(radius) / 16))
         return radius if norm == "l2inf" or norms.exponent(norm) == np.inf else None
 
     return perturbations.apply_with_slope(threat.perturbation, images, delta, _map_parts(reach, threat))
+
+
+def _is_sparse(norm: norms.Norm) -> bool:
+    """Whether the steepest direction is a single coordinate or vector."""
+    return norm == "l21" or norms.exponent(norm) == 1
+
+
+@checks_arguments
+def strides(threat: ThreatModel, delta: Delta) -> Delta:
+    """How far a step takes each coordinate at most, see `Perturbation.stride`; infinite outside of l1 and l21 balls."""
+    spaces = iter(threat.perturbation.parts or [threat.perturbation])
+
+    def one(norm: norms.Norm, _: Any, d: Array) -> Array:
+        way = next(spaces).stride
+        return jnp.full_like(d, way if way is not None and _is_sparse(norm) else jnp.inf)
+
+    return _map_parts(one, threat, delta=delta)
 
 
 @checks_arguments
@@ -221,20 +243,25 @@ def steepest(threat: ThreatModel, gradient: Delta) -> Delta:
 
 
 @checks_arguments
-def move(threat: ThreatModel, delta: Delta, gradient: Delta, step_size: StepSize, headroom: Delta) -> Delta:
+def move(
+    threat: ThreatModel, delta: Delta, gradient: Delta, step_size: StepSize, headroom: Delta, stride: Delta = None
+) -> Delta:
     """One projected ascent step ``Π(δ + step_size * u)``, u the unit ball's steepest direction for radius * gradient.
 
     ``step_size`` is in units of δ and of the radius' shape, so that every coordinate moves in its own unit.
     ``headroom`` is how far each can move, see `perturbations.headroom`: l1 fills the best coordinates up to it, other
-    norms skip coordinates that cannot move.
+    norms skip coordinates that cannot move. ``stride`` is how far a step may take each, see `strides`.
     """
 
-    def one(norm: norms.Norm, radius: Any, d: Array, g: Array, free: Array, s: Any) -> Array:
+    def one(norm: norms.Norm, radius: Any, d: Array, g: Array, free: Array, *last: Any) -> Array:
+        *longest, s = last
         s = jnp.asarray(s, d.dtype)
-        unit = norms.steepest(_times(g, radius), norm, jnp.where(s > 0, free / jnp.where(s > 0, s, 1), jnp.inf))
+        limits = [jnp.where(s > 0, limit / jnp.where(s > 0, s, 1), jnp.inf) for limit in (free, *longest)]
+        unit = norms.steepest(_times(g, radius), norm, *limits)
         return _times(norms.project(_divide(d, radius) + _divide(s, radius) * unit, norm), radius)
 
-    return _map_parts(one, threat, step_size, delta=delta, gradient=gradient, headroom=headroom)
+    given = {"delta": delta, "gradient": gradient, "headroom": headroom}
+    return _map_parts(one, threat, step_size, **given, **({} if stride is None else {"stride": stride}))
 
 
 @checks_arguments
