@@ -104,6 +104,7 @@ ENTRANTS = {
     "ddn": Entrant(attacks.ddn, dict(steps=100), ("/l2",), minimal=True),
     "carlini_wagner": Entrant(attacks.carlini_wagner, dict(steps=100, binary_search_steps=9), ("/l2",), minimal=True),
     "ead": Entrant(attacks.ead, dict(steps=100, binary_search_steps=9), ("/l1",), minimal=True),
+    "fmn": Entrant(attacks.fmn, dict(steps=100), minimal=True),
     "stadv": Entrant(attacks.stadv, dict(steps=100), ("flow",), minimal=True),
     "adef": Entrant(attacks.adef, dict(steps=50), ("flow",), minimal=True),
     "square": Entrant(attacks.square, dict(queries=500)),

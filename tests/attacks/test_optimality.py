@@ -32,6 +32,7 @@ ENTRANTS = {
     "ddn": attacks.ddn,
     "carlini_wagner": partial(attacks.carlini_wagner, steps=100),
     "ead": partial(attacks.ead, steps=100),
+    "fmn": attacks.fmn,
     "square": partial(attacks.square, queries=300),
     "random_search": partial(attacks.random_search, samples=300),
     "grid": partial(attacks.grid, points=(15, 9, 9)),
@@ -195,7 +196,10 @@ QUICK = [
     ("bowl", "l1", dict(fab=0.01, pgd=0.05)),
     # Pixels share one budget; from pixel to pixel there is no way uphill. Square has to find the pixel and the way.
     ("flow", "l21", dict(apgd=0.05, apgd_targeted=0.05, square=0.8)),
-    ("flow", "l1", dict(apgd=0.1)),
+    # What is minimised must be differentiated as its negative: of slopes across kinks, not only the sign changes. And a
+    # step in l1 may take no pixel far beyond a kink.
+    ("flow", "l2", dict(carlini_wagner=0.02)),
+    ("flow", "l1", dict(apgd=0.1, ead=0.05, fmn=0.05)),
     # Few parameters, many local maxima: what tries points all over the ball is ahead.
     ("affine", "linf", dict(square=0.05)),
     ("affine", "l1", dict(square=0.05)),
@@ -215,7 +219,7 @@ SLOW = [
     ("flow", "linf", dict(pgd=0.02, apgd=0.02, apgd_targeted=0.02, fab=0.02, square=0.2)),
     ("flow", "l2inf", dict(pgd=0.02, apgd=0.02, apgd_targeted=0.02, fab=0.02, square=0.1)),
     ("flow", "l2", dict(pgd=0.05, apgd=0.05, apgd_targeted=0.05, fab=0.05, square=0.6)),
-    ("flow", "l21", dict(pgd=0.2, fab=0.1)),
+    ("flow", "l21", dict(pgd=0.2, fab=0.1, fmn=0.05)),
     ("flow", "l1", dict(pgd=0.2, apgd_targeted=0.15, fab=0.2, square=0.8)),
     ("affine", "linf", dict(pgd=0.3, apgd=0.15, apgd_targeted=0.2, fab=0.2, grid=0.02, random_search=0.05)),
     ("affine", "l2", dict(pgd=0.2, apgd=0.2, apgd_targeted=0.2, fab=0.15, square=0.05, grid=0.02)),

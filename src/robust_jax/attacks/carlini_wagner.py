@@ -91,10 +91,11 @@ def carlini_wagner(
         return max(0.01, 0.5 / math.sqrt(leaf[0].size)) if learning_rate is None else learning_rate
 
     def minimise(const: Array, unit: Array, smallest: Smallest) -> tuple[Smallest, Array]:
+        # What is maximised, as slopes over flows are those of an ascent, see `Perturbation.slope`.
         def objective(delta: Delta) -> tuple[Array, tuple[Array, Array]]:
             size = threat_models.size(threat, delta)
             away, crossed = start.distance(delta)
-            return (jnp.square(size / unit) + const * jnp.maximum(away, 0) / unit).sum(), (size, crossed)
+            return -(jnp.square(size / unit) + const * jnp.maximum(away, 0) / unit).sum(), (size, crossed)
 
         def step(_: Array, carry: tuple[Delta, optax.OptState, Smallest, Array]) -> tuple:
             delta, state, smallest, success = carry
@@ -102,7 +103,7 @@ def carlini_wagner(
             # In float16 Adam's squares and its epsilon of 1e-8 are 0.
             update, state = adam.update(in_float32(in_units(threat, unit, finite(gradient))), state)
             update = in_units(threat, unit, jax.tree.map(lambda u: u * rate(u), update))
-            moved = jax.tree.map(lambda d, u: d + u.astype(d.dtype), delta, update)
+            moved = jax.tree.map(lambda d, u: d - u.astype(d.dtype), delta, update)
             moved = perturbations.confined(space, images, moved)
             return moved, state, smallest.or_smaller(delta, size, crossed), success | crossed
 

@@ -95,14 +95,15 @@ def ead(
         return size if rule == "l1" else square(delta, start.scale) + beta * size / start.scale
 
     def minimise(const: Array, unit: Array, smallest: Smallest) -> tuple[Smallest, Array]:
+        # What is maximised, as slopes over flows are those of an ascent, see `Perturbation.slope`.
         def objective(delta: Delta) -> Array:
-            return (square(delta, unit) + const * jnp.maximum(start.distance(delta)[0], 0) / unit).sum()
+            return -(square(delta, unit) + const * jnp.maximum(start.distance(delta)[0], 0) / unit).sum()
 
         def step(i: Array, carry: tuple[Delta, Delta, Smallest, Array]) -> tuple:
             delta, ahead, smallest, success = carry
             rate = learning_rate * jnp.sqrt(1 - i / steps)
             gradient = in_units(threat, unit, finite(jax.grad(objective)(ahead)))
-            stepped = jax.tree.map(jnp.subtract, ahead, in_units(threat, rate * unit, gradient))
+            stepped = jax.tree.map(jnp.add, ahead, in_units(threat, rate * unit, gradient))
             threshold = in_units(threat, rate * beta * unit, jax.tree.map(jnp.ones_like, delta))
             shrunk = jax.tree.map(lambda d, t: jnp.sign(d) * jnp.maximum(jnp.abs(d) - t, 0), stepped, threshold)
             shrunk = perturbations.confined(space, images, shrunk)

@@ -120,5 +120,6 @@ def _moved(
     # In units of the smaller ball, so that it is the ball of the threat model.
     larger = 1 / jnp.where(epsilon > 0, epsilon, 1)
     length = jax.tree.map(lambda r: alpha * r, threat.radius)
-    moved = threat_models.move(threat, times(delta, larger), gradient, length, times(headroom, larger))
+    stride = times(threat_models.strides(threat, delta), larger)
+    moved = threat_models.move(threat, times(delta, larger), gradient, length, times(headroom, larger), stride)
     return perturbations.confined(threat.perturbation, images, times(moved, epsilon))

@@ -25,7 +25,8 @@ class Boundary(NamedTuple):
     Attributes:
       distance: ``(δ, blur=None) -> (d [B], crossed [B])``: the linearised distance of T(x, δ) to the boundary in radii,
         negative beyond it, and whether it is crossed by more than rounding and confidence. With a blur ``[B]`` d is
-        the smooth minimum over classes, ``-blur * log Σ_k exp(-d_k / blur)``.
+        the smooth minimum over classes, ``-blur * log Σ_k exp(-d_k / blur)``. Differentiate -d, not d: over flows the
+        slope is that of an ascent, see `Perturbation.slope`.
       scale: ``[B]``, d at δ = 0, clipped to `SCALES`.
       smallest: δ = 0, which counts as found where the clean image is misclassified.
     """

@@ -53,7 +53,8 @@ class Perturbation:
       confine: ``(images, δ) -> δ``, shrinks δ so that ``apply`` stays in [0, 1]; by default δ is left alone and
         attacks clip the image.
       slope: ``(images, δ, g, reach) -> δ-shaped``, the direction that attacks follow instead of the derivative ``J'g``,
-        with g the gradient in ``T(images, δ)``: for a T with kinks, where the derivative describes one side only.
+        with g the gradient in ``T(images, δ)`` of what is maximised: for a T with kinks, where the derivative describes
+        one side only. It is not linear in g: what is to be minimised is differentiated as its negative.
         ``reach``, which broadcasts to δ's last axis, is how far each coordinate may go independently of the others;
         None if they share a budget. In l1 and l21 balls of a perturbation with a stride it is a `Stride`.
       stride: how far one step of PGD takes a coordinate, in l21 a vector, in l1 and l21 balls, whose steepest direction
@@ -95,6 +96,7 @@ def pullback(perturbation: Perturbation, images: Images, gradient: Images) -> De
 def apply_with_slope(perturbation: Perturbation, images: Images, delta: Delta, reach: Any = None) -> Images:
     """``T(images, δ)``, whose derivative in δ is replaced by `Perturbation.slope`, which attacks follow.
 
+    Only for what is maximised: the slope of -f is not minus that of f.
     ``reach`` is the argument of `slope`; for a composition it is a tuple with one entry per part.
     """
     check_delta(perturbation, images, delta=delta)
