@@ -80,10 +80,10 @@ def auto_attack(
       takes ``(images, key)``, and is called with one image and one key at a time under ``jax.vmap``. The draws of an
       image stay the same, and success is judged by their mean: evaluate the result with other draws.
 
-    All parts support every threat model; over affine maps `square` is a random search. With two classes, for which DLR
-    is not defined, the margin takes its place. As in the authors' code, Square's schedule is that of 10,000 queries for
-    any number of queries. Unlike there, l1 takes larger balls in "plus" and "rand" too, and FAB's ball is that of the
-    threat model.
+    All parts support every threat model; over affine maps every other query of `square` is a random point. With two
+    classes, for which DLR is not defined, the margin takes its place. As in the authors' code, Square's schedule is
+    that of 10,000 queries for any number of queries. Unlike there, l1 takes larger balls in "plus" and "rand" too, and
+    FAB's ball is that of the threat model.
 
     Each part computes only the examples that are not broken yet, a chunk at a time; with "rand" it computes the whole
     batch as long as one of them is left. The standard version takes at most 1,900 gradients per image, and 5,900
