@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
 
 from test_readme import ROOT
 
@@ -15,9 +16,12 @@ BENCHMARKS = ROOT / "benchmarks"
 
 @pytest.fixture
 def script(monkeypatch):
-    """A program of the benchmarks by its name; what it imports from beside it is forgotten afterwards."""
+    """A program of the benchmarks by its name; its flags, and what it imports from beside it, are forgotten later."""
     monkeypatch.syspath_prepend(BENCHMARKS)
+    known = set(flags.FLAGS)
     yield importlib.import_module
+    for name in set(flags.FLAGS) - known:
+        delattr(flags.FLAGS, name)
     beside = {path.stem for path in BENCHMARKS.glob("*.py")}
     for name in [name for name in sys.modules if name in beside]:
         del sys.modules[name]
