@@ -32,8 +32,8 @@ test: lint
 	$(BIN)/pytest --numprocesses=2 --dist=worksteal --durations=15 -m "not slow"
 
 test-quick: lint
-	$(BIN)/pytest --numprocesses=2 --dist=worksteal -m "not slow" tests/attacks/test_pgd.py tests/commands tests/training \
-	  tests/workdir tests/test_cli.py tests/test_imports.py tests/test_programs.py
+	$(BIN)/pytest --numprocesses=2 --dist=worksteal -m "not slow" tests/attacks/test_pgd.py tests/training/test_objects.py \
+	  tests/workdir tests/test_cli.py tests/test_imports.py
 
 wheel: $(VENV)/installed-test
 	rm -rf build/wheel build/bare
