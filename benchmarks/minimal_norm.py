@@ -14,7 +14,6 @@ pip install torch torchvision tqdm && pip install --no-deps adv-lib==0.2.8.
 from __future__ import annotations
 
 import json
-import platform
 import sys
 import time
 import types
@@ -33,6 +32,7 @@ from absl import flags
 import origin
 from robust_jax import attacks, cli
 from robust_jax.attacks.define import Problem, cost_of
+from robust_jax.evaluation.measure import versions
 from robust_jax.extensions import choose
 from robust_jax.files import write_atomically
 from robust_jax.spaces.threat_models import ThreatModel
@@ -171,11 +171,10 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
 
 def _write(out: Path, table: str, name: str, gradients: int, found: dict[str, Any]) -> None:
     page = json.loads(out.read_text()) if out.exists() else {"smallest": {}}
-    packages = ("jax", "flax", "torch", "adv-lib", "numpy")
     trace = origin.trace()
     commands = page.get("commands", [])
     page |= trace | {"commands": commands + [trace["command"]] * (trace["command"] not in commands)}
-    page |= {"versions": {"python": platform.python_version()} | {p: version(p) for p in packages}, "seed": 0}
+    page |= {"versions": versions() | {name: version(name) for name in ("adv-lib", "torch")}, "seed": 0}
     page["smallest"].setdefault(table, {}).setdefault(name, {})[str(gradients)] = found
     write_atomically(out, (json.dumps(page, indent=1) + "\n").encode())
 

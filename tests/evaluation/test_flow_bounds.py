@@ -1,32 +1,16 @@
 """Bounds of the change of the loss by a flow, against closed forms of linear models."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import robust_jax as rj
+from linear_model import ADDITIVE, IMAGES, LABELS, WEIGHTS, linear, of_weights
 from robust_jax import losses
 from robust_jax.evaluation import flow_bounds, landscapes
 from robust_jax.spaces import threat_models
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
-RNG = np.random.default_rng(0)
-IMAGES = jnp.asarray(RNG.uniform(0.4, 0.6, (3, 6, 5, 2)), jnp.float32)
-LABELS = jnp.zeros(3, int)
-WEIGHTS = jnp.asarray(RNG.normal(size=(6, 5, 2)), jnp.float32)
-KEY = jax.random.key(0)
-ADDITIVE = rj.ThreatModel("additive", "linf", 0.05)
-
-
-def linear(x):
-    """Two classes whose margin, for label 0, is <w, x>."""
-    return jnp.stack([jnp.zeros(len(x)), (x * WEIGHTS).sum((1, 2, 3))], -1)
-
-
-def of_weights(weights):
-    """Two classes whose margin, for label 0, is <weights, x>."""
-    return lambda x: jnp.stack([jnp.zeros(len(x)), (x * weights).sum((1, 2, 3))], -1)
 
 
 def furthest(images, norm):

@@ -6,22 +6,12 @@ import numpy as np
 import pytest
 
 import robust_jax as rj
+from linear_model import ADDITIVE, IMAGES, KEY, LABELS, RNG, WEIGHTS, linear
 from robust_jax import losses
 from robust_jax.evaluation import flow_bounds, landscapes
 from robust_jax.spaces import per_example, threat_models
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
-RNG = np.random.default_rng(0)
-IMAGES = jnp.asarray(RNG.uniform(0.4, 0.6, (3, 6, 5, 2)), jnp.float32)
-LABELS = jnp.zeros(3, int)
-WEIGHTS = jnp.asarray(RNG.normal(size=(6, 5, 2)), jnp.float32)
-KEY = jax.random.key(0)
-ADDITIVE = rj.ThreatModel("additive", "linf", 0.05)
-
-
-def linear(x):
-    """Two classes whose margin, for label 0, is <w, x>."""
-    return jnp.stack([jnp.zeros(len(x)), (x * WEIGHTS).sum((1, 2, 3))], -1)
 
 
 def quadratic(x):
