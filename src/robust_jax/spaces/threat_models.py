@@ -185,32 +185,28 @@ def apply_with_slope(threat: ThreatModel, images: Images, delta: Delta) -> Image
     The reach is the radius for linf and l2inf, where every coordinate or vector has its own budget, and for l1 and l21
     the perturbation's stride, or a sixteenth of the radius, the step of 40 steps, if that is less.
     """
-    spaces = iter(threat.perturbation.parts or [threat.perturbation])
+    ways = iter(_strides(threat))
 
     def reach(norm: norms.Norm, radius: Any) -> Any:
-        way = next(spaces).stride
-        if way is not None and _is_sparse(norm):
+        if (way := next(ways)) is not None:
             return perturbations.Stride(jnp.minimum(way, jnp.asarray(radius) / 16))
         return radius if norm == "l2inf" or norms.exponent(norm) == np.inf else None
 
     return perturbations.apply_with_slope(threat.perturbation, images, delta, _map_parts(reach, threat))
 
 
-def _is_sparse(norm: norms.Norm) -> bool:
-    """Whether the steepest direction is a single coordinate or vector."""
-    return norm == "l21" or norms.exponent(norm) == 1
+def _strides(threat: ThreatModel) -> list[float | None]:
+    """The stride of each part whose ball has a single coordinate or vector as its steepest direction, else None."""
+    parts = threat.perturbation.parts
+    named = zip(parts, threat.norm, strict=True) if parts else [(threat.perturbation, threat.norm)]
+    return [space.stride if norm == "l21" or norms.exponent(norm) == 1 else None for space, norm in named]
 
 
 @checks_arguments
 def strides(threat: ThreatModel, delta: Delta) -> Delta:
     """How far a step takes each coordinate at most, see `Perturbation.stride`; infinite outside of l1 and l21 balls."""
-    spaces = iter(threat.perturbation.parts or [threat.perturbation])
-
-    def one(norm: norms.Norm, _: Any, d: Array) -> Array:
-        way = next(spaces).stride
-        return jnp.full_like(d, way if way is not None and _is_sparse(norm) else jnp.inf)
-
-    return _map_parts(one, threat, delta=delta)
+    ways = iter(_strides(threat))
+    return jax.tree.map(lambda d: jnp.full_like(d, jnp.inf if (way := next(ways)) is None else way), delta)
 
 
 @checks_arguments
