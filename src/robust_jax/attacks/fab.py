@@ -17,7 +17,7 @@ from robust_jax.attacks.active_loop import while_active
 from robust_jax.attacks.define import Cost, OpenFraction, Problem, attack
 from robust_jax.attacks.result import AttackResult, LogitsFn, clip_box, crossed, found_or_clean, rounding
 from robust_jax.options import Count, Fraction, Range
-from robust_jax.spaces import norms, per_example, perturbations, threat_models
+from robust_jax.spaces import capped, norms, per_example, perturbations, threat_models
 from robust_jax.spaces.per_example import example_keys
 from robust_jax.spaces.perturbations import Delta, Images
 from robust_jax.spaces.threat_models import ThreatModel
@@ -228,9 +228,8 @@ def _mixed(share: Array, one: Delta, other: Delta) -> Delta:
 def _to_plane(threat: ThreatModel, images: Images, delta: Delta, gradient: Delta, lacking: Float[Array, " b"]) -> Delta:
     """The δ' nearest to δ in the box with ``<gradient, δ' - δ> = lacking``, or as near to that plane as the box allows.
 
-    With t the distance and u the unit ball's steepest direction, ``|δ' - δ|_i = min(t |u_i|, headroom_i)``. Its product
-    with the gradient is piecewise linear in t; the ends of the pieces are sorted. l1 fills the best
-    coordinates in turn.
+    With t the distance and u the unit ball's steepest direction, ``|δ' - δ|_i = min(t |u_i|, headroom_i)``. l1 fills
+    the best coordinates in turn.
     """
     toward = jax.tree.map(lambda g: g * per_example.expand(jnp.sign(lacking), g), gradient)
     headroom = perturbations.headroom(threat.perturbation, images, delta, toward)
@@ -243,37 +242,10 @@ def _to_plane(threat: ThreatModel, images: Images, delta: Delta, gradient: Delta
     wanted = jnp.abs(lacking)[:, None]
     if not threat.perturbation.parts and norms.exponent(threat.norm) == 1:
         radius = flat(jnp.broadcast_to(jnp.asarray(threat.radius, delta.dtype), delta.shape))
-        lengths = _fill(slopes, headroom, radius, wanted)
+        most = jnp.where((slopes > 0) & (radius > 0), jnp.minimum(slopes * headroom, wanted), 0)
+        moves = capped.fill(slopes * radius, most, wanted) / jnp.where(slopes > 0, slopes, 1)
     else:
-        lengths = _spread(slopes, headroom, jnp.abs(flat(threat_models.steepest(threat, toward))), wanted)
-    parts = jnp.split(jnp.nan_to_num(lengths, posinf=0.0), np.cumsum([leaf[0].size for leaf in leaves])[:-1], -1)
+        moves = capped.spread(slopes, headroom, jnp.abs(flat(threat_models.steepest(threat, toward))), wanted)
+    parts = jnp.split(jnp.nan_to_num(moves, posinf=0.0), np.cumsum([leaf[0].size for leaf in leaves])[:-1], -1)
     moved = [jnp.sign(g) * part.reshape(g.shape) for g, part in zip(leaves, parts, strict=True)]
     return jax.tree.map(jnp.add, delta, jax.tree.unflatten(tree, moved))
-
-
-def _fill(slopes: Array, headroom: Array, radius: Array, wanted: Array) -> Array:
-    """Lengths per coordinate: those of the largest gain per radius first, each up to its headroom or what is wanted."""
-    order = jnp.argsort(-slopes * radius, axis=-1)
-    slopes, headroom = (jnp.take_along_axis(x, order, -1) for x in (slopes, jnp.where(radius > 0, headroom, 0)))
-    most = jnp.minimum(jnp.where(slopes > 0, slopes * headroom, 0), wanted)
-    gained = jnp.clip(wanted - (jnp.cumsum(most, -1) - most), 0, most)
-    lengths = jnp.where(slopes > 0, gained / jnp.where(slopes > 0, slopes, 1), 0)
-    return jnp.take_along_axis(lengths, jnp.argsort(order, -1), -1)
-
-
-def _spread(slopes: Array, headroom: Array, speeds: Array, wanted: Array) -> Array:
-    """Lengths per coordinate: ``min(t speeds, headroom)``, t such that their product with slopes is ``wanted``."""
-    ends = jnp.where(speeds > 0, headroom / jnp.where(speeds > 0, speeds, 1), jnp.inf)
-    order = jnp.argsort(ends, -1)
-    rates, ends, full = (
-        jnp.take_along_axis(x, order, -1) for x in (slopes * speeds, ends, jnp.where(speeds > 0, slopes * headroom, 0))
-    )
-    # Between two ends, the coordinates whose end is passed are full and the others still grow.
-    done = jnp.cumsum(jnp.where(jnp.isinf(ends), 0, full), -1)
-    done = jnp.concatenate([jnp.zeros_like(done[:, :1]), done[:, :-1]], -1)
-    growing = jnp.flip(jnp.cumsum(jnp.flip(rates, -1), -1), -1)
-    times = jnp.where(growing > 0, (wanted - done) / jnp.where(growing > 0, growing, 1), jnp.inf)
-    first = (times <= ends).argmax(-1, keepdims=True)
-    reached = (times <= ends).any(-1, keepdims=True)
-    time = jnp.where(reached, jnp.take_along_axis(times, first, -1), jnp.inf)
-    return jnp.where(speeds > 0, jnp.minimum(jnp.where(speeds > 0, time, 0) * speeds, headroom), 0)

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Key
 
 from robust_jax.options import Convert, Positive
 from robust_jax.options.signatures import checks_arguments
+from robust_jax.spaces import capped
 
 _NAMED = {"l1": 1.0, "l2": 2.0, "linf": math.inf}
 _VECTOR = {"l2inf": "l21", "l21": "l2inf"}
@@ -127,11 +128,8 @@ def project(x: Float[Array, "b ..."], norm: Norm) -> Float[Array, "b ..."]:
 
 def _fill(gradient: Array, headroom: Array) -> Array:
     """The l1 ball's steepest direction subject to ``|δ| <= headroom``: the largest coordinates, each to its limit."""
-    order = jnp.argsort(-jnp.abs(gradient), axis=-1)
-    limits = jnp.take_along_axis(jnp.minimum(headroom, 1), order, axis=-1)
-    spent = jnp.cumsum(limits, axis=-1) - limits
-    lengths = jnp.clip(1 - spent, 0, limits)
-    return jnp.sign(gradient) * jnp.take_along_axis(lengths, jnp.argsort(order, axis=-1), axis=-1)
+    one = jnp.ones_like(gradient[:, :1])
+    return jnp.sign(gradient) * capped.fill(jnp.abs(gradient), jnp.minimum(headroom, 1), one)
 
 
 @checks_arguments
