@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,27 +26,41 @@ def _flow_slope(images: Images, delta: Array, gradient: Images, reach: Any) -> A
 
     Along each axis T is linear between grid lines and has a kink on them. The derivative describes the piece that a
     pixel is on, although the loss may rise faster beyond the next grid line: a pixel on a thin stroke, say, gains by
-    moving either way. With a reach, the result is the slope of ``<gradient, T>`` along the chord to the best of the
-    next two grid lines on either side, at most the reach away; 0 where all of them are worse. Without a reach, it is
-    the slope from the nearest grid line to its better side, or the derivative where both sides are worse. Of a stride,
-    it is that of the chord to the better end of a step of this length in either direction; 0 where both are worse.
+    moving either way.
     """
+    rewards = partial(_rewards, images, delta, gradient)
+    if reach is None:
+        return _to_better_side(rewards, delta, jnp.round(delta), 1)
+    if isinstance(reach, Stride):
+        return _to_better_side(rewards, delta, delta, reach.way)
+    return _to_best_line(rewards, delta, reach)
 
-    def rewards(*positions: Array) -> Array:
-        """``<gradient, T>`` per pixel with one axis of δ at these positions, ``[len(positions), B, H, W, axis]``."""
-        alone = jnp.eye(2, dtype=bool).reshape(2, 1, 1, 1, 1, 2)
-        moved = jnp.where(alone, jnp.stack(positions), delta)
-        at_once = jax.vmap(jax.vmap(lambda flow: (gradient * warp(images, flow)).sum(-1)))
-        return jnp.moveaxis(at_once(moved), 0, -1)
 
-    if reach is None or isinstance(reach, Stride):
-        middle, way = (jnp.round(delta), 1) if reach is None else (delta, reach.way)
-        here, up, down = rewards(middle, middle + way, middle - way)
-        up, down = up - here, down - here
-        # Where both sides are worse.
-        neither = jnp.where(delta > middle, up, jnp.where(delta < middle, -down, 0))
-        slope = jnp.where(jnp.maximum(up, down) > 0, jnp.where(up >= down, up, -down), neither)
-        return slope / jnp.where(way > 0, way, 1)
+def _rewards(images: Images, delta: Array, gradient: Images, *positions: Array) -> Array:
+    """``<gradient, T>`` per pixel with one axis of δ at these positions, ``[len(positions), B, H, W, axis]``."""
+    alone = jnp.eye(2, dtype=bool).reshape(2, 1, 1, 1, 1, 2)
+    moved = jnp.where(alone, jnp.stack(positions), delta)
+    at_once = jax.vmap(jax.vmap(lambda flow: (gradient * warp(images, flow)).sum(-1)))
+    return jnp.moveaxis(at_once(moved), 0, -1)
+
+
+def _to_better_side(rewards: Callable[..., Array], delta: Array, middle: Array, way: Array | int) -> Array:
+    """The slope from the middle to the better end of a step of this length in either direction.
+
+    Where both ends are worse, it is the derivative between the middle and δ, and 0 if they are the same.
+    """
+    here, up, down = rewards(middle, middle + way, middle - way)
+    up, down = up - here, down - here
+    neither = jnp.where(delta > middle, up, jnp.where(delta < middle, -down, 0))
+    slope = jnp.where(jnp.maximum(up, down) > 0, jnp.where(up >= down, up, -down), neither)
+    return slope / jnp.where(way > 0, way, 1)
+
+
+def _to_best_line(rewards: Callable[..., Array], delta: Array, reach: Array) -> Array:
+    """The slope along the chord to the best of the next two grid lines on either side, at most the reach away.
+
+    0 where all of them are worse.
+    """
     above, below = jnp.floor(delta) + 1, jnp.ceil(delta) - 1
     targets = [jnp.clip(line, -reach, reach) for line in (above, below, above + 1, below - 1)]
     here, *there = rewards(delta, *targets)
