@@ -15,7 +15,7 @@ from absl import flags
 
 from robust_jax import cli, data
 from robust_jax.objectives import make_objective
-from robust_jax.objectives.points import Model
+from robust_jax.objectives.inputs import Model
 from robust_jax.workdir import runs
 
 flags.DEFINE_string("workdir", "", "Of train.py.")

@@ -14,8 +14,8 @@ from robust_jax import cli, configs, models
 from robust_jax.config import build, complete, optimizers
 from robust_jax.config.methods import METHODS
 from robust_jax.configs import cifar10_methods
+from robust_jax.objectives.inputs import Model
 from robust_jax.objectives.objective import make_objective
-from robust_jax.objectives.points import Model
 
 FOLDER = Path(configs.__file__).parent
 FILES = cli.config_names()

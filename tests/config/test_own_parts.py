@@ -8,7 +8,7 @@ from robust_jax import data
 from robust_jax.config import base, complete
 from robust_jax.config.build import build_attack, check_attack
 from robust_jax.objectives import make_objective
-from robust_jax.objectives.points import Model
+from robust_jax.objectives.inputs import Model
 
 # Without `from __future__ import annotations`: the annotations are objects, not strings.
 PARTS = """

@@ -12,8 +12,8 @@ import pytest
 
 import robust_jax as rj
 from robust_jax.objectives import points as at_points
+from robust_jax.objectives.inputs import Model
 from robust_jax.objectives.objective import make_objective
-from robust_jax.objectives.points import Model
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -9,8 +9,8 @@ import pytest
 
 import robust_jax as rj
 from robust_jax.objectives import points
+from robust_jax.objectives.inputs import Model
 from robust_jax.objectives.objective import make_objective, scheduled
-from robust_jax.objectives.points import Model
 from robust_jax.options import GIVEN, arguments
 from robust_jax.spaces import threat_models
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from robust_jax.objectives.inputs import Model
 from robust_jax.objectives.objective import make_objective
-from robust_jax.objectives.points import Model, Point
+from robust_jax.objectives.points import Point
 from robust_jax.objectives.terms import TERMS
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

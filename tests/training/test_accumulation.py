@@ -10,8 +10,8 @@ import pytest
 from flax import linen as nn
 
 from robust_jax import parallel
+from robust_jax.objectives.inputs import Model
 from robust_jax.objectives.objective import make_objective
-from robust_jax.objectives.points import Model
 from robust_jax.objectives.terms import TERMS
 from robust_jax.training import accumulation
 from robust_jax.training.step import init_state, make_train_step

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from robust_jax.objectives.inputs import Model
 from robust_jax.objectives.objective import Objective, make_objective
-from robust_jax.objectives.points import POINTS, Model
+from robust_jax.objectives.points import POINTS
 from robust_jax.objectives.terms import TERMS
 from robust_jax.options import function_of, raised_by_library, with_path
 from robust_jax.spaces.threat_models import ThreatModel

@@ -12,8 +12,9 @@ The model is a function ``images -> logits``, or a `Model`, which has one for tr
 """
 
 from robust_jax.objectives.define import point, term
+from robust_jax.objectives.inputs import Model
 from robust_jax.objectives.objective import Objective, make_objective
-from robust_jax.objectives.points import Model, Point
+from robust_jax.objectives.points import Point
 from robust_jax.objectives.terms import PointOutput
 
 __all__ = ["Model", "Objective", "Point", "PointOutput", "make_objective", "point", "term"]

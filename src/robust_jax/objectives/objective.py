@@ -30,17 +30,8 @@ from jaxtyping import Array, Float
 from robust_jax import losses
 from robust_jax.extensions import choose
 from robust_jax.objectives.define import check_labels, classifies, memory_of
-from robust_jax.objectives.points import (
-    POINTS,
-    Examples,
-    Keys,
-    Labels,
-    Mode,
-    Model,
-    Point,
-    as_model,
-    classes_of,
-)  # fmt: skip
+from robust_jax.objectives.inputs import Examples, Keys, Labels, Mode, Model, as_model, classes_of
+from robust_jax.objectives.points import POINTS, Point
 from robust_jax.objectives.terms import TERMS, PerExample, PointOutput, every_term
 from robust_jax.options import SCHEDULE, arguments, arguments_of, check_options, function_of, options_of, with_path
 from robust_jax.options.signatures import checks_arguments

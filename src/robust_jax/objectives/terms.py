@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from robust_jax import losses
 from robust_jax.objectives.define import marked, term
-from robust_jax.objectives.points import Labels, Mode, Norm
+from robust_jax.objectives.inputs import Labels, Mode, Norm
 from robust_jax.options import Positive, Range
 from robust_jax.penalties import gradient_norms
 from robust_jax.penalties.gradient_norms import Method

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from robust_jax.objectives.points import Model
+from robust_jax.objectives.inputs import Model
 
 
 def split(tree: Any, count: int) -> Any:

@@ -14,8 +14,9 @@ import optax
 from robust_jax import data, models, parallel
 from robust_jax.config import optimizers
 from robust_jax.data import augment
+from robust_jax.objectives.inputs import Model
 from robust_jax.objectives.objective import Objective
-from robust_jax.objectives.points import Model, Point
+from robust_jax.objectives.points import Point
 from robust_jax.options import shown
 from robust_jax.training import accumulation
 
