@@ -21,7 +21,7 @@ from robust_jax.config import base, build, complete
 from robust_jax.config.validation import check
 from robust_jax.evaluation.from_config import attack_from
 from robust_jax.training.step import init_state
-from robust_jax.workdir import checkpoints, runs
+from robust_jax.workdir import checkpoints, runs, saved_config
 
 ROOT = Path(__file__).resolve().parents[1]
 EVIL = "from pathlib import Path\n(Path(__file__).parent / 'ran').touch()\npart = None\n"
@@ -72,7 +72,7 @@ PLACES = [
 @pytest.mark.parametrize("path, value", PLACES)
 def test_evaluating_a_workdir_runs_no_code_of_its_choice(ran, tmp_path, path, value):
     folder = workdir(tmp_path / "run", path, value)
-    for call in (runs.read_config, runs.load, rj.evaluate):
+    for call in (saved_config.read_config, runs.load, rj.evaluate):
         with pytest.raises(ValueError) as error:
             call(folder)
         message = str(error.value)
@@ -83,7 +83,7 @@ def test_evaluating_a_workdir_runs_no_code_of_its_choice(ran, tmp_path, path, va
     with pytest.raises(ValueError, match="names parts"):
         attack_from("mine", dict(kind="pgd", perturbation="additive", radius=0.1, source=str(folder)))
     assert not ran() and "evil_parts" not in sys.modules
-    assert runs.read_config(folder, ("evil_parts",)).data  # which imports nothing either
+    assert saved_config.read_config(folder, ("evil_parts",)).data  # which imports nothing either
 
 
 def test_what_the_user_trusts_is_imported(ran, tmp_path):
@@ -119,10 +119,10 @@ class Planted:
 
 def test_a_checkpoint_runs_no_code(ran, tmp_path, caplog):
     folder = workdir(tmp_path / "run")
-    config = runs.read_config(folder)
+    config = saved_config.read_config(folder)
     variables = build.init_variables(build.create_model(config, 10), (8, 8, 1), seed=0)
     state = jax.device_get(init_state(variables, optax.sgd(0.1), 0.0))
-    planted = runs.plain(config) | {"model": runs.plain(config)["model"] | {"name": "evil_parts:part"}}
+    planted = saved_config.plain(config) | {"model": saved_config.plain(config)["model"] | {"name": "evil_parts:part"}}
     with checkpoints.opened(folder, planted) as saved:
         saved.save("best", 0, state)
     best = folder / "checkpoints" / "best" / "0"

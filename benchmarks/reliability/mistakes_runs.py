@@ -23,7 +23,7 @@ from robust_jax.config import base, complete
 from robust_jax.evaluation import Attack, measure
 from robust_jax.training import loop
 from robust_jax.training.run import prepare
-from robust_jax.workdir import checkpoints, runs
+from robust_jax.workdir import checkpoints, runs, saved_config
 
 HUGE = 10**400
 NUMBER = [None, "x", np.nan, np.inf, -1.0, HUGE, (1, 2), {}]
@@ -118,7 +118,7 @@ def _make_trained(workdir: Path) -> Path:
     workdir.mkdir(parents=True)
     run, state = prepare(config())
     runs.claim(run.config, workdir)
-    with checkpoints.opened(workdir, runs.plain(run.config)) as saved:
+    with checkpoints.opened(workdir, saved_config.plain(run.config)) as saved:
         for kind in checkpoints.KINDS:
             saved.save(kind, 0, state)
     return workdir

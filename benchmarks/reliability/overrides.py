@@ -33,7 +33,7 @@ from benchmarks.reliability.mistakes import PACKAGE
 from robust_jax import cli
 from robust_jax.config import complete
 from robust_jax.files import printable
-from robust_jax.workdir import runs
+from robust_jax.workdir import saved_config
 
 CONFIGS = ("digits_fgr", "digits_igr", "digits_rat", "digits_standard", "mnist_adt", "mnist_maxout", "mnist_standard")
 TAKEN, REFUSED, RAW, SILENT = "taken as written", "refused in one message", "raw error", "silently something else"
@@ -156,8 +156,8 @@ def verdict(load: Callable[[], ConfigDict], given: Mapping[str, str], workdir: P
     others = [key for key in {*before, *after} - {*given} if not same(before.get(key), after.get(key))]
     if others := [key for key in others if not any(key.startswith(f"{other}.") for other in given)]:
         return SILENT, f"{others[0]} was {before.get(others[0])!r} and is {after.get(others[0])!r}"
-    (workdir / "config.json").write_text(json.dumps(runs.plain(changed)))
-    if runs.plain(complete(runs.read_config(workdir))) != runs.plain(changed):
+    (workdir / "config.json").write_text(json.dumps(saved_config.plain(changed)))
+    if saved_config.plain(complete(saved_config.read_config(workdir))) != saved_config.plain(changed):
         return SILENT, "config.json reads back as another config"
     return TAKEN, ""
 

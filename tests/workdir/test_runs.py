@@ -15,7 +15,7 @@ import pytest
 from robust_jax.config import base, build, complete
 from robust_jax.spaces.perturbations import Perturbation
 from robust_jax.training.step import init_state
-from robust_jax.workdir import checkpoints, runs
+from robust_jax.workdir import checkpoints, runs, saved_config
 
 
 def config(**changes):
@@ -87,7 +87,7 @@ def test_claim_writes_the_config_and_it_reads_back(tmp_path):
     c = config(schedule__boundaries=(1.0, 2.0), epochs=3.0)
     runs.claim(c, tmp_path / "a" / "b")
     assert [p.name for p in (tmp_path / "a" / "b").iterdir()] == ["config.json"]
-    back = runs.read_config(tmp_path / "a" / "b")
+    back = saved_config.read_config(tmp_path / "a" / "b")
     assert back.to_dict() == c.to_dict() == complete(back).to_dict()
     assert back.attacks.flow.radius == 0.25 and back.schedule.boundaries == (1.0, 2.0)
 
@@ -112,7 +112,7 @@ def test_another_config_is_refused_once_there_is_a_checkpoint_and_the_keys_are_n
         runs.claim(config(seed=1, optimizer__momentum=0.5), tmp_path)
     for text in ("optimizer.momentum: 0.9 there, 0.5 now", "seed: 0 there, 1 now", "another workdir"):
         assert text in str(error.value)
-    assert runs.read_config(tmp_path).seed == 0  # the refused one left no trace
+    assert saved_config.read_config(tmp_path).seed == 0  # the refused one left no trace
     more = config()
     more.terms.fgr = dict(kind="gradient_norm", perturbation="flow")
     with pytest.raises(ValueError, match="terms.fgr.weight: None there, 1.0 now"):
@@ -126,7 +126,7 @@ def test_what_changes_no_weight_may_change(tmp_path):
         attacks__flow__steps=100, log_every_steps=7, checkpoint_every_steps=3, evaluation__limit=5, data__data_dir="/x"
     )
     runs.claim(free, tmp_path)
-    assert runs.read_config(tmp_path).attacks.flow.steps == 100
+    assert saved_config.read_config(tmp_path).attacks.flow.steps == 100
 
 
 def test_the_config_of_a_finished_run_stays(tmp_path, caplog):
@@ -134,7 +134,7 @@ def test_the_config_of_a_finished_run_stays(tmp_path, caplog):
     save(tmp_path, "latest", 3)
     other = config(attacks__flow__steps=100, evaluation__limit=5)
     runs.claim(other, tmp_path, 9)  # a run that goes on has the newest attacks
-    assert runs.read_config(tmp_path).attacks.flow.steps == 100 and not caplog.text
+    assert saved_config.read_config(tmp_path).attacks.flow.steps == 100 and not caplog.text
     runs.claim(config(), tmp_path, 9)
     save(tmp_path, "latest", 9)
     before = (tmp_path / "config.json").stat()
@@ -144,7 +144,7 @@ def test_the_config_of_a_finished_run_stays(tmp_path, caplog):
     assert "its config.json stays, which has other values of attacks.flow.steps, evaluation.limit" in caplog.text
     after = (tmp_path / "config.json").stat()
     assert (after.st_mtime_ns, after.st_ino) == (before.st_mtime_ns, before.st_ino)
-    assert runs.read_config(tmp_path).attacks.flow.steps == 40
+    assert saved_config.read_config(tmp_path).attacks.flow.steps == 40
     with pytest.raises(ValueError, match="seed: 0 there, 1 now"):
         runs.claim(config(seed=1), tmp_path, 9)
 
@@ -220,15 +220,14 @@ def test_with_the_best_damaged_the_latest_is_evaluated_with_a_warning(tmp_path, 
 
 
 def test_a_missing_config_is_that_of_the_checkpoints(tmp_path):
-    saved_config = runs.plain(config())
-    with checkpoints.opened(tmp_path, saved_config) as saved:
+    with checkpoints.opened(tmp_path, saved_config.plain(config())) as saved:
         saved.save("latest", 3, {"a": np.zeros(2)})
-    assert runs.read_config(tmp_path).to_dict() == config().to_dict()
+    assert saved_config.read_config(tmp_path).to_dict() == config().to_dict()
     with pytest.raises(ValueError, match="seed: 0 there, 1 now"):
         runs.claim(config(seed=1), tmp_path)
     assert not (tmp_path / "config.json").exists()
     runs.claim(config(), tmp_path)
-    assert runs.read_config(tmp_path).to_dict() == config().to_dict()
+    assert saved_config.read_config(tmp_path).to_dict() == config().to_dict()
 
 
 def test_averaged_weights_are_the_ones_to_evaluate():
@@ -246,26 +245,26 @@ def test_a_workdir_of_an_earlier_version_has_the_defaults_of_newer_keys(tmp_path
     old = json.loads(path.read_text())
     del old["optimizer"]["ema"], old["select_limit"]
     path.write_text(json.dumps(old))
-    assert runs.read_config(tmp_path).to_dict() == config().to_dict()
+    assert saved_config.read_config(tmp_path).to_dict() == config().to_dict()
     runs.claim(config(), tmp_path)  # the same run, not another one
 
 
 def test_a_run_of_an_earlier_version_resumes_with_what_every_term_has_by_default(tmp_path):
     now = complete(config())
-    old = runs.plain(now)
+    old = saved_config.plain(now)
     assert old["terms"]["ce"].pop("batch_norm") == "train"
-    runs.check_same(tmp_path, old, runs.plain(now))
-    other = runs.plain(now)
+    saved_config.check_same(tmp_path, old, saved_config.plain(now))
+    other = saved_config.plain(now)
     other["terms"]["ce"]["batch_norm"] = "eval"
     with pytest.raises(ValueError, match="terms.ce.batch_norm: 'train' there, 'eval' now"):
-        runs.check_same(tmp_path, old, other)
+        saved_config.check_same(tmp_path, old, other)
 
 
 def test_a_sweep_is_configs_that_differ_in_one_key():
     a, b = config(), config(seed=3, attacks__flow__steps=7, optimizer__momentum=0.5)
-    assert runs.swept([a, b, b]) == ("optimizer.momentum", [0.9, 0.5, 0.5])
+    assert saved_config.swept([a, b, b]) == ("optimizer.momentum", [0.9, 0.5, 0.5])
     for others in ([], [config(seed=1)], [b, config(epochs=3.0)]):
-        assert runs.swept([a, *others]) is None
+        assert saved_config.swept([a, *others]) is None
 
 
 def changed(**values):
@@ -302,7 +301,7 @@ DAMAGED = [
 def test_a_config_that_cannot_be_read_is_one_message_that_names_the_file(tmp_path, content, message):
     save(tmp_path, "latest", 3)
     (tmp_path / "config.json").write_text(content)
-    for call in (runs.read_config, runs.load, lambda folder: runs.claim(config(), folder)):
+    for call in (saved_config.read_config, runs.load, lambda folder: runs.claim(config(), folder)):
         with pytest.raises(ValueError, match=f"(?s){message}.*Restore it from a copy") as error:
             call(tmp_path)
         assert str(error.value).startswith(str(tmp_path / "config.json"))

@@ -21,7 +21,7 @@ from absl import flags, logging
 from robust_jax import cli, parallel
 from robust_jax.evaluation import evaluate, stored, table
 from robust_jax.files import printable
-from robust_jax.workdir import runs
+from robust_jax.workdir import saved_config
 
 POSITIONAL = ("workdir",)
 OVERRIDABLE = ("attacks.", "evaluation.", "data.data_dir")
@@ -76,7 +76,7 @@ def _asked(options: flags.FlagValues, overrides: Sequence[str], first: str) -> d
     if trained := [path for path in paths if not path.startswith(OVERRIDABLE)]:
         raise ValueError(f"{trained} belong to training: eval.py overrides {list(OVERRIDABLE)} only.")
     trust = cli.trusted(options.trust)
-    config = cli.load_config(options.config) if options.config else runs.read_config(first, trust)
+    config = cli.load_config(options.config) if options.config else saved_config.read_config(first, trust)
     if overrides:
         config = cli.overridden(config, overrides)
     overridden = {p.split(".")[1]: config.evaluation[p.split(".")[1]] for p in paths if p.startswith("evaluation.")}

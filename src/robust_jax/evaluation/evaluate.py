@@ -120,7 +120,7 @@ def evaluate(
     from robust_jax.evaluation import outcome_cache, stored
     from robust_jax.evaluation.measure import chosen_attacks, measure
     from robust_jax.evaluation.settings import Settings
-    from robust_jax.workdir import runs
+    from robust_jax.workdir import runs, saved_config
     from robust_jax.workdir.checkpoints import KINDS
     from robust_jax.workdir.folder import explained
 
@@ -141,7 +141,7 @@ def evaluate(
         folder_name("out", out) if several_differ else stored.check_name(out)
     objects = Objects.of(dataset, model)
     # A mistake in the last one is not found after hours.
-    needed = runs.objects_needed({folder: runs.read_config(folder, trust) for folder in folders}, objects)
+    needed = runs.objects_needed({folder: saved_config.read_config(folder, trust) for folder in folders}, objects)
     reports: dict[str, dict[str, Any]] = {}
     configs, prints = [], []
     for folder in folders:
@@ -161,7 +161,7 @@ def evaluate(
     if parallel.is_main():
         for folder, kept in zip(folders, prints, strict=True):
             outcome_cache.clear(folder, kept)
-        _tell(reports, runs.swept(configs), out)
+        _tell(reports, saved_config.swept(configs), out)
     return reports
 
 

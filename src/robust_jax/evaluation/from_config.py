@@ -11,7 +11,7 @@ from robust_jax.config.objects import NONE, Objects
 from robust_jax.evaluation.attack import Attack, Source
 from robust_jax.options import with_path
 from robust_jax.options.signatures import checks_arguments
-from robust_jax.workdir import runs
+from robust_jax.workdir import runs, saved_config
 
 
 @checks_arguments
@@ -31,7 +31,8 @@ def attack_from(
         is the workdir of another model, whose best checkpoint is attacked in place of the evaluated model; that one
         then sees the adversarial images: a transfer attack.
       data_dir: of the prepared datasets, for the source; default: as its config says.
-      trust: the modules from which the config of the source may name parts, see `robust_jax.workdir.runs.read_config`.
+      trust: the modules from which the config of the source may name parts, see
+        `robust_jax.workdir.saved_config.read_config`.
       objects: the dataset and the model that the source was trained with, if they were objects.
 
     Raises:
@@ -41,7 +42,7 @@ def attack_from(
     built = build_attack(path, spec)
     source = None
     if built.source:
-        needed = runs.objects_for(runs.read_config(built.source, trust), objects)
+        needed = runs.objects_for(saved_config.read_config(built.source, trust), objects)
         trained = runs.restored(built.source, "best", data_dir, trust, needed)
         source = Source(str(built.source), parallel.everywhere(trained.logits_fn))
     attack: Attack = with_path(path, Attack, built.function, built.threat, built.settings, built.curve, source)

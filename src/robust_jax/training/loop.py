@@ -28,7 +28,7 @@ from robust_jax.training.run import Run, prepare
 from robust_jax.training.step import TrainState
 from robust_jax.training.writers import Writer
 from robust_jax.training.writers import find as find_writers
-from robust_jax.workdir import checkpoints, folder, runs
+from robust_jax.workdir import checkpoints, folder, runs, saved_config
 
 # Seconds of steps dispatched together: Ctrl-C and the progress bar wait for no more.
 _TOGETHER = 0.1
@@ -58,7 +58,7 @@ def train(
       config: see `robust_jax.config.base`.
       workdir: a folder, made if it does not exist; one that was trained with another config is refused.
       trust: the modules from which the workdirs of models that transfer attacks attack may name parts, see
-        `robust_jax.workdir.runs.read_config`. The config itself may name any.
+        `robust_jax.workdir.saved_config.read_config`. The config itself may name any.
       dataset: images as an object, in place of ``data.name``: a `robust_jax.data.Dataset`; one split, a
         `robust_jax.data.Source` or a pair (images, labels); or (train, test) or (train, validation, test) of splits.
         What is missing is set aside as ``data.validation``, ``data.test`` and ``seed`` say.
@@ -94,7 +94,7 @@ def train(
         size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(state))
         with folder.claimed(workdir, size), folder.explained(workdir):
             runs.claim(config, workdir, run.total_steps)
-            with checkpoints.opened(workdir, runs.plain(config), config.keep_checkpoints) as saved:
+            with checkpoints.opened(workdir, saved_config.plain(config), config.keep_checkpoints) as saved:
                 state, notes = _resumed(state, saved, workdir, config)
                 validated = notes.get("validated", True)
                 announce(config, run.dataset, state, run.total_steps, workdir)
@@ -119,7 +119,7 @@ def _resumed(
     logging.info("Resuming %s after step %d.", workdir, found.step)
     notes = found.notes or {"config": {}, "pending": {}}
     if notes["config"]:
-        runs.check_same(found.path, notes["config"], runs.plain(config))
+        saved_config.check_same(found.path, notes["config"], saved_config.plain(config))
     return found.state, notes
 
 

@@ -18,7 +18,7 @@ from robust_jax.evaluation import masking
 from robust_jax.objectives.objective import Objective, make_objective
 from robust_jax.training import checks
 from robust_jax.training.step import TrainState, init_state, make_train_step
-from robust_jax.workdir import runs
+from robust_jax.workdir import saved_config
 
 
 class Due(NamedTuple):
@@ -90,7 +90,7 @@ def prepare(config: ConfigDict, trust: Sequence[str] = (), objects: Objects = NO
     parallel.check_batch_size(config.batch_size, parts=config.accumulate)
     masking.find(config.evaluation.signs)
     if source := config.attacks.get(config.select_by, {}).get("source"):
-        runs.read_config(source, trust)  # restored at every validation
+        saved_config.read_config(source, trust)  # restored at every validation
     dataset = build.load_dataset(config, objects)
     checks.check_against(config, dataset)
     model = build.create_model(config, dataset.num_classes, dataset.image_shape, objects)

@@ -270,7 +270,7 @@ def opened(workdir: str | Path, config: Mapping[str, Any] = {}, keep: int = 2) -
 
     Args:
       workdir: the folder of a run.
-      config: of the run, saved with every checkpoint; see `robust_jax.workdir.runs.plain`.
+      config: of the run, saved with every checkpoint; see `robust_jax.workdir.saved_config.plain`.
       keep: the number of latest checkpoints that are kept.
     """
     checkpoints = Checkpoints(Path(workdir) / "checkpoints", config, keep)

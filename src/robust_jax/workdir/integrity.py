@@ -35,7 +35,7 @@ def notes(
     Args:
       step: the number of steps done.
       state: a pytree of NumPy arrays.
-      config: of the run, as `robust_jax.workdir.runs.plain` gives it.
+      config: of the run, as `robust_jax.workdir.saved_config.plain` gives it.
       pending: the metrics of the steps since the last log step.
       validated: whether nothing that is due after this step is left to do.
     """

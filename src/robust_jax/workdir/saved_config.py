@@ -1,14 +1,31 @@
-"""``config.json`` of a workdir, or, if it is damaged, the copy in a checkpoint."""
+"""The config of a run: ``config.json`` of its workdir or, if that is damaged, the copy in a checkpoint."""
 
 from __future__ import annotations
 
+import json
+import operator
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from absl import logging
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
 
 from robust_jax import files
+from robust_jax.config.defaults import CHOICES, RANGES, base
+from robust_jax.extensions import check_name, check_trust, choose
+from robust_jax.objectives.terms import every_term
+from robust_jax.options import options_of
+from robust_jax.spaces.perturbations import Perturbation
 from robust_jax.workdir import checkpoints, integrity
+
+# Keys that may differ when a run is resumed: none of them changes the weights.
+FREE = (
+    "attacks", "evaluation", "log_every_steps", "checkpoint_every_steps", "checkpoint_every_minutes",
+    "keep_checkpoints", "data.data_dir", "writers",
+)  # fmt: skip
 
 
 def read(workdir: Path) -> dict[str, Any]:
@@ -50,3 +67,131 @@ def _copy(workdir: Path) -> tuple[Path, dict[str, Any]] | None:
         if notes and notes["config"]:
             return folder, notes["config"]
     return None
+
+
+def plain(config: ConfigDict) -> dict[str, Any]:
+    """The config in the form that JSON has for it; a perturbation of the user's own is its name."""
+    result: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=_plain))
+    return result
+
+
+def differing(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> dict[str, tuple[Any, Any]]:
+    """The keys in which two saved configs differ, with both values; what one lacks has its default.
+
+    Args:
+      old, new: as `plain` gives them.
+      path: that messages begin with.
+    """
+    was, now = (_flat(_tuples(_filled(dict(c), path))) for c in (old, new))
+    return {k: (was.get(k), now.get(k)) for k in sorted(was.keys() | now.keys()) if was.get(k) != now.get(k)}
+
+
+def check_same(
+    there: Path, old: Mapping[str, Any], new: Mapping[str, Any], way_out: str = "take another workdir"
+) -> None:
+    """Compares the config of ``there``, a run or a checkpoint, with another one, both as `plain` gives them.
+
+    Raises:
+      ValueError: names the keys that differ, of those that change weights.
+    """
+    selecting = f"attacks.{new['select_by']}."
+    different = differing(old, new, f"{there}: ")
+    if changed := {k: values for k, values in different.items() if k.startswith(selecting) or _is_fixed(k)}:
+        was = ", ".join(f"{k}: {was!r} there, {now!r} now" for k, (was, now) in changed.items())
+        raise ValueError(f"{there} is of another config ({was}): {way_out}.")
+
+
+def _is_fixed(key: str) -> bool:
+    return not key.startswith(FREE)
+
+
+def _plain(value: Any) -> Any:
+    """For json: a user's perturbation, or a number of NumPy or JAX."""
+    return value.name if isinstance(value, Perturbation) else float(value)
+
+
+def swept(configs: Sequence[ConfigDict]) -> tuple[str, list[Any]] | None:
+    """The one key in which configs differ, with each one's value; None if it is not exactly one.
+
+    Seeds and keys that change no weight (`FREE`) do not count.
+    """
+    flat = [{k: v for k, v in _flat(c.to_dict()).items() if _is_fixed(k) and not k.startswith("seed")} for c in configs]
+    keys = [k for k in sorted({k for f in flat for k in f}) if any(f.get(k) != flat[0].get(k) for f in flat)]
+    return (keys[0], [f.get(keys[0]) for f in flat]) if len(keys) == 1 else None
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """Values by their path, such as "optimizer.momentum"."""
+    return flatten_dict(config, sep=".")
+
+
+def read_config(workdir: str | Path, trust: Sequence[str] = ()) -> ConfigDict:
+    """The config that a workdir was trained with.
+
+    Nothing that the config names is imported here or, if it is not of a trusted module, later: a workdir may come from
+    anyone.
+
+    Args:
+      workdir: a folder that `robust_jax.train` wrote.
+      trust: the modules from which the config may name parts, ``"module:name"``.
+
+    Raises:
+      ValueError: if it holds none, or one that cannot be read; a part of a module that is not trusted.
+    """
+    config = completed(Path(workdir))
+    check_trust(Path(workdir) / "config.json", config, trust)
+    return ConfigDict(_tuples(config), convert_dict=True)
+
+
+def completed(workdir: Path) -> dict[str, Any]:
+    """The saved config of a workdir, completed by the defaults of keys that are newer than it."""
+    path = workdir / "config.json"
+    try:
+        filled = _filled(read(workdir), f"{path}: ")
+        _check_values(filled, f"{path}: ")
+    except ValueError as error:
+        raise ValueError(
+            f"{error} Restore it from a copy. In a workdir of your own robust-jax train writes it again if you remove "
+            f"it and start with the same config."
+        ) from error
+    return filled
+
+
+def _filled(saved: dict[str, Any], path: str, defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A saved group of keys, completed by the defaults of those that it lacks."""
+    whole = defaults is None
+    filled = dict(base().to_dict() if whole else defaults or {})
+    for key, value in saved.items():
+        if isinstance(filled.get(key), dict):
+            if not isinstance(value, dict):
+                raise ValueError(f"{path}{key}={str(value)[:100]!r} must be a group of keys.")
+            value = _filled(value, f"{path}{key}.", filled[key])
+        filled[key] = value
+    if whole:  # what every term has, whatever its kind
+        own = {name: option.default for name, option in options_of(every_term).items()}
+        filled["terms"] = {k: own | dict(v) if isinstance(v, dict) else v for k, v in filled["terms"].items()}
+    return filled
+
+
+def _check_values(config: dict[str, Any], path: str) -> None:
+    """Raises ValueError for plain values of the wrong type, out of their range, or not among their choices."""
+    flat = _flat(base().to_dict())
+    given = {key: reduce(operator.getitem, key.split("."), config) for key in {*flat, *RANGES, *CHOICES}}
+    for key, default in flat.items():
+        if isinstance(default, str | bool) and type(given[key]) is not type(default):
+            raise ValueError(f"{path}{key}={given[key]!r} must be a {type(default).__name__}.")
+    for key, choices in CHOICES.items():
+        choose(f"{path}{key}", given[key], choices)
+    for key, bounds in RANGES.items():
+        bounds.check(f"{path}{key}", given[key])
+    for section in ("points", "terms", "attacks"):
+        for name, entry in config[section].items():
+            check_name(f"{path}{section}", name)
+            if not isinstance(entry, dict):
+                raise ValueError(f"{path}{section}.{name}={entry!r} must be a group of keys.")
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -12,7 +12,7 @@ from robust_jax.evaluation import Attack, drawn, summarise
 from robust_jax.evaluation import report as written
 from robust_jax.evaluation.outcomes import Outcome, PerExample
 from robust_jax.spaces import ThreatModel
-from robust_jax.workdir import runs
+from robust_jax.workdir import saved_config
 
 N, EVIL = 40, "\"><script>document.title='ran'</script>"
 CLASSES = [EVIL, "cat & dog", "owl"]
@@ -73,7 +73,7 @@ def trained(folder):
     config = base()
     config.points.warped = dict(kind="random", perturbation="flow", sigma=0.2)
     config.terms.ce = dict(kind="cross_entropy", at=EVIL, weight=1.0)
-    (folder / "config.json").write_text(json.dumps(runs.plain(config)))
+    (folder / "config.json").write_text(json.dumps(saved_config.plain(config)))
     lines = [{"step": s, "epoch": s / 10, "accuracy": s / 400, "loss": 9 / (s + 1), f"terms/{EVIL}": 1.0, "terms/b": 2}
              for s in range(400)]  # fmt: skip
     lines += [{"step": s, "epoch": s / 10, "validation/clean": s / 400} for s in range(0, 400, 100)]

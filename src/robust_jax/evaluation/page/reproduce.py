@@ -24,7 +24,7 @@ def training(folder: Path, config: Mapping[str, Any]) -> str:
     """Python that trains the run again, in another workdir."""
     again = f"{folder}_again"
     return printable(
-        "import robust_jax as rj\nfrom robust_jax.workdir.runs import read_config\n\n"
+        "import robust_jax as rj\nfrom robust_jax.workdir.saved_config import read_config\n\n"
         f"rj.train(read_config({str(folder)!r}), {again!r})  # seed {config.get('seed', 0)}"
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from robust_jax import files
-from robust_jax.workdir import runs
+from robust_jax.workdir import saved_config
 
 
 class wandb:
@@ -32,7 +32,7 @@ class wandb:
 
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "robust_jax"), name=workdir.name, id=_id(workdir), resume="allow",
-            dir=str(workdir), config=runs.plain(config),
+            dir=str(workdir), config=saved_config.plain(config),
         )  # fmt: skip
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
