@@ -64,7 +64,7 @@ def workdirs(trained, tmp_path, monkeypatch):
 def ran(monkeypatch):
     """The names of the attacks that run; those after the third are interrupted."""
     module = sys.modules["robust_jax.evaluation.robustness"]  # the package has the function under that name
-    names, original = [], module._outcome
+    names, original = [], module.outcome_of
 
     def counted(trial, *given):
         if len(names) == 3:
@@ -72,5 +72,5 @@ def ran(monkeypatch):
         names.append(trial.attack.all_settings()["steps"])
         return original(trial, *given)
 
-    monkeypatch.setattr(module, "_outcome", counted)
+    monkeypatch.setattr(module, "outcome_of", counted)
     return names

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from robust_jax.evaluation.attack import Attack, Source
 from robust_jax.evaluation.evaluate import evaluate
 from robust_jax.evaluation.from_config import attack_from
 from robust_jax.evaluation.statistics import wilson_interval
+from robust_jax.evaluation.trial import Trial, attacked
 from robust_jax.losses import margin
 from robust_jax.spaces.threat_models import ThreatModel
 
@@ -233,11 +233,10 @@ def test_every_attack_of_a_completed_config_can_be_traced(kind):
     c.attacks.a = dict(kind=kind, perturbation=space, norm=norm, radius=(9.0, 1.0, 1.0) if space == "affine" else 0.1)
     attack = attack_from("a", complete(c).attacks.a)
     model = jax.tree_util.Partial(lambda w, x: x.reshape(len(x), -1) @ w, jnp.ones((16, 3)))
-    robustness = sys.modules["robust_jax.evaluation.robustness"]
-    trial, ids = robustness._Trial(model, model, attack, jax.random.key(0), dict, 2), jnp.arange(2)
+    trial, ids = Trial(model, model, attack, jax.random.key(0), dict, 2), jnp.arange(2)
 
     def run(images):
-        return robustness._attacked(trial, {"image": images, "label": ids, "id": ids}, 0.5)[0]
+        return attacked(trial, {"image": images, "label": ids, "id": ids}, 0.5)[0]
 
     found = jax.eval_shape(run, jnp.zeros((2, 4, 4, 1)))
     assert found.shape == (2, 4, 4, 1)

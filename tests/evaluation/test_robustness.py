@@ -12,6 +12,7 @@ import pytest
 
 from robust_jax import losses
 from robust_jax.attacks import carlini_wagner, pgd
+from robust_jax.evaluation import trial
 from robust_jax.evaluation.attack import Attack, Source
 from robust_jax.evaluation.robustness import robustness
 from robust_jax.evaluation.summary import summarise
@@ -295,7 +296,7 @@ def test_an_attack_that_has_nothing_left_to_see():
 def test_numbers_do_not_depend_on_the_memory(monkeypatch):
     module = sys.modules["robust_jax.evaluation.robustness"]  # the package has the function under that name
     expected = robustness(MODEL, cut(32), {"a": margin_attack(0.08)}, key=jax.random.key(0))
-    attacked, clean, sizes = module._attacked, module._clean, []
+    attacked, clean, sizes = trial.attacked, module._clean, []
 
     def small(original):
         def run(*given):
@@ -307,7 +308,7 @@ def test_numbers_do_not_depend_on_the_memory(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(module, "_attacked", small(attacked))
+    monkeypatch.setattr(trial, "attacked", small(attacked))
     monkeypatch.setattr(module, "_clean", small(clean))
     found = robustness(MODEL, cut(32), {"a": margin_attack(0.08)}, key=jax.random.key(0))
     assert sizes[:3] == [32, 16, 8] and sizes.count(32) == sizes.count(16) == 2  # clean, attacked

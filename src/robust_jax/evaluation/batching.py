@@ -5,14 +5,14 @@ A batch is a dict of equally long arrays: image, label, id, and mask, which is F
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jaxtyping import Bool
+from jaxtyping import Array, Bool
 
 from robust_jax.options.hints import described
 
@@ -178,3 +178,13 @@ def in_parts(run: Callable[[Batch], Rows], batch: Batch, size: int | None) -> tu
                 raise
         size = -(-part // 2)
         logging.warning("Out of memory: continuing with %d examples at a time.", size)
+
+
+def on_host(found: Mapping[str, Array], real: Bool[np.ndarray, " b"]) -> Rows:
+    """The rows of real examples as NumPy arrays, padding left out."""
+    return {name: np.asarray(value)[real] for name, value in found.items()}
+
+
+def joined(batches: Sequence[Rows]) -> Rows:
+    """The rows of all batches."""
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}

@@ -16,15 +16,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jaxtyping import Array, Bool, Float, Key
@@ -32,14 +30,13 @@ from jaxtyping import Array, Bool, Float, Key
 from robust_jax import losses
 from robust_jax.attacks.wrappers import as_pytree
 from robust_jax.checks import check_attack_name, check_batch
-from robust_jax.evaluation import drawn
-from robust_jax.evaluation.adversarial_set import AdversarialSet, rows_of
+from robust_jax.evaluation.adversarial_set import AdversarialSet
 from robust_jax.evaluation.attack import Attack
-from robust_jax.evaluation.batching import Batch, Rows, as_batches, in_parts, selected, with_ids_and_masks
+from robust_jax.evaluation.batching import Batch, Rows, as_batches, in_parts, joined, on_host, with_ids_and_masks
 from robust_jax.evaluation.outcomes import Outcome, PerExample, contradiction
+from robust_jax.evaluation.trial import Trial, outcome_of
 from robust_jax.options import Count
 from robust_jax.options.signatures import checks_arguments
-from robust_jax.spaces import threat_models
 from robust_jax.spaces.per_example import check_key
 
 FEW = 64  # images at which signs of masked gradients are looked for
@@ -104,7 +101,7 @@ def robustness(
     with nullcontext() if save is None else AdversarialSet(save) as kept:
         measured, largest = _clean_images(model, batches, place, report, kept)
         finished = {} if finished is None or kept else finished
-        trial = _Trial(model, model, None, key, place, largest, kept)
+        trial = Trial(model, model, None, key, place, largest, kept)
         _run_attacks(trial, attacks, batches, measured, worst_case_only, finished, keep, report)
         if kept:
             kept.write(measured)
@@ -112,7 +109,7 @@ def robustness(
 
 
 def _run_attacks(
-    common: _Trial,
+    common: Trial,
     attacks: Mapping[str, Attack],
     batches: Iterable[Batch],
     measured: PerExample,
@@ -135,7 +132,7 @@ def _run_attacks(
             source = common.model if attack.source is None else as_pytree(attack.source.logits_fn)
             own_key = jax.random.fold_in(common.key, zlib.crc32(name.encode()))
             trial = common._replace(source=source, attack=attack, key=own_key, name=name)
-            outcome = _outcome(trial, batches, measured, seen, partial(_report_radius, report, name))
+            outcome = outcome_of(trial, batches, measured, seen, partial(_report_radius, report, name))
             if keep:
                 keep(name, outcome)
         measured.attacks[name] = dataclasses.replace(outcome, after=before)
@@ -161,30 +158,6 @@ def _fits(name: str, outcome: Outcome, measured: PerExample, seen: Bool[np.ndarr
     if problem := contradiction(outcome, measured, seen):
         logging.warning("The stored outcome of %s does not fit (%s): the attack runs again.", name, problem)
     return not problem
-
-
-class _Trial(NamedTuple):
-    """One attack on one model, the same for all batches.
-
-    Attributes:
-      model: the model that is evaluated, a pytree.
-      source: the model that is attacked: the same one, except in a transfer attack.
-      attack: the attack.
-      key: of this attack.
-      place: applied to a batch before the model sees it.
-      largest: the size of the largest batch.
-      kept: gathers the adversarial images, if they are kept.
-      name: of the attack.
-    """
-
-    model: Any
-    source: Any
-    attack: Any
-    key: Key[Array, ""]
-    place: Callable[[Batch], Batch]
-    largest: int
-    kept: AdversarialSet | None = None
-    name: str = ""
 
 
 def _report_radius(report: Progress, name: str, multiple: float, robust: int, examples: int) -> None:
@@ -214,12 +187,12 @@ def _clean_images(
         report("clean", int((rows["prediction"] == rows["label"]).sum()), len(rows["label"]))
     if not any(len(rows["label"]) for rows in clean):
         raise ValueError("robustness got no example: the batches are empty, or masked altogether.")
-    return PerExample(**_joined(clean), attacks={}, logits_fn=model, images=np.concatenate(few)), largest
+    return PerExample(**joined(clean), attacks={}, logits_fn=model, images=np.concatenate(few)), largest
 
 
 def _clean_rows(model: Any, place: Callable[[Batch], Batch], batch: Batch) -> Rows:
     placed = place(batch)
-    return _host(
+    return on_host(
         _clean(model, placed["image"], placed["label"]) | {k: batch[k] for k in ("id", "label")}, batch["mask"]
     )
 
@@ -228,105 +201,3 @@ def _clean_rows(model: Any, place: Callable[[Batch], Batch], batch: Batch) -> Ro
 def _clean(model: Any, images: Array, labels: Array) -> dict[str, Array]:
     logits = model(images)
     return {"prediction": losses.predicted(logits), "loss": losses.cross_entropy(logits, labels)}
-
-
-def _outcome(
-    trial: _Trial,
-    batches: Iterable[Batch],
-    measured: PerExample,
-    seen: Bool[np.ndarray, " n"],
-    report: Callable[[float, int, int], None],
-) -> Outcome:
-    """One attack at all its radii on the examples that it sees."""
-    found: dict[float, list[Rows]] = {m: [] for m in trial.attack.multiples()}
-    sample: dict[str, Any] = {}
-    hardest: dict[str, Any] = {}
-    seconds, left = 0.0, measured.prediction[seen]
-    size: int | None = None
-
-    def run(multiple: float, before: np.ndarray, part: Batch) -> Rows:
-        images, delta, new = _attacked(trial, trial.place(part), multiple)
-        rows = _host(new, part["mask"])
-        if multiple != 1:
-            return rows
-        if not sample and len(rows["loss"]):
-            sample.update(drawn.first_of_each_class(part, images, delta, before, rows["prediction"]))
-        hardest.update(drawn.hardest(hardest, part, images, delta, rows, measured))
-        return rows | (_host(rows_of(trial.name, images, delta), part["mask"]) if trial.kept else {})
-
-    for batch in selected(with_ids_and_masks(batches), seen, trial.largest):
-        labels = np.asarray(batch["label"])[batch["mask"]]
-        before, left = left[: len(labels)], left[len(labels) :]
-        for multiple, rows in found.items():
-            start = time.perf_counter()
-            new, size = in_parts(partial(run, multiple, before), batch, size)
-            rows.append(_without_images(new, trial.kept))
-            seconds += time.perf_counter() - start
-            right = (before == labels) & (new["prediction"] == labels)
-            report(multiple, int(right.sum()), len(labels))
-
-    at = {multiple: _for_all_examples(rows, measured, seen) for multiple, rows in found.items()}
-    broken = {m: ~measured.correct | ~seen | (f["prediction"] != measured.label) for m, f in at.items()}
-    broken[0.0] = ~measured.correct
-    curve = {m: broken[m] for m in sorted({1.0, *map(float, trial.attack.curve)}) if trial.attack.curve}
-    largest, excess = (np.max([f[k] for f in at.values()], 0) for k in ("size", "excess"))
-    return Outcome(
-        trial.attack, broken[1.0], at[1.0]["prediction"], at[1.0]["loss"], largest, excess,
-        curve=curve, seconds=seconds, sample=sample, seen=seen, hardest=hardest,
-    )  # fmt: skip
-
-
-def _without_images(rows: Rows, kept: AdversarialSet | None) -> Rows:
-    """What is recorded of the examples; the adversarial images and δ among it, if there are any, go to the set."""
-    if kept is None:
-        return rows
-    kept.add({name: row for name, row in rows.items() if "/" in name})
-    return {name: row for name, row in rows.items() if "/" not in name}
-
-
-def _for_all_examples(rows: Sequence[Rows], measured: PerExample, seen: Bool[np.ndarray, " n"]) -> Rows:
-    """The rows of the seen examples among those of all; the others keep their clean prediction and loss, and δ = 0."""
-    zeros = np.zeros(len(seen), np.float32)
-    full = {"prediction": measured.prediction, "loss": measured.loss, "size": zeros, "excess": zeros}
-    full = {k: v.copy() for k, v in full.items()}
-    for k, v in _joined(rows).items() if rows else ():
-        full[k][seen] = v
-    return full
-
-
-def _attacked(trial: _Trial, batch: Batch, multiple: float) -> tuple[Array, Any, dict[str, Array]]:
-    """One batch at a multiple of the radius: the adversarial images, δ, and what is recorded of them."""
-    attack = trial.attack
-    settings = dict(attack.settings)
-    # The radius and the step size scale together and are traced; the rest is static: one compilation.
-    scale = partial(jax.tree.map, lambda r: jnp.asarray(r, jnp.float32) * multiple)
-    traced = {"threat": scale(attack.threat)}
-    if settings.get("step_size") is not None:
-        traced["step_size"] = scale(settings.pop("step_size"))
-    examples = (batch["image"], batch["label"], batch["id"])
-    return _run(trial.model, trial.source, examples, trial.key, traced, attack.function, tuple(settings.items()))
-
-
-@partial(jax.jit, static_argnames=("function", "settings"))
-def _run(model, source, examples, key, traced, function, settings):
-    images, labels, ids = examples
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
-    result = function(source, images, labels, key=keys, **traced, **dict(settings))
-    threat, logits = traced["threat"], model(result.images)
-    recomputed = jnp.clip(threat.perturbation.apply(images, result.delta), 0, 1)
-    found = {
-        "prediction": losses.predicted(logits),
-        "loss": losses.cross_entropy(logits, labels),
-        "size": threat_models.size(threat, result.delta),
-        "excess": jnp.abs(result.images - recomputed).max((1, 2, 3)),
-    }
-    return result.images, result.delta, found
-
-
-def _host(found: Mapping[str, Array], real: Bool[np.ndarray, " b"]) -> Rows:
-    """The rows of real examples as NumPy arrays, padding left out."""
-    return {name: np.asarray(value)[real] for name, value in found.items()}
-
-
-def _joined(batches: Sequence[Rows]) -> Rows:
-    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
