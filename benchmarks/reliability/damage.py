@@ -27,6 +27,7 @@ from typing import Any
 import kinds
 import programs
 import results
+from absl import flags
 from kinds import BEST, LAST, NEWER, OLDER, Kind
 
 RECOVERED, STOPPED, FAILED = "recovers", "stops with a message", "fails"
