@@ -37,7 +37,7 @@ from robust_jax.spaces.threat_models import ThreatModel
 from robust_jax.training import loop
 from robust_jax.training.run import prepare
 from robust_jax.workdir import runs
-from robust_jax.workdir.runs import plain
+from robust_jax.workdir.saved_config import plain
 from runs import config_of
 from table_types import Table
 from tables import TABLES

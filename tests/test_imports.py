@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -70,6 +71,16 @@ def test_no_import_goes_in_a_circle():
     # A package's own face imports its modules, which may name the package only by its modules.
     graph = {module: imports_of(path) - {module} for module, path in MODULES.items() if module != "robust_jax"}
     assert len(list(TopologicalSorter(graph).static_order())) >= len(graph)
+
+
+def test_what_the_benchmarks_import_exists():
+    # They run for minutes to hours, and most are in no test.
+    for path in (PACKAGE.parents[1] / "benchmarks").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "robust_jax":
+                module = importlib.import_module(node.module)
+                for alias in node.names:
+                    assert f"{node.module}.{alias.name}" in MODULES or hasattr(module, alias.name), (path, alias.name)
 
 
 HEAVY = ["absl", "flax", "grain", "matplotlib", "ml_collections", "orbax", "rich", "scipy.stats", "sklearn",
