@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from robust_jax import cli, data, models
+from robust_jax.config.command_line import overridden
 from robust_jax.extensions import choose
 from robust_jax.workdir import runs
 
@@ -20,7 +21,7 @@ def config_of(name: str, before: Sequence[str] = (), after: Sequence[str] = ()) 
     name, *parts = name.split(":")
     path = ":".join([name, *(part for part in parts if "=" not in part)])
     keys = [*before, *(part for part in parts if "=" in part), *after]
-    return cli.overridden(cli.load_config(path), [f"--config.{key}" for key in keys])
+    return overridden(cli.load_config(path), [f"--config.{key}" for key in keys])
 
 
 def correctly_classified(workdir: Path, count: int) -> tuple[runs.Trained, models.BoundModel, np.ndarray, np.ndarray]:

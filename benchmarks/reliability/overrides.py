@@ -32,6 +32,7 @@ from benchmarks.reliability import results
 from benchmarks.reliability.mistakes import PACKAGE
 from robust_jax import cli
 from robust_jax.config import complete
+from robust_jax.config.command_line import overridden
 from robust_jax.files import printable
 from robust_jax.workdir import saved_config
 
@@ -140,7 +141,7 @@ def verdict(load: Callable[[], ConfigDict], given: Mapping[str, str], workdir: P
     """How a command with these overrides ends, and what to say about it."""
     before = flatten_dict(load().to_dict(), sep=".")
     try:
-        changed = cli.overridden(load(), [f"--config.{key}={text}" for key, text in given.items()])
+        changed = overridden(load(), [f"--config.{key}={text}" for key, text in given.items()])
     except ValueError as error:
         innermost = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
         message = printable(str(error))

@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from robust_jax import cli, configs, models
 from robust_jax.config import build, complete, optimizers
+from robust_jax.config.command_line import overridden
 from robust_jax.config.methods import METHODS
 from robust_jax.configs import cifar10_methods
 from robust_jax.objectives.inputs import Model
@@ -41,7 +42,7 @@ def test_there_are_configs():
 def test_config(name):
     config = cli.load_config(name)
     assert complete(config).to_dict() == config.to_dict()
-    assert cli.overridden(config, ["--config.seed=3"]).seed == 3
+    assert overridden(config, ["--config.seed=3"]).seed == 3
     assert config.data.name == {"svhn": "svhn_cropped"}.get(name.split("_")[0], name.split("_")[0])
     assert config.attacks and (FOLDER / f"{name.split(':')[0]}.py").read_text().startswith('"""')
 

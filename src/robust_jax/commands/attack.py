@@ -18,6 +18,7 @@ from absl import flags, logging
 
 from robust_jax import cli
 from robust_jax.attacks import ATTACKS
+from robust_jax.config.command_line import literal
 from robust_jax.evaluation import evaluate
 from robust_jax.extensions import choose
 
@@ -94,17 +95,17 @@ def spec_of(options: flags.FlagValues) -> dict[str, Any]:
     for flag in ("space", "radius"):
         if not options[flag].value:
             raise ValueError(f"--{flag} is missing: give the ball, as in --space=additive --radius=8/255.")
-    spec: dict[str, Any] = {"kind": options.attack, "radius": cli.literal(options.radius)}
+    spec: dict[str, Any] = {"kind": options.attack, "radius": literal(options.radius)}
     for key, flag in (("perturbation", "space"), ("norm", "norm")):
         if value := options[flag].value:
             parts = tuple(part.strip() for part in value.strip("()").split(","))
             spec[key] = parts if len(parts) > 1 else parts[0]
     if options.curve:
-        curve = cli.literal(options.curve)
+        curve = literal(options.curve)
         spec["curve"] = curve if isinstance(curve, tuple) else (curve,)
     for option in options.option:
         key, equals, value = option.partition("=")
         if not equals or key in spec or key == "perturbation":
             raise ValueError(f"--option={option}: give KEY=VALUE of an option of {options.attack}, once.")
-        spec[key] = cli.literal(value)
+        spec[key] = literal(value)
     return spec

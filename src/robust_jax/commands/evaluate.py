@@ -19,6 +19,7 @@ from typing import Any
 from absl import flags, logging
 
 from robust_jax import cli, parallel
+from robust_jax.config.command_line import OVERRIDE, overridden
 from robust_jax.evaluation import evaluate, stored, table
 from robust_jax.files import printable
 from robust_jax.workdir import saved_config
@@ -72,17 +73,17 @@ def _asked(options: flags.FlagValues, overrides: Sequence[str], first: str) -> d
       overrides: of --config, or else of the config of the first workdir.
       first: the first workdir.
     """
-    paths = [cli.OVERRIDE.fullmatch(o)[1] for o in overrides]  # type: ignore[index]
+    paths = [OVERRIDE.fullmatch(o)[1] for o in overrides]  # type: ignore[index]
     if trained := [path for path in paths if not path.startswith(OVERRIDABLE)]:
         raise ValueError(f"{trained} belong to training: eval.py overrides {list(OVERRIDABLE)} only.")
     trust = cli.trusted(options.trust)
     config = cli.load_config(options.config) if options.config else saved_config.read_config(first, trust)
     if overrides:
-        config = cli.overridden(config, overrides)
-    overridden = {p.split(".")[1]: config.evaluation[p.split(".")[1]] for p in paths if p.startswith("evaluation.")}
+        config = overridden(config, overrides)
+    given = {p.split(".")[1]: config.evaluation[p.split(".")[1]] for p in paths if p.startswith("evaluation.")}
     own_attacks = not options.config and not any(path.startswith("attacks.") for path in paths)
     return {
-        **(config.evaluation if options.config else overridden),
+        **(config.evaluation if options.config else given),
         "attacks": None if own_attacks else config.attacks,
         "data_dir": config.data.data_dir if "data.data_dir" in paths else None,
         "out": options.out,

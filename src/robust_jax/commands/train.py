@@ -13,6 +13,7 @@ from pathlib import Path
 from absl import flags, logging
 
 from robust_jax import cli, extensions, parallel
+from robust_jax.config.command_line import overridden
 from robust_jax.training import loop, stopping
 from robust_jax.workdir import runs
 
@@ -39,7 +40,7 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
     workdir = options.workdir or cli.default_workdir(options.config)
     # In it from the start: the other hosts are told of a mistake in this one's command, too.
     with parallel.watched(options.peer_timeout, lambda: runs.progress(workdir), stopping.Stopped):
-        config = cli.overridden(cli.load_config(options.config), overrides)
+        config = overridden(cli.load_config(options.config), overrides)
         if "," in workdir:
             raise ValueError(
                 f"--workdir={workdir}: eval.py takes a comma for the start of another workdir; leave it out."
