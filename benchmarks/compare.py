@@ -1,8 +1,8 @@
-"""Trains several configs with several seeds, measures all, prints one Markdown table: the tables of the README.
+"""Trains several configs with several seeds, measures all, prints one Markdown table, as in docs/methods.md.
 
 python benchmarks/compare.py --configs=digits_standard,digits_fgr --seeds=0,1,2 [--config.KEY=VALUE ...]
 
-A column `NAME[:ARGUMENT][:KEY=VALUE...]` is a config, with its argument and its own overrides:
+A row `NAME[:ARGUMENT][:KEY=VALUE...]` is a config, with its argument and its own overrides:
 digits_fgr:terms.fgr.weight=0, digits_methods:trades. `digits_methods:all` stands for all of its methods.
 Finished runs are not trained again; every workdir keeps its evaluations.
 """

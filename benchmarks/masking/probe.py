@@ -2,7 +2,7 @@
 
 python -m benchmarks.masking.probe --out=docs/results/masking.json
 
-About ten minutes on two cores. `python benchmarks/masking/page.py` puts the tables into docs/masking.md.
+About ten minutes on two cores. `python -m benchmarks.masking.page` puts the tables into docs/masking.md.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ COMMANDS = {
     "attack": "attack trained workdirs with one attack, without a config",
     "report": "show what workdirs hold: one page, or a table",
     "prepare": "prepare a dataset from its original files",
-    "list": "list attacks, configs, datasets, methods, models, perturbations, points or terms",
+    "list": "list attacks, configs, datasets, methods, models, optimizers, perturbations, points, terms or writers",
 }
 
 

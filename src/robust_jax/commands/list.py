@@ -8,13 +8,14 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import pkgutil
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 from absl import flags
 
-from robust_jax import cli
+from robust_jax import cli, spaces
 from robust_jax.extensions import choose
 
 POSITIONAL = ("kind",)
@@ -69,8 +70,9 @@ def _described(kind: str, name: str, part: Any) -> str:
         shape, names = "x".join(map(str, part.image_shape)), ", ".join(part.class_names[:3])
         return f"{shape}, {part.num_classes} classes: {names}, ..."
     if kind == "perturbations":
-        homes = (importlib.import_module(f"robust_jax.spaces.{home}") for home in ("additive", "affine", "flow"))
-        return _first_paragraph(next(module for module in homes if hasattr(module, name)).__doc__)
+        paths = (f"{spaces.__name__}.{module.name}" for module in pkgutil.iter_modules(spaces.__path__))
+        homes = [module for module in map(importlib.import_module, paths) if vars(module).get(name) is part]
+        return _first_paragraph(homes[0].__doc__ if homes else f"{part!r}")
     settings = part.keywords if isinstance(part, partial) else {}
     shown = _first_paragraph(inspect.getdoc(part.func if isinstance(part, partial) else part))
     return f"{shown} ({', '.join(f'{k}={v}' for k, v in settings.items())})" if settings else shown

@@ -1,4 +1,4 @@
-"""FGR of VGG-13 on CIFAR-100 with the settings of its paper, see cifar10_fgr_paper.py. Not run to the end yet.
+"""FGR of VGG-13 on CIFAR-100 with the settings of its paper, see cifar10_fgr_paper.py. Not run yet.
 
 python train.py --config=cifar100_fgr_paper:fgr --workdir=runs/fgr [--config.model.name=resnet20]
 """

@@ -13,7 +13,7 @@ _TEST_SEED = 0  # fixed, so that no seed trains on what another one is tested on
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """What `load` returns: `validation` is carved out of the training split, `test` is fixed."""
+    """A dataset in three splits; `validation` is taken from the training split unless the data has one of its own."""
 
     name: str
     num_classes: int

@@ -77,7 +77,8 @@ def evaluate(
     Args:
       workdirs: one, or several to compare.
       attacks: NAME -> `Attack`, or its entry in a config: `dict(kind="pgd", perturbation="flow",
-        norm="linf", radius=0.155, curve=(0, 0.5, 1, 2), steps=20, ...)`, see `attack_from`.
+        norm="linf", radius=0.155, curve=(0, 0.5, 1, 2), steps=20, ...)`, see
+        `robust_jax.evaluation.from_config.attack_from`.
       split: "test", "validation" or "train".
       limit: the number of examples, the first ones of the split; 0: all.
       batch_size: examples at a time, over all local devices, fewer if memory runs out. The numbers do not depend on

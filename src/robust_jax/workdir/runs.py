@@ -1,4 +1,4 @@
-"""A run's folder: claimed for one config before training, read and restored after it."""
+"""A run's folder: claimed for one config before training, and loaded after it."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def load(
       workdir: a folder that `robust_jax.train` wrote.
       checkpoint: "best" on validation, or "latest"; by default the config's ``evaluation.checkpoint``.
       data_dir: where datasets are prepared, if it is not where the config says.
-      trust: the modules from which the config may name parts, see `read_config`.
+      trust: the modules from which the config may name parts, see `robust_jax.workdir.saved_config.read_config`.
       dataset: the object that `robust_jax.train` was given, if it was.
       model: likewise; its weights, if it holds any, are not used.
 
