@@ -192,7 +192,7 @@ def test_stopping_early_breaks_the_same_images_in_less_time(case, monkeypatch):
 
 if __name__ == "__main__":
     rows = parallel.spread({"x": np.ones((128, 4), np.float32), "active": np.arange(128) % 3 > 0})
-    parallel.CHUNK_ON_CPU = 16
+    parallel.devices.CHUNK_ON_CPU = 16
     chunked = jax.jit(
         lambda x, active: while_active(lambda i, _, x: (jnp.tanh(x), x[:, 0] > 0.1), x, x, active, 9)
     ).lower(rows["x"], rows["active"])

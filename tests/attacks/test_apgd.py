@@ -52,7 +52,7 @@ def test_checkpoints_are_the_papers():
     found = checkpoints(100)
     np.testing.assert_array_equal(np.flatnonzero(found), [22, 41, 57, 70, 80, 87, 93, 99])
     np.testing.assert_array_equal(found[found > 0], [22, 19, 16, 13, 10, 7, 6, 6])
-    assert (checkpoints(1) >= 0).all()
+    np.testing.assert_array_equal(checkpoints(1), [0, 0])  # nothing to adapt after the only step
 
 
 def test_climbs_in_l1_are_the_papers():
@@ -226,7 +226,8 @@ def test_dlr_is_not_saturated():
     results = [run(net(factor=f), images, labels, threat, key=KEY, steps=12) for f in (1.0, 1e4)]
     check_result(net(factor=1e4), results[1], images, threat, labels)
     np.testing.assert_array_equal(results[0].success, results[1].success)
-    assert results[0].success.any() and not attack(net(), images, LABELS, threat, key=KEY, steps=12).success.all()
+    plain_one = attack(net(factor=1e4), images, labels, threat, key=KEY, steps=12)
+    assert plain_one.success.sum() < results[1].success.sum()  # the cross-entropy is
 
 
 def test_zero_radius_and_constant_models_give_the_clean_image_back():

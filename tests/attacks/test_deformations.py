@@ -160,6 +160,7 @@ def test_errors(attack, options, message):
 def test_errors_of_one():
     given = (Linear(jnp.ones((32, 3)), jnp.zeros(3)), sample(), jnp.zeros(6, int), FLOW)
     for attack, options in ((adef, dict(sigma=-1.0)), (stadv, dict(smoothness=-0.1)), (stadv, dict(start=-1.0))):
-        with pytest.raises(ValueError, match=next(iter(options))):
+        ((name, value),) = options.items()
+        with pytest.raises(ValueError, match=f"{attack.__name__}: {name}={value}"):
             attack(*given, key=KEY, **options)
     assert ATTACKS["stadv"] is stadv and ATTACKS["adef"] is adef

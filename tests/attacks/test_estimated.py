@@ -86,5 +86,6 @@ def test_reaches_the_optimum_of_a_linear_model_without_its_derivative(attack, no
 @pytest.mark.parametrize("options", [dict(samples=0), dict(probe=0.0), dict(steps=0), dict(keep="none")])
 def test_errors(attack, options):
     assert attack in ATTACKS.values()
-    with pytest.raises(ValueError, match=next(iter(options))):
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=f"{attack.__name__}: {name}={value!r}"):
         attack(net(), sample(), jnp.zeros(6, int), ADDITIVE, key=KEY, **options)

@@ -101,9 +101,9 @@ def test_deepfool_turns_a_linear_model_where_one_direction_serves_all(norm, orde
     check_result(model, result, images, threat, labels)
     assert result.success.all()
     assert float(threat_models.size(threat, result.delta)[0]) <= 1.021 / 1.1
-    # Half of the images are enough for half: no more passes, and a δ that is smaller or the same.
-    some = deepfool(model, images, labels, threat, key=KEY, fraction=0.5)
-    assert some.success.mean() >= 0.5
+    # Half of the images are enough for half, and that half is wrong already: no pass.
+    some = deepfool(model, images, labels.at[:5].set(1), threat, key=KEY, fraction=0.5)
+    assert some.success.mean() == 0.5 and not some.delta.any()
     # Too small for anyone: no step in the ball.
     nearest = needed * margins.min() / margins.max()
     none = deepfool(model, images, labels, ThreatModel("additive", norm, 0.9 * nearest), key=KEY, epochs=2, reach=1.0)
@@ -165,8 +165,15 @@ def test_what_is_kept():
     for result in (best, highest, last):
         check_result(model, result, images, THREATS[0], labels)
     mean = lambda r: float(losses.cross_entropy(model(r.images), labels).mean())  # noqa: E731
-    assert mean(highest) >= mean(best) - 1e-6 and mean(highest) >= mean(last) - 1e-6
+    assert mean(highest) >= mean(best) - 1e-6 and mean(highest) > mean(last) + 1e-3
     assert best.success.sum() >= max(highest.success.sum(), last.success.sum())
+
+    def odd(logits, labels):  # falls where the attack succeeds
+        value = losses.margin(logits, labels)
+        return jnp.where(value > 0, value - 10, value)
+
+    best, highest = (run(keep=keep, loss=odd) for keep in ("best", "highest_loss"))
+    assert best.success.sum() > highest.success.sum()
 
 
 def test_restarts_add_runs_to_the_first():
@@ -176,7 +183,7 @@ def test_restarts_add_runs_to_the_first():
     one, four = (gradient(model, images, labels, threat, key=KEY, epochs=3, restarts=n, keep="highest_loss")
                  for n in (1, 4))  # fmt: skip
     mean = lambda r: float(losses.cross_entropy(model(r.images), labels).mean())  # noqa: E731
-    assert mean(four) >= mean(one) - 1e-6
+    assert mean(four) > mean(one) + 1e-4
     check_result(model, four, images, threat, labels)
 
 

@@ -69,12 +69,12 @@ def test_a_name_a_norm_and_a_curve(called):
         ),
         ("runs/a --attack=pgd --space=flow --radius=1 --steps=0", "attacks.pgd.steps=0 must be at least 1"),
         ("runs/a --attack=pgd --space=flow --radius=1 --steps", "attacks.pgd.steps=True"),
-        ("runs/a --attack=pgd --space=flow --radius=x", "attacks.pgd.*radius"),
+        ("runs/a --attack=pgd --space=flow --radius=x", "attacks.pgd.radius='x': give a finite number"),
         ("runs/a --attack=pgd --space=flow --radius=1 --option=steps", "--option=steps: give KEY=VALUE"),
         ("runs/a --attack=pgd --space=flow --radius=1 --option=kind=fgsm", "--option=kind=fgsm: give KEY=VALUE"),
         ("runs/a --attack=pgd --space=flow --radius=1 --limit=x", "limit.*'x'|x.*limit"),
         ("runs/a --attack=pgd --space=flow --radius=1 --config.seed=1", "attack has no config"),
-        ("runs/a --attack=no_such_module:x --space=flow --radius=1", "no_such_module"),
+        ("runs/a --attack=no_such_module:x --space=flow --radius=1", "'no_such_module:x' cannot be imported"),
     ],
 )
 def test_mistakes_are_one_message(called, capsys, flags, message):

@@ -255,7 +255,7 @@ def test_attack_from_a_config():
     ):
         with pytest.raises(ValueError, match=message):
             attack_from("a", spec | change)
-    with pytest.raises(ValueError, match="radius"):
+    with pytest.raises(ValueError, match=r"attacks.a \(kind pgd\) lacks \['radius'\]"):
         attack_from("a", dict(kind="pgd", perturbation="flow"))
 
 
@@ -264,7 +264,7 @@ def test_errors(workdirs):
         evaluate([])
     with pytest.raises(ValueError, match="test.*train.*validation"):
         evaluate(workdirs, split="held_out")
-    with pytest.raises(ValueError, match="limit"):
+    with pytest.raises(ValueError, match="limit=-1 must be at least 0"):
         evaluate(workdirs, limit=-1)
     with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
         evaluate(workdirs, batch_size=0)

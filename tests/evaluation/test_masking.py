@@ -63,6 +63,8 @@ def looking_for(name, model, attacks, images=FEW, labels=THEIRS):
 
 def test_there_are_many_kinds_of_planted_defences_and_of_honest_models():
     assert len(planted.KINDS) >= 31 and len(planted.LATER) >= 5 and len(honest.MODELS) >= 13
+    # The tests below take the kinds of these.
+    assert {ALL[name].needs for name in EACH} == {"outcomes", "logits", "gradients", "attacks"}
 
 
 @pytest.mark.parametrize("name", [name for name in EACH if ALL[name].needs in ("logits", "gradients")])

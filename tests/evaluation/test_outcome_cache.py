@@ -88,8 +88,16 @@ def test_an_attack_that_the_user_wraps_is_not_kept(workdirs):
     assert not outcome_cache.fingerprints({"a": Attack(wrapped, ball)}, {}, (), in_turn=False)
 
 
-def test_outcomes_depend_on_the_code_of_the_whole_package():
+def test_outcomes_depend_on_the_code_of_the_whole_package(tmp_path, monkeypatch):
     assert outcome_cache.PACKAGE.name == "robust_jax" and (outcome_cache.PACKAGE / "losses.py").is_file()
+    monkeypatch.setattr(outcome_cache, "PACKAGE", tmp_path)
+    (tmp_path / "deep").mkdir()
+    attacks, prints = {"a": Attack(pgd, ThreatModel("additive", "linf", 0.02))}, []
+    for changed_at in (1, 1, 2):
+        (tmp_path / "deep" / "module.py").touch()
+        os.utime(tmp_path / "deep" / "module.py", (changed_at, changed_at))
+        prints.append(outcome_cache.fingerprints(attacks, {}, (), in_turn=False)["a"])
+    assert prints[0] == prints[1] != prints[2]
 
 
 STORED = {

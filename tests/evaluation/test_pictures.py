@@ -102,7 +102,7 @@ def test_an_attack_that_does_nothing_can_be_drawn():
 
 def test_grid_rejects_what_cannot_be_drawn():
     for shape in ((2, 8, 8, 2), (0, 8, 8, 1), (8, 8, 1)):
-        with pytest.raises(ValueError, match="images|clean"):
+        with pytest.raises(ValueError, match=r"needs \[B, H, W, 1 or 3\] images|: clean must be"):
             pictures.adversarial_grid(np.zeros(shape), np.zeros(shape), None, [], [], [], path=io.BytesIO())
 
 

@@ -201,12 +201,16 @@ def test_linen_variables_that_training_would_lose_are_told():
 
 
 def test_a_function_of_images_serves_objectives_as_a_model():
-    weights = jax.random.normal(KEY, (16, 3))
+    def slope(model_of):
+        def loss(weights):
+            model = model_of(lambda x: x.reshape(len(x), -1) @ weights)
+            return OBJECTIVE(model, IMAGES, LABELS, jax.random.split(KEY, 6))[0]
 
-    def loss(weights):
-        return OBJECTIVE(lambda x: x.reshape(len(x), -1) @ weights, IMAGES, LABELS, jax.random.split(KEY, 6))[0]
+        return jax.grad(loss)(jax.random.normal(KEY, (16, 3)))
 
-    assert float(abs(jax.grad(loss)(weights)).max()) > 0
+    expected = slope(lambda f: Model(lambda x: (f(x), {}), f))
+    np.testing.assert_allclose(slope(lambda f: f), expected, rtol=1e-5)
+    assert float(abs(expected).max()) > 0
     with pytest.raises(ValueError, match="model is 3: give robust_jax.objectives.Model"):
         OBJECTIVE(3, IMAGES, LABELS, jax.random.split(KEY, 6))
 

@@ -330,8 +330,9 @@ def test_a_step_down_the_gradient_lowers_the_objective(batch):
     objective, theta = make_objective({}, {"ce": CE, "igr": TERMS["flow"][0]}), parameters()
     total, _, gradient = run(objective, batch)
     slope = float(optax.tree.norm(gradient)) ** 2
-    lower = run(objective, batch, jax.tree.map(lambda t, g: t - 1e-3 * g, theta, gradient))[0]
-    assert float(total - lower) == pytest.approx(1e-3 * slope, rel=0.3)
+    # Curvature takes a share of the fall that shrinks with the step, rounding one that grows: both are below 5% here.
+    lower = run(objective, batch, jax.tree.map(lambda t, g: t - 1e-4 * g, theta, gradient))[0]
+    assert float(total - lower) == pytest.approx(1e-4 * slope, rel=0.05)
 
 
 BALL = dict(perturbation="additive", radius=0.1)

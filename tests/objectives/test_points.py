@@ -220,7 +220,8 @@ def test_schedules(images):
 
     for epoch, weight, sigma in ((0.0, 0.0, 0.0), (1.0, 1.5, 0.1)):
         found, (total, outcome) = look(epoch)
-        assert float(jnp.abs(found["noisy"].delta).max()) == pytest.approx(sigma * 2, abs=2.5 * sigma)
+        # The deviation of 48 draws is off by 10%, three times as much at most.
+        assert float(found["noisy"].delta.std()) == pytest.approx(sigma, rel=0.3)
         assert float(total) == pytest.approx(float(outcome.terms["ce"] + weight * outcome.terms["igr"]), rel=1e-6)
     for wrong in (rise | {"epochs": 0}, {"start": 0.0}, rise | {"end": "3"}):
         with pytest.raises(ValueError, match="terms.igr.weight.*'start', 'end', 'epochs'"):

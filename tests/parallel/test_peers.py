@@ -86,6 +86,7 @@ def test_the_same_error_in_all_processes_is_everyones_own():
         thread.start()
     for thread in threads:
         thread.join(10)
+        assert not thread.is_alive()
     assert all(ended.empty() for ended in processes.ended.values())
 
 

@@ -110,9 +110,7 @@ def test_random_deltas_are_per_example_and_not_degenerate(threat):
     for leaf, zero in zip(jax.tree.leaves(delta), jax.tree.leaves(threat.perturbation.zeros(IMAGES)), strict=True):
         assert leaf.shape == zero.shape and leaf.dtype == zero.dtype
         assert (np.abs(leaf).reshape(4, -1).max(-1) > 0).all() and len(np.unique(leaf[:, ..., 0])) > 3
-    scale = jax.tree.map(lambda r, d: jnp.abs(d / jnp.asarray(r)).max(), threat.radius, delta) if not (
-        threat.perturbation.parts) else 1.0  # fmt: skip
-    assert scale > 0.01
+    assert all(jnp.abs(d / jnp.asarray(radius)).max() > 0.01 for _, radius, d in parts(threat, delta))
 
 
 def test_parts_of_a_composition_are_drawn_independently():

@@ -86,8 +86,11 @@ def test_one_failing_micro_batch_skips_the_update(monkeypatch):
 
     monkeypatch.setitem(TERMS, "infinite", infinite)
     for white, failed in ((None, -1), (40, 0)):
-        state = stepped(Dropped(), 4, {}, terms={"bad": dict(kind="infinite")}, white=white)
-        assert int(state.failed_step) == failed
+        step, given = compiled_step(Dropped(), 4, {}, terms={"bad": dict(kind="infinite")}, white=white)
+        before, after = parallel.first(given[0]), parallel.first(step(*given)[0])
+        assert int(after.failed_step) == failed
+        same = jax.tree.map(np.array_equal, before.params, after.params)
+        assert jax.tree.all(same) == (failed == 0), same
 
 
 def test_a_model_in_parts_has_the_same_values_and_gradients_and_other_sizes_pass():

@@ -168,7 +168,9 @@ def test_classes_are_made_with_the_options_of_the_config(tmp_path):
     c.model.options.width, c.model.mean = 7, (0.5,)
     state = rj.train(c, tmp_path / "run", dataset=data.from_arrays(IMAGES, LABELS), model=Net)
     assert state.params["inner"]["kernel"].shape == (30, 7)
-    assert rj.load(tmp_path / "run", dataset=data.from_arrays(IMAGES, LABELS), model=Net).model.make.make is Net
+    run = rj.load(tmp_path / "run", dataset=data.from_arrays(IMAGES, LABELS), model=Net)
+    assert run.model.make.make is Net
+    np.testing.assert_allclose(run.model.module(run.variables).mean, [0.5])
 
 
 def changed(**keys):
@@ -187,7 +189,7 @@ def changed(**keys):
         ({"model": "Net"}, {}, "'Net' cannot be trained here"),
         ({"model": net()}, {"model__dtype": "bfloat16"}, "model.dtype='bfloat16': a model object has its own"),
         ({"model": Net(2, rngs=nnx.Rngs(0))}, {}, r"gives \(2, 2\) for \[2, 6, 5, 1\] images of 3 classes"),
-        ({"model": net()}, {"epochs": -1.0}, "epochs"),
+        ({"model": net()}, {"epochs": -1.0}, "epochs=-1.0 must be above 0"),
     ],
 )
 def test_mistakes(tmp_path, given, keys, message):
