@@ -144,6 +144,18 @@ def test_jitted_or_not_more_restarts_zero_radius_and_constant_or_saturated_model
         np.testing.assert_array_equal(same.success, m(images).argmax(-1) != y)
 
 
+def test_early_stop_ends_the_search_of_an_image_with_the_run_that_breaks_it():
+    model, images, threat = net(), sample(-0.2, 1.2), ThreatModel("additive", "l2", 1.0)
+    labels = model(images).argmax(-1)
+    run = lambda **options: towards_rivals(model, images, labels, threat, key=KEY, steps=10, **options)  # noqa: E731
+    first, both, stopped = run(candidates=1), run(candidates=2), run(candidates=2, early_stop=True)
+    np.testing.assert_array_equal(stopped.success, both.success)
+    broken = np.asarray(first.success)
+    np.testing.assert_array_equal(stopped.delta[broken], first.delta[broken])
+    nearer = threat_models.size(threat, both.delta) < threat_models.size(threat, first.delta)
+    assert (nearer & broken).any()  # the other class is nearer, and without early_stop it is looked at too
+
+
 def test_targeted():
     model, images, threat = linear(2), sample(0.45, 0.55), ThreatModel("additive", "l2", 4.0)
     labels = model(images).argmax(-1)

@@ -142,10 +142,11 @@ def parts(version: Version, threat: ThreatModel, classes: int, steps: int, queri
     )
     dlr = partial(apgd_dlr, steps=steps, early_stop=True) if classes > 2 else on_margin
     towards = partial(apgd_targeted, steps=steps, candidates=5 if few else 9) if classes > 2 else on_margin
-    towards_with_fab, last = partial(fab_targeted, steps=steps), partial(square, queries=queries, schedule=SCHEDULE)
+    boundary, towards_boundary = (partial(f, steps=steps, early_stop=True) for f in (fab, fab_targeted))
+    last = partial(square, queries=queries, schedule=SCHEDULE)
     if version == "standard":
-        return [partial(on_entropy, restarts=5 if few else 1), towards, towards_with_fab, last]
+        return [partial(on_entropy, restarts=5 if few else 1), towards, towards_boundary, last]
     if version == "plus":
-        five = [partial(f, restarts=5) for f in (on_entropy, dlr, partial(fab, steps=steps))]
-        return [*five, last, towards, towards_with_fab]
+        five = [partial(f, restarts=5) for f in (on_entropy, dlr, boundary)]
+        return [*five, last, towards, towards_boundary]
     return [on_entropy, dlr]

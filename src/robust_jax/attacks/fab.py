@@ -49,6 +49,7 @@ def fab(
     eta: Overshoot = 1.05,
     beta: OpenFraction = 0.9,
     targeted: bool = False,
+    early_stop: bool = False,
 ) -> AttackResult:
     """The smallest ``‖δ / radius‖`` that FAB finds with ``argmax logits_fn(T(x, δ)) != y``, in the ball.
 
@@ -82,6 +83,8 @@ def fab(
       beta: the factor that shrinks a misclassified δ.
       targeted: whether labels are targets; then only the difference to the target's logit is considered, from the
         largest other logit.
+      early_stop: whether an example gets no further run once a δ in the ball was found, which then need not be the
+        smallest: for accuracies, as AutoAttack does it.
 
     Returns:
       δ and image if one was found in the ball; otherwise δ = 0, the clean image and success False.
@@ -99,7 +102,7 @@ def fab(
             return (own - jax.nn.one_hot(current, logits.shape[-1], dtype=own.dtype))[None]
         return jax.nn.one_hot(others.T, logits.shape[-1], dtype=own.dtype) - own
 
-    effort = _Effort(steps, restarts, restarts, alpha_max, eta, beta, targeted)
+    effort = _Effort(steps, restarts, restarts, alpha_max, eta, beta, targeted, early_stop)
     return _search(rows, others, logits_fn, images, labels, threat, key, effort)
 
 
@@ -122,6 +125,7 @@ def fab_targeted(
     alpha_max: Fraction = 0.1,
     eta: Overshoot = 1.05,
     beta: OpenFraction = 0.9,
+    early_stop: bool = False,
 ) -> AttackResult:
     """FAB-T: `fab` towards each of the likeliest other classes in a run of its own, one hyperplane per step.
 
@@ -135,7 +139,7 @@ def fab_targeted(
         target = jnp.take_along_axis(others, (run // restarts)[:, None], -1)[:, 0]
         return (one_hot(target) - one_hot(labels))[None]
 
-    effort = _Effort(steps, restarts, restarts * others.shape[1], alpha_max, eta, beta, targeted=False)
+    effort = _Effort(steps, restarts, restarts * others.shape[1], alpha_max, eta, beta, False, early_stop)
     return _search(rows, others, logits_fn, images, labels, threat, key, effort)
 
 
@@ -149,6 +153,7 @@ class _Effort(NamedTuple):
     eta: float
     beta: float
     targeted: bool
+    early_stop: bool
 
 
 def _search(
@@ -184,7 +189,8 @@ def _search(
             shrunk = jax.tree.map(lambda d: effort.beta * d, delta)
             return per_example.where(success, shrunk, delta), found, smallest
 
-        return jax.lax.fori_loop(0, effort.steps, body, (start, *best))[1:], jnp.ones(len(images), bool)
+        _, found, smallest = jax.lax.fori_loop(0, effort.steps, body, (start, *best))
+        return (found, smallest), (smallest > 1) | jnp.logical_not(effort.early_stop)
 
     clean = losses.misclassified(logits_fn(images), labels) != effort.targeted
     start = space.zeros(images), jnp.where(clean, 0.0, jnp.inf)
