@@ -16,7 +16,7 @@ from absl import logging
 from robust_jax.extensions import check_name
 from robust_jax.files import file_name
 from robust_jax.options import raised_by_library
-from robust_jax.spaces import registry, threat_models
+from robust_jax.spaces import per_example, registry, threat_models
 from robust_jax.spaces.perturbations import Perturbation
 from robust_jax.spaces.threat_models import ThreatModel
 
@@ -137,7 +137,7 @@ def _logits(logits_fn: Callable[[Any], Any], images: Any) -> Any:
             f"logits_fn returns {logits.shape}, but a label needs at least one other class, so two logits or more: of "
             f"a sigmoid model with the logit z [B] return jnp.stack([0 * z, z], -1)."
         )
-    return logits
+    return per_example.widened(logits)  # attacks compute with them in the precision of images
 
 
 def checked_losses(loss_fn: Any, has_aux: bool = False) -> Callable[[Any], Any]:

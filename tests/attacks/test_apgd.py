@@ -52,7 +52,8 @@ def test_checkpoints_are_the_papers():
     found = checkpoints(100)
     np.testing.assert_array_equal(np.flatnonzero(found), [22, 41, 57, 70, 80, 87, 93, 99])
     np.testing.assert_array_equal(found[found > 0], [22, 19, 16, 13, 10, 7, 6, 6])
-    np.testing.assert_array_equal(checkpoints(1), [0, 0])  # nothing to adapt after the only step
+    np.testing.assert_array_equal(np.flatnonzero(checkpoints(5)), [2, 3, 4, 5])  # each once: ceil of 22, 41, ... of 5
+    np.testing.assert_array_equal(checkpoints(1), [0, 1])
 
 
 def test_climbs_in_l1_are_the_papers():

@@ -55,3 +55,22 @@ def test_errors(options, message):
     threat = ThreatModel("additive", "l1", 1.0)
     with pytest.raises(ValueError, match=message):
         ead(linear(2), sample(0, 1), jnp.zeros(6, int), threat, key=KEY, **options)
+
+
+def test_a_smaller_net_outside_of_the_ball_does_not_displace_a_result_in_it():
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(0.5 + 0.01 * rng.normal(size=(32, 8, 8, 1)), jnp.float32)
+    weights = jnp.asarray(rng.normal(size=64), jnp.float32).at[0].set(4.0)
+
+    def model(x):
+        margin = 5 * ((x.reshape(len(x), -1) - 0.5) @ weights - 0.6)
+        return jnp.stack([0 * margin, margin], -1)
+
+    nearest = -model(images)[:, 1] / (5 * 4.0)  # in l1: by the largest weight alone
+    threat, labels = ThreatModel("additive", "l1", 1.45 * float(nearest.mean())), jnp.zeros(32, int)
+    short, net = (
+        ead(model, images, labels, threat, key=KEY, steps=100, binary_search_steps=5, beta=0.5, rule=rule)
+        for rule in ("l1", "en")
+    )
+    np.testing.assert_array_equal(net.success, short.success)
+    assert net.success.any()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from properties import KEY, sample
-from robust_jax.attacks import carlini_wagner, fmn, pgd, sigma_zero
+from robust_jax.attacks import ATTACKS, carlini_wagner, fmn, pgd, sigma_zero
 from robust_jax.spaces.threat_models import ThreatModel
 from simple_models import Linear
 
@@ -45,3 +45,23 @@ def test_half_precision_stays_finite_and_succeeds(attack, threat):
             np.testing.assert_array_equal(result.success, model(result.images).argmax(-1) != labels)
             found[dtype, scale] = int(result.success.sum())
     assert found[jnp.float16, 1.0] > 0 and found[jnp.float32, 1.0] > 0
+
+
+BALLS = {
+    "adef": FLOW, "stadv": FLOW, "carlini_wagner": L2, "ddn": L2, "ead": ThreatModel("additive", "l1", 4.0),
+    "grid": ThreatModel("affine", "linf", (10.0, 1.0, 1.0)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ATTACKS)
+@pytest.mark.parametrize(
+    "of_images, of_logits", [("float32", "bfloat16"), ("bfloat16", "float32"), ("float16", "float16")]
+)
+def test_images_and_logits_of_different_precision(kind, of_images, of_logits):
+    model = jax.tree_util.Partial(
+        lambda w, x: x.reshape(len(x), -1).astype(of_logits) @ w, jnp.ones((32, 3), of_logits)
+    )
+    images, threat = jax.ShapeDtypeStruct((2, 4, 4, 2), of_images), BALLS.get(kind, LINF)
+    labels = jax.ShapeDtypeStruct((2,), "int32")
+    found = jax.eval_shape(partial(ATTACKS[kind], key=KEY), model, images, labels, threat)
+    assert found.images.dtype == of_images and {d.dtype.name for d in jax.tree.leaves(found.delta)} == {of_images}

@@ -54,6 +54,18 @@ def test_the_file_holds_what_was_measured(tmp_path, in_turn):
             assert not any(leaf[~outcome.seen].any() for leaf in leaves) and 0 < (~outcome.seen).sum() < 30
 
 
+def test_an_attack_that_sees_no_example_leaves_the_clean_images(tmp_path):
+    attacks = {"all": dict(kind="pgd", perturbation="additive", radius=1.0, steps=3), "none": ATTACKS["pixels"]}
+    measured = rj.robustness(
+        lambda x: MODEL(1 - x) - MODEL(x), (IMAGES, LABELS * 0), attacks, key=jax.random.key(0), worst_case_only=True,
+        save=tmp_path / "mine.npz",
+    )  # fmt: skip
+    assert not measured.attacks["none"].seen.any()
+    with np.load(tmp_path / "mine.npz") as stored:
+        np.testing.assert_array_equal(stored["none/images"], stored["images"])
+        assert not stored["none/delta/0"].any() and stored["none/delta/0"].shape == IMAGES.shape
+
+
 def test_it_is_a_data_set(tmp_path):
     path = tmp_path / "mine.npz"
     rj.robustness(MODEL, (IMAGES, LABELS), ATTACKS, key=jax.random.key(0), save=str(path))

@@ -1,10 +1,11 @@
 """Batches of what is wanted: in order, closed up, of one size, and cut where memory runs out."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robust_jax.evaluation.batching import in_parts, selected
+from robust_jax.evaluation.batching import in_parts, selected, with_ids_and_masks
 
 N = 50
 
@@ -91,3 +92,23 @@ def test_this_is_how_memory_runs_out_in_jax():
     run = jax.jit(lambda n: jax.numpy.sort(jax.random.uniform(jax.random.key(n), (2**22, 2**22))).sum())
     with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
         run(0).block_until_ready()
+
+
+def examples(count=4, **more):
+    return {"image": np.full((count, 2, 2, 1), 0.5, np.float32), "label": np.zeros(count, int)} | more
+
+
+def test_images_in_half_precision_are_widened():
+    (batch,) = with_ids_and_masks([examples(image=jnp.full((4, 2, 2, 1), 0.5, jnp.bfloat16))])
+    assert batch["image"].dtype == jnp.float32
+
+
+def test_default_ids_are_positions_wherever_the_padding_is():
+    batches = with_ids_and_masks([examples(mask=np.array([False, True, True, True])), examples(), examples()])
+    real = [np.asarray(batch["id"])[batch["mask"]] for batch in batches]
+    np.testing.assert_array_equal(np.concatenate(real), np.arange(11))
+
+
+def test_ids_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="an id does not fit into int32"):
+        list(with_ids_and_masks([examples(id=np.arange(4) * 2**32)]))

@@ -316,3 +316,31 @@ def test_numbers_do_not_depend_on_the_memory(monkeypatch):
         np.testing.assert_allclose(found.arrays()[name], array, rtol=1e-5, atol=1e-6)
     assert summarise(found)["attacks"]["a"]["curve"] == summarise(expected)["attacks"]["a"]["curve"]
     assert len(found.attacks["a"].sample["clean"]) == len(found.attacks["a"].sample["clean_predictions"]) > 0
+
+
+@pytest.mark.parametrize("of_images, of_logits", [(jnp.bfloat16, jnp.float32), (jnp.float32, jnp.bfloat16)])
+def test_half_precision_is_measured_in_single(of_images, of_logits):
+    model = jax.tree_util.Partial(lambda w, x: (x.reshape(len(x), -1) @ w).astype(of_logits), jnp.asarray(WEIGHTS))
+    images = jnp.asarray(IMAGES[:30], of_images)
+    measured = robustness(model, (images, LABELS[:30]), {"a": margin_attack(0.05)}, key=jax.random.key(0))
+    outcome = measured.attacks["a"]
+    assert measured.loss.dtype == outcome.loss.dtype == np.float32
+    # A few roundings of single precision, not the 0.4% of half.
+    assert outcome.size.max() <= 1 + 1e-5 and outcome.size.max() > 0.99
+
+
+def test_radii_of_single_examples_are_refused():
+    with pytest.raises(ValueError, match=r"\(4, 1, 1, 1\).*one radius, or one per entry"):
+        Attack(pgd, ThreatModel("additive", "linf", np.full((4, 1, 1, 1), 0.1)))
+
+
+def test_steps_per_axis_and_per_part():
+    affine = ThreatModel("affine", "linf", (30.0, 1.0, 1.0))
+    both = ThreatModel(("affine", "additive"), "linf", ((30.0, 1.0, 1.0), 0.05))
+    attacks = {
+        "axes": Attack(pgd, affine, {"steps": 2, "step_size": (5.0, 0.5, 0.5)}),
+        "parts": Attack(pgd, both, {"steps": 2, "step_size": ((5.0, 0.5, 0.5), 0.01)}, np.array([0.5, 1.0])),
+    }
+    measured = robustness(MODEL, (IMAGES[:8], LABELS[:8]), attacks, key=jax.random.key(0))
+    assert all(outcome.size.max() > 0.1 for outcome in measured.attacks.values())
+    assert sorted(measured.attacks["parts"].curve) == [0.5, 1.0]

@@ -383,3 +383,10 @@ def test_an_attack_on_soft_labels_maximises_their_cross_entropy(batch):
     assert float(total) == pytest.approx(float(loss(images).mean()), rel=1e-5)
     right = logits_of(theta, images).argmax(-1) == batch[1]  # the class of the larger share
     assert float(outcome.accuracy) == pytest.approx(float(right.mean()))
+
+
+def test_logits_that_are_no_numbers_are_no_hits(batch):
+    images, labels, keys = batch
+    theta = {name: jnp.full_like(value, jnp.nan) for name, value in parameters().items()}
+    _, outcome = make_objective({}, {"ce": CE})(model_of(theta), images, jnp.zeros_like(labels), keys)
+    assert float(outcome.accuracy) == 0

@@ -142,3 +142,11 @@ def test_normalized_to_pixels():
 def test_wrong_shapes_are_an_error(shape):
     with pytest.raises(ValueError, match=r"flow must be floats \[B, H, W, 2\]"):
         warping.warp(jnp.zeros((3, 5, 7, 2)), jnp.zeros(shape))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_flows_in_half_precision_move_every_column(dtype):
+    images, _ = images_and_flow((1, 2, 160, 1))
+    flow = jnp.full((1, 2, 160, 2), 0.155, dtype)
+    # Positions such as 128.155 have no bits for their fraction in half precision.
+    np.testing.assert_array_equal(warp(images, flow), warp(images, flow.astype(jnp.float32)))

@@ -100,7 +100,8 @@ def checkpoints(steps: int) -> np.ndarray:
     """
     at, before, now = [0], 0.0, 0.22
     while now <= 1:
-        at.append(math.ceil(round(now * steps, 6)))
+        if (after := math.ceil(round(now * steps, 6))) > at[-1]:  # with few steps, several are the same
+            at.append(after)
         before, now = now, now + max(now - before - 0.03, 0.06)
     periods = np.zeros(steps + 1, int)
     periods[at[1:]] = np.diff(at)

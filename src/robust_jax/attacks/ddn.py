@@ -104,4 +104,4 @@ def ddn(
 
 def _times(delta: Delta, factor: Array) -> Delta:
     """Each example's δ times its factor ``[B]``."""
-    return jax.tree.map(lambda d: d * per_example.expand(factor, d), delta)
+    return jax.tree.map(lambda d: (d * per_example.expand(factor, d)).astype(d.dtype), delta)

@@ -92,7 +92,10 @@ def ead(
 
     def cost(delta: Delta) -> Array:
         size = threat_models.size(threat, delta)
-        return size if rule == "l1" else square(delta, start.scale) + beta * size / start.scale
+        if rule == "l1":
+            return size
+        # Outside of the ball a δ is no result, however small its net.
+        return jnp.where(size <= 1, square(delta, start.scale) + beta * size / start.scale, jnp.inf)
 
     def minimise(const: Array, unit: Array, smallest: Smallest) -> tuple[Smallest, Array]:
         # What is maximised, as slopes over flows are those of an ascent, see `Perturbation.slope`.

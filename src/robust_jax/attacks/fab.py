@@ -228,7 +228,7 @@ def _step(
 
 def _mixed(share: Array, one: Delta, other: Delta) -> Delta:
     """``(1 - share) one + share other``, per example."""
-    return jax.tree.map(lambda a, b: a + per_example.expand(share, a) * (b - a), one, other)
+    return jax.tree.map(lambda a, b: a + per_example.expand(share, a).astype(a.dtype) * (b - a), one, other)
 
 
 def _to_plane(threat: ThreatModel, images: Images, delta: Delta, gradient: Delta, lacking: Float[Array, " b"]) -> Delta:
@@ -237,7 +237,7 @@ def _to_plane(threat: ThreatModel, images: Images, delta: Delta, gradient: Delta
     With t the distance and u the unit ball's steepest direction, ``|δ' - δ|_i = min(t |u_i|, headroom_i)``. l1 fills
     the best coordinates in turn.
     """
-    toward = jax.tree.map(lambda g: g * per_example.expand(jnp.sign(lacking), g), gradient)
+    toward = jax.tree.map(lambda g: g * per_example.expand(jnp.sign(lacking), g).astype(g.dtype), gradient)
     headroom = perturbations.headroom(threat.perturbation, images, delta, toward)
     leaves, tree = jax.tree.flatten(toward)
 
@@ -245,7 +245,7 @@ def _to_plane(threat: ThreatModel, images: Images, delta: Delta, gradient: Delta
         return jnp.concatenate([leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(x)], -1)
 
     slopes, headroom = jnp.abs(flat(toward)), flat(headroom)
-    wanted = jnp.abs(lacking)[:, None]
+    wanted = jnp.abs(lacking)[:, None].astype(slopes.dtype)
     if not threat.perturbation.parts and norms.exponent(threat.norm) == 1:
         radius = flat(jnp.broadcast_to(jnp.asarray(threat.radius, delta.dtype), delta.shape))
         most = jnp.where((slopes > 0) & (radius > 0), jnp.minimum(slopes * headroom, wanted), 0)

@@ -115,7 +115,7 @@ def _moved(
     """A projected step of length ``alpha`` times the radius in the ball ``epsilon`` times as large, within the box."""
 
     def times(tree: Delta, factor: Array) -> Delta:
-        return jax.tree.map(lambda leaf: leaf * per_example.expand(factor, leaf), tree)
+        return jax.tree.map(lambda leaf: (leaf * per_example.expand(factor, leaf)).astype(leaf.dtype), tree)
 
     # In units of the smaller ball, so that it is the ball of the threat model.
     larger = 1 / jnp.where(epsilon > 0, epsilon, 1)

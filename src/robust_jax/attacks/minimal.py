@@ -140,7 +140,7 @@ def search_const(
 
 def in_units(threat: ThreatModel, scale: Float[Array, " b"], delta: Delta) -> Delta:
     """Unit-free numbers times radius and scale, which gives δ; likewise for gradients."""
-    return jax.tree.map(lambda r, d: d * r * per_example.expand(scale, d), threat.radius, delta)
+    return jax.tree.map(lambda r, d: (d * r * per_example.expand(scale, d)).astype(d.dtype), threat.radius, delta)
 
 
 def finite(tree: Delta) -> Delta:

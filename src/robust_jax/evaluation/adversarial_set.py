@@ -26,6 +26,7 @@ from types import TracebackType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
@@ -76,6 +77,12 @@ class AdversarialSet:
         Args:
           measured: of the same examples.
         """
+        for name, outcome in measured.attacks.items():
+            if f"{name}/images" not in self._kinds:  # the attack saw no example
+                _, dtype, shape = self._kinds["images"]
+                none = jnp.zeros((0, *shape), dtype)
+                rows = rows_of(name, none, outcome.attack.threat.perturbation.zeros(none))
+                self.add({key: np.asarray(row) for key, row in rows.items()})
         small = {"labels": measured.label, "id": measured.id, "prediction": measured.prediction}
         for name, outcome in measured.attacks.items():
             small |= {f"{name}/prediction": outcome.prediction, f"{name}/success": outcome.prediction != measured.label}

@@ -7,6 +7,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from robust_jax.attacks.define import about
 from robust_jax.checks import check_curve, check_function
 from robust_jax.files import plain
@@ -65,6 +67,12 @@ class Attack:
         if not isinstance(self.settings, Mapping):
             raise ValueError(f"settings={self.settings!r} must be a dict of options.")
         check_curve("curve", self.curve)
+        radii = self.threat.radius if self.threat.perturbation.parts else (self.threat.radius,)
+        if any(np.ndim(radius) > 1 for radius in radii):
+            raise ValueError(
+                f"radius of shapes {[np.shape(r) for r in radii]}: an evaluation takes one radius, or one per entry of "
+                f"δ's last axis; radii of single examples would be those of other ones in the next batch."
+            )
         if self.source is not None:
             if not isinstance(self.source, Source):
                 raise ValueError(f"source={self.source!r}: give robust_jax.evaluation.Source(name, logits_fn).")

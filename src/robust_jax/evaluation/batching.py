@@ -15,6 +15,7 @@ from absl import logging
 from jaxtyping import Array, Bool
 
 from robust_jax.options.hints import described
+from robust_jax.spaces import per_example
 
 Batch = Mapping[str, Any]
 Rows = dict[str, np.ndarray]
@@ -79,8 +80,13 @@ def with_ids_and_masks(batches: Iterable[Batch]) -> Iterator[Batch]:
             )
         if images.dtype == jnp.uint8:
             images = images.astype(jnp.float32) / 255
-        ids = _numbers("id", batch.get("id", np.arange(seen, seen + len(labels))))
+        images = per_example.widened(images)  # in half precision x + δ is rounded out of the ball
         mask = np.asarray(batch.get("mask", np.ones(len(labels), bool)))
+        position = seen + np.cumsum(mask) - 1 if mask.dtype == bool else mask
+        given = batch.get("id", np.maximum(position, 0))
+        ids = _numbers("id", given)
+        if ids.shape == np.shape(given) and (np.asarray(ids) != np.asarray(given)).any():
+            raise ValueError(f"batches: an id does not fit into {ids.dtype}: number the examples from 0 on.")
         if (
             not jnp.issubdtype(ids.dtype, jnp.integer)
             or mask.dtype != bool

@@ -37,6 +37,7 @@ from robust_jax.evaluation.outcomes import Outcome, PerExample, contradiction
 from robust_jax.evaluation.trial import Trial, outcome_of
 from robust_jax.options import Count
 from robust_jax.options.signatures import checks_arguments
+from robust_jax.spaces import per_example
 from robust_jax.spaces.per_example import check_key
 
 FEW = 64  # images at which signs of masked gradients are looked for
@@ -199,5 +200,5 @@ def _clean_rows(model: Any, place: Callable[[Batch], Batch], batch: Batch) -> Ro
 
 @jax.jit
 def _clean(model: Any, images: Array, labels: Array) -> dict[str, Array]:
-    logits = model(images)
+    logits = per_example.widened(model(images))
     return {"prediction": losses.predicted(logits), "loss": losses.cross_entropy(logits, labels)}

@@ -17,7 +17,7 @@ from robust_jax.evaluation import drawn
 from robust_jax.evaluation.adversarial_set import AdversarialSet, rows_of
 from robust_jax.evaluation.batching import Batch, Rows, in_parts, joined, on_host, selected, with_ids_and_masks
 from robust_jax.evaluation.outcomes import Outcome, PerExample
-from robust_jax.spaces import threat_models
+from robust_jax.spaces import per_example, threat_models
 
 
 class Trial(NamedTuple):
@@ -82,7 +82,7 @@ def outcome_of(
     at = {multiple: _for_all_examples(rows, measured, seen) for multiple, rows in found.items()}
     broken = {m: ~measured.correct | ~seen | (f["prediction"] != measured.label) for m, f in at.items()}
     broken[0.0] = ~measured.correct
-    curve = {m: broken[m] for m in sorted({1.0, *map(float, trial.attack.curve)}) if trial.attack.curve}
+    curve = {m: broken[m] for m in sorted({1.0, *map(float, trial.attack.curve)}) if len(trial.attack.curve)}
     largest, excess = (np.max([f[k] for f in at.values()], 0) for k in ("size", "excess"))
     return Outcome(
         trial.attack, broken[1.0], at[1.0]["prediction"], at[1.0]["loss"], largest, excess,
@@ -115,8 +115,10 @@ def attacked(trial: Trial, batch: Batch, multiple: float) -> tuple[Array, Any, d
     # The radius and the step size scale together and are traced; the rest is static: one compilation.
     scale = partial(jax.tree.map, lambda r: jnp.asarray(r, jnp.float32) * multiple)
     traced = {"threat": scale(attack.threat)}
-    if settings.get("step_size") is not None:
-        traced["step_size"] = scale(settings.pop("step_size"))
+    if (size := settings.pop("step_size", None)) is not None:
+        # One array for each part: a tuple of traced numbers, one per axis of δ, has no shape.
+        several = attack.threat.perturbation.parts and isinstance(size, tuple | list)
+        traced["step_size"] = scale(tuple(map(np.asarray, size)) if several else np.asarray(size))
     examples = (batch["image"], batch["label"], batch["id"])
     return _run(trial.model, trial.source, examples, trial.key, traced, attack.function, tuple(settings.items()))
 
@@ -126,7 +128,7 @@ def _run(model, source, examples, key, traced, function, settings):
     images, labels, ids = examples
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
     result = function(source, images, labels, key=keys, **traced, **dict(settings))
-    threat, logits = traced["threat"], model(result.images)
+    threat, logits = traced["threat"], per_example.widened(model(result.images))
     recomputed = jnp.clip(threat.perturbation.apply(images, result.delta), 0, 1)
     found = {
         "prediction": losses.predicted(logits),

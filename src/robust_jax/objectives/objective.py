@@ -212,7 +212,7 @@ def _loss(
 
     values = {name: with_path(entry.path, one, entry) for name, entry in terms.items()}
     total = sum(scheduled(terms[name].weight, epoch) * value for name, value in values.items())
-    accuracy = (outputs[reported, "train"].logits.argmax(-1) == classes_of(labels)).mean()
+    accuracy = (losses.predicted(outputs[reported, "train"].logits) == classes_of(labels)).mean()
     return total, Outcome(values, accuracy, states[reported, "train"])
 
 

@@ -51,6 +51,11 @@ def expand(x: Array, like: Array) -> Array:
     return x.reshape(-1, *[1] * (like.ndim - 1))
 
 
+def widened(x: Array) -> Array:
+    """Half precision as float32, everything else as it is."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32)) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
 def where(mask: Bool[Array, " b"], a: Any, b: Any) -> Any:
     """``a`` for the examples where the mask holds, ``b`` elsewhere; both are pytrees of arrays ``[B, ...]``."""
     return jax.tree.map(lambda x, y: jnp.where(expand(mask, x), x, y), a, b)
