@@ -56,7 +56,10 @@ def _check(
 
 def _model(logits_fn: Callable[..., Any], version: Version, keys: Array) -> LogitsFn:
     """The function of images that is attacked."""
-    return checked_logits(expectation(logits_fn, keys, DRAWS) if version == "rand" else logits_fn)
+    if version != "rand":
+        return checked_logits(logits_fn)
+    own = fold_keys(keys, 2**31 - 1)  # not those of the attacks, which are folded with their numbers
+    return checked_logits(expectation(logits_fn, own, DRAWS))
 
 
 @attack(family="combined", cost=_cost, checks_batch=_check)
