@@ -199,7 +199,7 @@ QUICK = [
     # What is minimised must be differentiated as its negative: of slopes across kinks, not only the sign changes. And a
     # step in l1 may take no pixel far beyond a kink.
     ("flow", "l2", dict(carlini_wagner=0.02)),
-    ("flow", "l1", dict(apgd=0.1, ead=0.05, fmn=0.05)),
+    ("flow", "l1", dict(apgd=0.1, ead=0.05, fmn=0.1)),
     # Few parameters, many local maxima: what tries points all over the ball is ahead.
     ("affine", "linf", dict(square=0.05)),
     ("affine", "l1", dict(square=0.05)),
