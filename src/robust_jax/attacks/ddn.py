@@ -91,17 +91,12 @@ def ddn(
         headroom = perturbations.headroom(space, images, delta, gradient)
         free = jax.tree.map(lambda g, r: jnp.where(r > 0, g, 0), gradient, headroom)
         direction = threat_models.steepest(threat, free)
-        delta = jax.tree.map(jnp.add, delta, _times(direction, alpha * epsilon))
+        delta = jax.tree.map(jnp.add, delta, per_example.times(alpha * epsilon, direction))
         epsilon = jnp.clip(epsilon * jnp.where(crossed, 1 - gamma, 1 + gamma), 0, 1)
         size = threat_models.size(threat, delta)
-        delta = _times(delta, jnp.where(size > 0, epsilon / jnp.where(size > 0, size, 1), 0))
+        delta = per_example.times(jnp.where(size > 0, epsilon / jnp.where(size > 0, size, 1), 0), delta)
         return perturbations.confined(space, images, delta), epsilon, smallest
 
     delta, _, smallest = jax.lax.fori_loop(0, steps, step, (space.zeros(images), start.scale, start.smallest))
     smallest = smallest.or_smaller(delta, threat_models.size(threat, delta), start.distance(delta)[1])
     return smallest.result(images, threat)
-
-
-def _times(delta: Delta, factor: Array) -> Delta:
-    """Each example's δ times its factor ``[B]``."""
-    return jax.tree.map(lambda d: (d * per_example.expand(factor, d)).astype(d.dtype), delta)

@@ -59,7 +59,7 @@ def estimate_gradient(
         behind = value(jax.tree.map(lambda d, w: d - probe * w, delta, u))
         slope = (ahead - behind) / (2 * probe)
         slope = jnp.where(jnp.isfinite(slope), slope, 0)
-        return jax.tree.map(lambda t, w: t + (per_example.expand(slope, w) * w / samples).astype(t.dtype), total, v)
+        return jax.tree.map(lambda t, w: t + per_example.expand(slope, w) * w / samples, total, v)
 
     total = jax.lax.fori_loop(0, samples, pair, jax.tree.map(jnp.zeros_like, delta))
     return threat_models.in_radii(threat, total)

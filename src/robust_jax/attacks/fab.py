@@ -139,7 +139,8 @@ def fab_targeted(
         target = jnp.take_along_axis(others, (run // restarts)[:, None], -1)[:, 0]
         return (one_hot(target) - one_hot(labels))[None]
 
-    effort = _Effort(steps, restarts, restarts * others.shape[1], alpha_max, eta, beta, False, early_stop)
+    runs = restarts * others.shape[1]
+    effort = _Effort(steps, restarts, runs, alpha_max, eta, beta, targeted=False, early_stop=early_stop)
     return _search(rows, others, logits_fn, images, labels, threat, key, effort)
 
 
@@ -228,7 +229,7 @@ def _step(
 
 def _mixed(share: Array, one: Delta, other: Delta) -> Delta:
     """``(1 - share) one + share other``, per example."""
-    return jax.tree.map(lambda a, b: a + per_example.expand(share, a).astype(a.dtype) * (b - a), one, other)
+    return jax.tree.map(lambda a, b: a + per_example.expand(share, a) * (b - a), one, other)
 
 
 def _to_plane(threat: ThreatModel, images: Images, delta: Delta, gradient: Delta, lacking: Float[Array, " b"]) -> Delta:
@@ -237,7 +238,7 @@ def _to_plane(threat: ThreatModel, images: Images, delta: Delta, gradient: Delta
     With t the distance and u the unit ball's steepest direction, ``|δ' - δ|_i = min(t |u_i|, headroom_i)``. l1 fills
     the best coordinates in turn.
     """
-    toward = jax.tree.map(lambda g: g * per_example.expand(jnp.sign(lacking), g).astype(g.dtype), gradient)
+    toward = per_example.times(jnp.sign(lacking), gradient)
     headroom = perturbations.headroom(threat.perturbation, images, delta, toward)
     leaves, tree = jax.tree.flatten(toward)
 

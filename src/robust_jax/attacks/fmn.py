@@ -113,13 +113,9 @@ def _moved(
     epsilon: Float[Array, " b"],
 ) -> Delta:  # fmt: skip
     """A projected step of length ``alpha`` times the radius in the ball ``epsilon`` times as large, within the box."""
-
-    def times(tree: Delta, factor: Array) -> Delta:
-        return jax.tree.map(lambda leaf: (leaf * per_example.expand(factor, leaf)).astype(leaf.dtype), tree)
-
     # In units of the smaller ball, so that it is the ball of the threat model.
     larger = 1 / jnp.where(epsilon > 0, epsilon, 1)
     length = jax.tree.map(lambda r: alpha * r, threat.radius)
-    stride = times(threat_models.strides(threat, delta), larger)
-    moved = threat_models.move(threat, times(delta, larger), gradient, length, times(headroom, larger), stride)
-    return perturbations.confined(threat.perturbation, images, times(moved, epsilon))
+    grown, headroom, stride = per_example.times(larger, (delta, headroom, threat_models.strides(threat, delta)))
+    moved = threat_models.move(threat, grown, gradient, length, headroom, stride)
+    return perturbations.confined(threat.perturbation, images, per_example.times(epsilon, moved))

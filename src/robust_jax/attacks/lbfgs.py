@@ -74,7 +74,7 @@ def minimise(
 
     def step(_: Array, carried: tuple[Search, Carry]) -> tuple[Search, Carry]:
         at, carry = carried
-        point = at.point + per_example.expand(at.length, start).astype(start.dtype) * at.direction
+        point = at.point + per_example.expand(at.length, start) * at.direction
         value, gradient = evaluate(point)
         carry = visit(point, value, carry)
         slope, slope_there = (inner(g, at.direction) for g in (at.gradient, gradient))

@@ -71,8 +71,8 @@ def _described(kind: str, name: str, part: Any) -> str:
         return f"{shape}, {part.num_classes} classes: {names}, ..."
     if kind == "perturbations":
         paths = (f"{spaces.__name__}.{module.name}" for module in pkgutil.iter_modules(spaces.__path__))
-        homes = [module for module in map(importlib.import_module, paths) if vars(module).get(name) is part]
-        return _first_paragraph(homes[0].__doc__ if homes else f"{part!r}")
+        home = next(m for m in map(importlib.import_module, paths) if any(value is part for value in vars(m).values()))
+        return _first_paragraph(home.__doc__)
     settings = part.keywords if isinstance(part, partial) else {}
     shown = _first_paragraph(inspect.getdoc(part.func if isinstance(part, partial) else part))
     return f"{shown} ({', '.join(f'{k}={v}' for k, v in settings.items())})" if settings else shown

@@ -123,7 +123,7 @@ def orthogonal(threat: ThreatModel, delta: Delta, key: Key[Array, "..."]) -> Del
     random = jax.tree.map(lambda r, m: r - per_example.expand(share, r) * m, random, mine)
     length = per_example.inner(random, random)
     factor = jnp.sqrt(square / jnp.where(length > 0, length, 1))
-    return _in_units(threat, jax.tree.map(lambda r: r * per_example.expand(factor, r), random))
+    return _in_units(threat, per_example.times(factor, random))
 
 
 def _in_units(threat: ThreatModel, delta: Delta) -> Delta:

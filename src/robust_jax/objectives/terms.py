@@ -163,7 +163,7 @@ def _unit(gradient: Delta) -> Delta:
 
     def divided(g: Delta, length: Array, least: float) -> Delta:
         factor = jnp.where(length > least, 1 / jnp.where(length > least, length, 1), 0)
-        return jax.tree.map(lambda leaf: leaf * per_example.expand(factor, leaf), g)
+        return per_example.times(factor, g)
 
     # Scaled by a constant first: in the derivative of the division the square of a tiny length would be 0.
     near = divided(gradient, jax.lax.stop_gradient(gradient_norms.tree_norm(gradient, "l2", 1)), 1e-30)

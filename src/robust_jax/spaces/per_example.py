@@ -47,12 +47,19 @@ def fold_keys(keys: Key[Array, " b"], data: int | Int[Array, "..."]) -> Key[Arra
 
 
 def expand(x: Array, like: Array) -> Array:
-    """``[B]`` as ``[B, 1, ...]``, to multiply each example of an array ``[B, ...]``."""
+    """``[B]`` as ``[B, 1, ...]``, to multiply each example of an array ``[B, ...]``; floats get its precision."""
+    if jnp.issubdtype(x.dtype, jnp.floating) and jnp.issubdtype(like.dtype, jnp.floating):
+        x = x.astype(like.dtype)
     return x.reshape(-1, *[1] * (like.ndim - 1))
 
 
+def times(factor: Float[Array, " b"], tree: Any) -> Any:
+    """Arrays ``[B, ...]``, such as a δ, times each example's factor."""
+    return jax.tree.map(lambda leaf: leaf * expand(factor, leaf), tree)
+
+
 def widened(x: Array) -> Array:
-    """Half precision as float32, everything else as it is."""
+    """Half precision as float32; other arrays are returned unchanged."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32)) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
