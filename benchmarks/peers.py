@@ -1,13 +1,13 @@
 """Attacks compared with those of foolbox (on JAX and on PyTorch) and torchattacks, on one network with equal weights.
 
-python benchmarks/peers.py --workdir=WORKDIR [--images=1000] [--attacks=pgd,ddn] [--radius=0.1] [--repeats=0]
+python benchmarks/peers.py --workdir=WORKDIR [--images=256] [--attacks=pgd,ddn] [--radius=0.1] [--out=FILE.json]
 
 WORKDIR is a finished run of one of the networks of torch_models.py, whose weights `models.to_torch` converts. The
-images are the first correctly classified ones of the test split. Cells are `value (seconds)`: for attacks in a ball the
-robust accuracy in per cent, for minimal-norm attacks the median norm and the per cent of images that are misclassified,
-all judged by the model in JAX; an image outside the ball counts as robust. With --repeats=N seconds are the median of N
-runs after a first one, with 0 those of a single run, compilation included. In rows with early_stop ours ends an image's
-search once it is misclassified, which the other libraries cannot do.
+images are the first correctly classified ones of the test split. For attacks in a ball the figures are the robust
+accuracy, for minimal-norm attacks the median norm and the share of images that are misclassified, all judged by the
+model in JAX; an image outside the ball counts as robust. The seconds are without compilation: each attack first runs on
+one batch. With early_stop ours ends an image's search once it is misclassified, which the other libraries cannot do.
+With --out each figure is written to a JSON file once it is known; what the file has is not measured again.
 Needs torch, torchattacks and foolbox: pip install -e '.[bench]'.
 """
 
@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import functools
 import json
-import platform
+import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import foolbox
 import jax
@@ -28,24 +29,25 @@ import torch
 import torchattacks
 from absl import flags
 
-from robust_jax import attacks, cli, models, parallel
+from origin import trace
+from robust_jax import attacks, cli, models
+from robust_jax.evaluation.measure import versions
+from robust_jax.files import write_atomically
 from robust_jax.spaces.threat_models import ThreatModel
 from runs import correctly_classified, selected
-from timing import timed
 from torch_models import converted, tensors
 
 LIBRARIES = ["robust_jax", "foolbox JAX", "foolbox PyTorch", "torchattacks"]
 
 flags.DEFINE_string("workdir", None, "A finished run.", required=True)
 flags.DEFINE_integer("images", 256, "Correctly classified test images.")
-flags.DEFINE_integer("batch", 256, "Images at once.")
+flags.DEFINE_integer("batch", 128, "Images at once; whole batches compile once.")
 flags.DEFINE_list("attacks", None, "Some of the table's rows; all unless given.")
 flags.DEFINE_list("libraries", LIBRARIES, "Some of the table's columns.")
 flags.DEFINE_float("radius", 0.1, "Of the linf ball.")
 flags.DEFINE_float("l2_radius", 1.5, "Of the l2 ball.")
 flags.DEFINE_integer("queries", 5000, "Of Square.")
 flags.DEFINE_list("search", ["100", "9"], "Of C&W and EAD: the number of steps, and of constants.")
-flags.DEFINE_integer("repeats", 0, "Timed runs after the first; 0: the first is timed.")
 flags.DEFINE_string("out", "", "A JSON file for the figures.")
 
 Run = Callable[[np.ndarray, np.ndarray], np.ndarray]  # images [B, H, W, C] and labels to attacked images
@@ -138,61 +140,54 @@ def turned(images: torch.Tensor) -> np.ndarray:
     return images.detach().numpy().transpose(0, 2, 3, 1)
 
 
-def measure(run: Run, row: Row, logits_fn: Run, images: np.ndarray, labels: np.ndarray, batch: int, repeats: int):
-    """Robust accuracy, or median norm and success rate; with the seconds."""
+def measure(run: Run, row: Row, logits_fn: Run, images: np.ndarray, labels: np.ndarray, batch: int) -> dict[str, Any]:
+    """Robust accuracy, or median norm and success rate, in per cent; with the seconds."""
     parts = [slice(i, i + batch) for i in range(0, len(images), batch)]
-    adversarial, first, seconds = timed(
-        lambda: np.concatenate([np.asarray(run(images[part], labels[part])) for part in parts]), repeats
-    )
+    run(images[parts[0]], labels[parts[0]])  # compiles
+    start = time.perf_counter()
+    adversarial = np.concatenate([np.asarray(run(images[part], labels[part])) for part in parts])
+    found = {"seconds": round(time.perf_counter() - start, 2)}
     delta = (adversarial - images).reshape(len(images), -1)
     size = np.linalg.norm(delta, {"linf": np.inf, "l2": 2, "l1": 1}[row.norm], axis=1)
     wrong = np.concatenate([np.asarray(logits_fn(adversarial[part])).argmax(-1) for part in parts]) != labels
-    found = {"seconds": seconds, "first": first}
     if row.radius is not None:
         return found | {"robust accuracy": 100 * float(1 - (wrong & (size <= 1.001 * row.radius)).mean())}
-    return found | {
-        "median norm": float(np.median(np.where(wrong, size, np.inf))),
-        "success": 100 * float(wrong.mean()),
-    }
-
-
-def cell(found: dict[str, float] | None) -> str:
-    """One cell of the table."""
-    if found is None:
-        return ""
-    seconds = f"({found['seconds']:.1f} s)"
-    if "success" in found:
-        return f"{found['median norm']:.4f}, {found['success']:.1f}% {seconds}"
-    return f"{found['robust accuracy']:.1f} {seconds}"
+    median = float(np.median(np.where(wrong, size, np.inf)))
+    found["median norm"] = float(f"{median:.5g}") if median < np.inf else None
+    return found | {"success": 100 * float(wrong.mean())}
 
 
 def main(options: flags.FlagValues, _: list[str]) -> None:
-    """Runs all, prints the table."""
-    table_rows = rows(options.radius, options.l2_radius, options.queries, *map(int, options.search))
-    chosen = selected(table_rows, options.attacks)
+    """Runs all, prints a line for each."""
+    steps, constants = map(int, options.search)
+    torch.manual_seed(0)  # of the starts in torchattacks and foolbox
+    chosen = selected(rows(options.radius, options.l2_radius, options.queries, steps, constants), options.attacks)
+    out = Path(options.out) if options.out else None
     run, bound, images, labels = correctly_classified(Path(options.workdir), options.images)
     logits_fn = jax.jit(lambda x: bound(x))
     network = converted(run.config.model.name, run.model, run.variables, run.dataset.image_shape).eval()
     gap = np.abs(np.asarray(logits_fn(images)) - network(tensors(images, labels)[0]).detach().numpy()).max()
-    print(f"{run.config.model.name}, {len(images)} images, linf {options.radius}, l2 {options.l2_radius}; largest "
-          f"difference of logits {gap:.1e}; jax {jax.__version__} on {parallel.device_kind()}, torch "
-          f"{torch.__version__}, {platform.machine()}", flush=True)  # fmt: skip
-    print("| attack | " + " | ".join(LIBRARIES) + " | fastest peer / robust_jax |\n" + "|---" * 6 + "|", flush=True)
-    table = {}
-    for name, row in chosen.items():
-        found = {
-            library: measure(run, row, logits_fn, images, labels, options.batch, options.repeats)
-            for library, run in runs(row, bound, network)
-            if library in options.libraries
-        }
-        table[name] = found
-        peers = [f["seconds"] for library, f in found.items() if library != "robust_jax"]
-        ratio = f"{min(peers) / found['robust_jax']['seconds']:.1f}" if "robust_jax" in found and peers else ""
-        print(
-            f"| {name} | " + " | ".join(cell(found.get(library)) for library in LIBRARIES) + f" | {ratio} |", flush=True
-        )
-        if options.out:
-            Path(options.out).write_text(json.dumps(table, indent=1))
+    table = json.loads(out.read_text()) if out and out.exists() else {"peers": {}}
+    name = f"{Path(options.workdir).name}, linf {options.radius:g}, l2 {options.l2_radius:g}"
+    found = table["peers"].setdefault(name, {"attacks": {}})
+    found |= {
+        "images": len(images), "batch": options.batch, "queries": options.queries, "steps": steps,
+        "constants": constants, "largest difference of logits": float(f"{gap:.1e}"), **source(),
+    }  # fmt: skip
+    for attack, row in chosen.items():
+        cells = found["attacks"].setdefault(attack, {})
+        for library, attacked in runs(row, bound, network):
+            if library in options.libraries and library not in cells:
+                cells[library] = measure(attacked, row, logits_fn, images, labels, options.batch)
+                if out:
+                    write_atomically(out, (json.dumps(table, indent=1) + "\n").encode())
+            print(f"{name} {attack} {library}: {cells.get(library)}", flush=True)
+
+
+def source() -> dict[str, Any]:
+    """Where the figures come from, with the versions of the libraries."""
+    packages = ("foolbox", "torchattacks", "torch")
+    return trace() | {"versions": versions() | {name: version(name) for name in packages}}
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ def rendered(path: Path) -> str:
         "radii": _bounds,
         "evaluations": _evaluations,
         "parity": _parity,
+        "peers": _peers,
         "smallest": _smallest,
     }
     return next(render(path, measured) for key, render in kinds.items() if key in measured)
@@ -100,6 +101,30 @@ def _pairs(
         both = [[cell(found[library][name].values()) for library in ("authors", "robust_jax")] for name in names]
         lines.append(f"| {row} | {found['images']} | " + " | ".join(" / ".join(pair) for pair in both) + " |")
     return lines
+
+
+def _peers(path: Path, measured: Mapping[str, Any]) -> str:
+    """Attacks by peers.py, a table per network: an attack per line, a library per column, with the seconds."""
+    lines = []
+    for network, found in measured["peers"].items():
+        libraries = list(dict.fromkeys(library for cells in found["attacks"].values() for library in cells))
+        heads = [f"{network}; {found['images']} images", *libraries, "fastest peer / robust_jax"]
+        lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+        for attack, cells in found["attacks"].items():
+            seconds = [cell["seconds"] for library, cell in cells.items() if library != "robust_jax"]
+            ratio = f"{min(seconds) / cells['robust_jax']['seconds']:.1f}" if seconds else ""
+            values = [_with_seconds(cells.get(library)) for library in libraries]
+            lines.append(f"| {attack} | " + " | ".join(values) + f" | {ratio} |")
+        versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+        lines += ["", f"{versions}. {_source(found, path)}", ""]
+    return "\n".join(lines)
+
+
+def _with_seconds(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    value = f"{found['robust accuracy']:.1f}" if "robust accuracy" in found else _median(found)
+    return f"{value} ({found['seconds']:.1f} s)"
 
 
 def _smallest(path: Path, measured: Mapping[str, Any]) -> str:
