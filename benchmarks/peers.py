@@ -143,7 +143,7 @@ def turned(images: torch.Tensor) -> np.ndarray:
 def measure(run: Run, row: Row, logits_fn: Run, images: np.ndarray, labels: np.ndarray, batch: int) -> dict[str, Any]:
     """Robust accuracy, or median norm and success rate, in per cent; with the seconds."""
     parts = [slice(i, i + batch) for i in range(0, len(images), batch)]
-    run(images[parts[0]], labels[parts[0]])  # compiles
+    np.asarray(run(images[parts[0]], labels[parts[0]]))  # compiles
     start = time.perf_counter()
     adversarial = np.concatenate([np.asarray(run(images[part], labels[part])) for part in parts])
     found = {"seconds": round(time.perf_counter() - start, 2)}
