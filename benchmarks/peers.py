@@ -6,7 +6,8 @@ WORKDIR is a finished run of one of the networks of torch_models.py, whose weigh
 images are the first correctly classified ones of the test split. For attacks in a ball the figures are the robust
 accuracy, for minimal-norm attacks the median norm and the share of images that are misclassified, all judged by the
 model in JAX; an image outside the ball counts as robust. The seconds are without compilation: each attack first runs on
-one batch. With early_stop ours ends an image's search once it is misclassified, which the other libraries cannot do.
+one batch. With early_stop ours ends an image's search once it is misclassified; torchattacks' FAB does so after each
+class, PGD and APGD of the other libraries do not.
 With --out each figure is written to a JSON file once it is known; what the file has is not measured again.
 Needs torch, torchattacks and foolbox: pip install -e '.[bench]'.
 """
@@ -103,7 +104,9 @@ def rows(linf: float, l2: float, queries: int, steps: int, constants: int) -> di
             norm, radius, jax.jit(functools.partial(attacks.auto_attack, queries=queries)), None,
             lambda m, parts=standard: ta.MultiAttack([part(m) for part in parts]),
         )  # fmt: skip
-    for name, attack in (("pgd", pgd), ("apgd linf", attacks.apgd)):
+    stopping = (("pgd", pgd), ("apgd linf", attacks.apgd), ("apgd l2", attacks.apgd),
+                ("fab_targeted linf", attacks.fab_targeted), ("fab_targeted l2", attacks.fab_targeted))  # fmt: skip
+    for name, attack in stopping:
         found[f"{name} early_stop"] = found[name]._replace(ours=jax.jit(functools.partial(attack, early_stop=True)))
     return found
 
