@@ -166,6 +166,8 @@ def figures(broken: Mapping[str, np.ndarray], radii: list[float]) -> dict[str, A
     Args:
       broken: ``[radii, images]`` of each attack.
       radii: increasing.
+
+    Where nothing is broken by any attack, none is behind another: 100%.
     """
 
     def area(rows: np.ndarray) -> float:
@@ -173,10 +175,11 @@ def figures(broken: Mapping[str, np.ndarray], radii: list[float]) -> dict[str, A
 
     count = np.sum(list(broken.values()), 0)
     best = np.logical_or.accumulate(count > 0)
+    breakable = area(best)
     each = {
         name: {
             "left": [round(100 * (1 - float(row.mean())), 1) for row in rows],
-            "optimality": round(100 * area(rows) / area(best), 1),
+            "optimality": round(100 * area(rows) / breakable, 1) if breakable else 100.0,
             "alone": int((rows & (count == 1)).any(0).sum()),
         }
         for name, rows in broken.items()

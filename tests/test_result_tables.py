@@ -48,7 +48,7 @@ def test_every_file_of_a_table_is_on_a_page_and_says_where_its_numbers_come_from
         found = json.loads(path.read_text())
         assert path.name in pages, path.name
         runs = [run for row in found.get("rows", {}).values() for run in row["seeds"].values()]
-        runs = runs or list(found.get("parity", {}).values()) or [found]
+        runs = runs or list((found.get("parity") or found.get("peers") or {}).values()) or [found]
         if "command" not in found and "cases" in found:  # each has its own
             runs = list(found["cases"].values())
         for one in runs:
@@ -95,6 +95,8 @@ def test_the_optimality_is_the_share_of_the_area_below_the_best_of_all(script):
     assert seen["optimality"] == round(100 * (0.5 * 0.25 + 0.5 * (0.25 + 0.5)) / area, 1), seen
     assert found["attacks"]["other"]["alone"] == 2
     assert (o.unpacked(o.packed(one), 4) == one).all()
+    nothing = o.figures({"one": one & False}, [1.0, 2.0])
+    assert nothing["best"] == [100.0, 100.0] and nothing["attacks"]["one"]["optimality"] == 100.0
 
 
 def test_a_command_is_written_without_what_is_of_one_machine(script):
