@@ -215,8 +215,9 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
             known = {key: unpacked(bits, len(images)) for key, bits in entry["broken"].items()}
             entry |= figures(known, entry["radii"]) | {"seed": options.seed, "dataset": run.config.data.name}
             print(f"{name}/{ball} {attack}: {entry['attacks'][attack]} ({seconds} s)", flush=True)
+            entry |= origin
             found["settings"] = {key: settings(entrant) for key, entrant in ENTRANTS.items()}
-            _write(path, found | origin)
+            _write(path, found)
 
 
 def settings(entrant: Entrant) -> dict[str, Any]:

@@ -2,19 +2,24 @@
 
 python benchmarks/reproduce.py TABLE [--size=short|full] [--rows=standard,fgr_300] [--fraction=0.01] [--data_dir=DIR]
 
-Started again it resumes: neither what is trained nor what is measured is done again, unless its config has changed. The
-numbers go to docs/results/TABLE_SIZE.json, each with its config, command, seed, hardware, seconds, versions and
-revision, and the table is printed. `--fraction=0.01` tries everything at one percent of its epochs and images and keeps
-its numbers in the folder of its runs. `--estimate` prints about how many minutes each row takes at `--gflops` sustained
-GFLOP/s, from the convolutions and matrix products of its training step and its attacks, and runs nothing. It counts
-work that is not done at every step, such as RAT's universal perturbations, as if it were.
+Started again it resumes: neither what is trained nor what is measured is done again, unless its config has changed; a
+row that the file has is not trained either. A row that diverges is told and left out, a value that is tried and
+diverges counts as an accuracy of 0. The numbers go to TABLE_SIZE.json in `--out`, each with its config, command, seed,
+hardware, seconds, versions and revision, and the table is printed. `--fraction=0.01` tries everything at one percent of
+its epochs and images; such a trial, and one with `--config.KEY=VALUE`, keeps its numbers in the folder of its runs.
+`--estimate` prints about how many minutes each row takes at `--gflops` sustained GFLOP/s, from the convolutions and
+matrix products of its training step and its attacks, and runs nothing. It counts work that is not done at every step,
+such as RAT's universal perturbations, as if it were.
 benchmarks/tables.py defines the tables.
 """
 
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Mapping
 from functools import reduce
+from itertools import product
 from operator import getitem
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,8 +41,7 @@ from robust_jax.files import write_atomically
 from robust_jax.spaces.threat_models import ThreatModel
 from robust_jax.training import loop
 from robust_jax.training.run import prepare
-from robust_jax.workdir import runs
-from robust_jax.workdir.saved_config import plain
+from robust_jax.workdir import runs, saved_config
 from runs import config_of
 from table_types import Table
 from tables import TABLES
@@ -50,6 +54,7 @@ flags.DEFINE_list("rows", None, "Some of the table's rows; all unless given.")
 flags.DEFINE_string("workdir", "runs/reproduce", "Every run gets a folder in it.")
 flags.DEFINE_string("data_dir", "", "The folder of the prepared data sets.")
 flags.DEFINE_float("fraction", 1.0, "Of epochs and images, for a trial.", lower_bound=1e-4, upper_bound=1.0)
+flags.DEFINE_string("out", str(RESULTS), "The folder of the numbers.")
 flags.DEFINE_bool("train_only", False, "Train, and measure nothing.")
 flags.DEFINE_bool("estimate", False, "Print the expected minutes, and run nothing.")
 flags.DEFINE_float("gflops", 10000.0, "The rate that --estimate assumes.", lower_bound=1e-3)
@@ -58,7 +63,7 @@ flags.DEFINE_float("gflops", 10000.0, "The rate that --estimate assumes.", lower
 def main(options: flags.FlagValues, overrides: list[str]) -> None:
     """Trains, measures, writes."""
     choose("table", options.table, TABLES)
-    table, trial = TABLES[options.table][options.size], options.fraction < 1
+    table, trial = TABLES[options.table][options.size], options.fraction < 1 or bool(overrides)
     for row in options.rows or ():
         choose("row", row, table.rows)
     keys = [override.partition("config.")[2] for override in overrides]
@@ -67,17 +72,24 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
     keys += [f"data.data_dir={options.data_dir}"] if options.data_dir else []
     name = f"{options.table}_{options.size}"
     folder = Path(options.workdir).expanduser() / (name + (f"_{options.fraction:g}" if trial else ""))
-    path = (folder if trial else RESULTS) / f"{name}.json"
+    path = (folder if trial else Path(options.out).expanduser()) / f"{name}.json"
     plan = Plan(table, folder, keys, options.fraction)
+    runs_of_it = list(product(options.rows or table.rows, table.seeds))
+    for row, seed in runs_of_it:
+        plan.config(row, seed)  # a mistake in a row is told now, not after hours
     if options.estimate:
         print_estimates(plan, options.rows or list(table.rows), options.gflops)
         return
-    for row in options.rows or table.rows:
-        for seed in table.seeds:
+    for row, seed in runs_of_it:
+        if not options.train_only and plan.has(_stored(path, row, seed), row, seed):
+            continue
+        try:
             config, chosen = plan.chosen(row, seed)
             workdir = plan.trained(row, config)
-            if options.train_only or _measured(path, row, seed) == settings(config):
-                continue
+        except loop.NonFiniteLossError as error:
+            print(f"{row}, seed {seed}, is left out: {error}", file=sys.stderr, flush=True)
+            continue
+        if not options.train_only:
             _keep(path, table, row, seed, {"choice": chosen} | measure(table, config, workdir))
     if path.exists():
         print(rendered(path))
@@ -115,8 +127,24 @@ class Plan(NamedTuple):
         return self.config(row, seed, value), {"key": choice.key, "tried": tried, "least": least, "chosen": value}
 
     def _validated(self, row: str, config: ConfigDict) -> float:
-        """The best validation accuracy of a run."""
-        return max(accuracy for _, accuracy in training(self.trained(row, config))["validation"])
+        """The best validation accuracy of a run; 0 if it diverges."""
+        try:
+            return max(accuracy for _, accuracy in training(self.trained(row, config))["validation"])
+        except loop.NonFiniteLossError as error:
+            print(f"{row}: {error}", file=sys.stderr, flush=True)
+            return 0.0
+
+    def has(self, stored: Mapping[str, Any] | None, row: str, seed: int) -> bool:
+        """Whether stored numbers of a row are those of its config today, with all columns."""
+        if stored is None or stored["universal"].keys() != self.table.universal.keys():
+            return False
+        choice, chosen = self.table.rows[row].choice, stored["choice"]
+        if (choice is None) != (chosen is None):
+            return False
+        if choice and list(chosen["tried"]) != [f"{value:g}" for value in choice.values][: len(chosen["tried"])]:
+            return False
+        today = settings(self.config(row, seed, chosen and chosen["chosen"]))
+        return not saved_config.differing(stored["settings"], today)
 
     def config(self, row: str, seed: int, value: float | None = None) -> ConfigDict:
         """The config of a row with a value of what is chosen, by default the first that is tried."""
@@ -129,27 +157,30 @@ def config_for(table: Table, row: str, seed: int, keys: list[str], fraction: flo
     """The config of a row in its table's size; training checks the table's attacks before it begins."""
     config = config_of(table.rows[row].config, [*table.common, f"seed={seed}"], keys)
     config.attacks = ConfigDict(table.attacks)
+    config.select_by = table.select_by or config.select_by
     config.epochs *= fraction
+    config.schedule.boundaries = tuple(fraction * epoch for epoch in config.schedule.boundaries)
     config.evaluation.update(split="test", limit=max(round(table.images * fraction), 10), pictures=0)
     return config
 
 
 def settings(config: ConfigDict) -> dict[str, Any]:
     """All that decides about a run's numbers."""
-    kept = plain(config)
+    kept = saved_config.plain(config)
     kept["data"].pop("data_dir")
     return kept
 
 
 def measure(table: Table, config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """The numbers of one run: its training, its accuracies, and which images each attack broke."""
-    report = evaluate(workdir, config.attacks, **config.evaluation.to_dict(), trust=("tables",))[str(workdir)]
+    place = dict(data_dir=config.data.data_dir or None, trust=("tables",))
+    report = evaluate(workdir, config.attacks, **config.evaluation.to_dict(), **place)[str(workdir)]
     per_example = np.load(stored.folder_of(workdir, report["name"]) / stored.EXAMPLES)
     broken = {name: np.flatnonzero(per_example[f"{name}/broken"]).tolist() for name in report["attacks"]}
     universal = {}
     for name, ball in table.universal.items():
         threat = ThreatModel(ball.perturbation, "linf", ball.radius)
-        universal[name] = universal_rates(runs.load(workdir), threat, ball.examples)
+        universal[name] = universal_rates(runs.load(workdir, **place), threat, ball.examples)
     return trace() | {
         "settings": settings(config), "training": training(workdir), "evaluation": report, "broken": broken,
         "universal": universal,
@@ -168,10 +199,10 @@ def training(workdir: Path) -> dict[str, Any]:
     return {"steps": step, "seconds": round(seconds), "validation": curve}
 
 
-def _measured(path: Path, row: str, seed: int) -> dict[str, Any] | None:
-    """The settings of the numbers that there are."""
+def _stored(path: Path, row: str, seed: int) -> dict[str, Any] | None:
+    """The numbers that there are."""
     rows = json.loads(path.read_text())["rows"] if path.exists() else {}
-    found: dict[str, Any] | None = rows.get(row, {"seeds": {}})["seeds"].get(str(seed), {}).get("settings")
+    found: dict[str, Any] | None = rows.get(row, {"seeds": {}})["seeds"].get(str(seed))
     return found
 
 

@@ -215,10 +215,12 @@ def _notes(path: Path, measured: Mapping[str, Any]) -> list[str]:
         each(run["evaluation"]["clean"]["n"] for run in runs),
         each(s for r in rows.values() for s in r["seeds"]),
     )
+    by = each(run["settings"]["select_by"] for run in runs)
+    selected = "clean" if by == "clean" else f"attacked (`{by}`)"
     notes = [
         f"Accuracy in per cent on the first {images} test images, seeds {seeds}: with 95% Wilson intervals, or mean ± "
-        f"standard deviation over the seeds. The checkpoint is the best on clean validation images. *Minutes* are of "
-        f"training. "
+        f"standard deviation over the seeds. The checkpoint is the best on {selected} validation images. *Minutes* are "
+        f"of training. "
         f"Measured on {each(run['hardware'] for run in runs)}, "
         f"jax {each(run['evaluation']['versions']['jax'] for run in runs)}, "
         f"revision {each(run['revision'] for run in runs)}. All numbers, with configs and commands: {path.name}.",
@@ -250,7 +252,7 @@ def _universal(ball: Mapping[str, Any]) -> str:
     return (
         f"one δ for all images, {ball['perturbation']} linf {ball['radius']}, made from {ball['examples']} training "
         f"images: the images of other classes that it turns into its target, averaged over all targets, and the "
-        f"accuracy under an untargeted one"
+        f"accuracy under an untargeted one, on at most 1,000 test images"
     )
 
 
@@ -272,7 +274,7 @@ def _compared(measured: Mapping[str, Any], name: str, baseline: str) -> list[str
         return []
     row, other = rows[name], rows[baseline]
     single = {column: [column] for column in measured["columns"]}
-    for seed in row["seeds"].keys() & other["seeds"].keys():
+    for seed in sorted(row["seeds"].keys() & other["seeds"].keys(), key=int):
         cells = [
             _mcnemar(column, *(set().union(*(r["seeds"][seed]["broken"][c] for c in several)) for r in (row, other)))
             for column, several in (single | measured["worst"]).items()

@@ -55,6 +55,7 @@ class Table(NamedTuple):
       pairs: of rows that are compared image by image, the better one first if the table's claim holds.
       universal: the name of two further columns -> a δ for all images, whose targeted success and the accuracy under
         whose untargeted one they are.
+      select_by: what chooses the checkpoint on validation images, "clean" or a column; empty: as the config says.
     """
 
     title: str
@@ -66,6 +67,7 @@ class Table(NamedTuple):
     seeds: tuple[int, ...]
     pairs: tuple[tuple[str, str], ...]
     universal: Mapping[str, Universal] = {}
+    select_by: str = ""
 
 
 def against(rows: Mapping[str, Row], baseline: str) -> tuple[tuple[str, str], ...]:

@@ -72,12 +72,15 @@ def _smooth() -> dict[str, Table]:
 
 
 def _local_flatness() -> dict[str, Table]:
-    """Short: 10 ascent steps, and Adam for four epochs; full: the reference's 40 steps and 100 epochs of SGD."""
+    """Short: 10 ascent steps, and Adam for four epochs; full: the reference's 40 steps and 100 epochs of SGD.
+
+    The attack `short` chooses the checkpoint: late in long runs robust accuracy falls while clean accuracy rises.
+    """
     title = "MNIST, ε = 0.3: local flatness regularisation (Xu et al. 2020)"
     rows = {
         "standard": Row("standard", "mnist_methods:standard"),
         "pgd": Row("adversarial training", "mnist_methods:pgd"),
-        "lfr": Row("LFR", "mnist_methods:lfr"),
+        "lfr": Row("LFR", "mnist_methods:lfr:points.roughest.step_size=0.01"),
     }
     ten = rows | {
         "pgd": Row("adversarial training", "mnist_methods:pgd:points.attacked.steps=10"),
@@ -85,6 +88,7 @@ def _local_flatness() -> dict[str, Table]:
     }
     ball = dict(perturbation="additive", norm="linf", radius=0.3)
     attacks = {
+        "short": dict(kind="pgd", steps=10, **ball),
         "fgsm": dict(kind="fgsm", **ball),
         "pgd": dict(kind="pgd", steps=40, step_size=0.01, **ball),
         "apgd": dict(kind="apgd", steps=40, restarts=3, early_stop=True, **ball),
@@ -94,8 +98,10 @@ def _local_flatness() -> dict[str, Table]:
     full = ("epochs=100", "optimizer.name=sgd", "schedule.name=piecewise", "schedule.learning_rate=0.01",
             "schedule.boundaries=(90.0,)")  # fmt: skip
     return {
-        "short": Table(title, ten, ("epochs=4", "checkpoint_every_steps=20"), attacks, worst, 1000, (0,), pairs),
-        "full": Table(title, rows, full, attacks, worst, 10_000, (0, 1, 2), pairs),
+        "short": Table(
+            title, ten, ("epochs=4", "checkpoint_every_steps=20"), attacks, worst, 1000, (0,), pairs, select_by="short"
+        ),
+        "full": Table(title, rows, full, attacks, worst, 10_000, (0, 1, 2), pairs, select_by="short"),
     }
 
 
@@ -140,9 +146,10 @@ def _family() -> dict[str, Table]:
         **{f"noise_{s}".replace(".", "_"): NOISE | dict(radius=28 * s) for s in (0.15, 0.3, 0.45, 0.6, 0.9)},
     }
     pairs = against(rows, "standard")
+    long = ("epochs=200", "model.options.irange=0.005", "model.options.dropout=0.5")  # the paper's
     return {
         "short": Table(title, rows, ("checkpoint_every_steps=50",), attacks, {}, 2000, (0, 1, 2), pairs),
-        "full": Table(title, rows, ("epochs=200",), attacks, {}, 10_000, (0, 1, 2), pairs),
+        "full": Table(title, rows, long, attacks, {}, 10_000, (0, 1, 2), pairs),
     }
 
 

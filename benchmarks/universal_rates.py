@@ -32,8 +32,13 @@ def universal_rates(trained: Trained, threat: ThreatModel, count: int) -> dict[s
     """How one δ, made from the first ``count`` training images, changes predictions on at most 1,000 test images.
 
     Targeted: the fraction of images of other classes that are then classified as the target, averaged over all
-    classes. Untargeted: the accuracy that is left.
+    classes. Untargeted: the accuracy that is left. At the precision of the run's config.
     """
+    with jax.default_matmul_precision(trained.config.precision):
+        return _rates(trained, threat, count)
+
+
+def _rates(trained: Trained, threat: ThreatModel, count: int) -> dict[str, float]:
     _, model, variables, dataset, _ = trained
     logits_fn = models.bind(model, variables)
     images, labels = data.first_examples(dataset.train, count)

@@ -65,7 +65,7 @@ def test_a_table_has_columns_for_worst_cases_and_universal_perturbations_and_a_l
         evaluation["attacks"] = {name: measured | attack for name in broken}
         rates = {"one": {"targeted universal success": 0.25, "untargeted universal": 0.75}}
         return {"evaluation": evaluation, "broken": broken, "universal": rates, "training": {"seconds": 90},
-                "hardware": "cpu", "revision": "abc", "choice": None}  # fmt: skip
+                "hardware": "cpu", "revision": "abc", "choice": None, "settings": {"select_by": "a"}}  # fmt: skip
 
     rows = {"ours": {"label": "ours", "seeds": {"0": seed({"a": [0, 1], "b": [1, 2]})}},
             "theirs": {"label": "theirs", "seeds": {"0": seed({"a": [0, 1, 2, 3, 4, 5, 6, 7], "b": [1]})}}}  # fmt: skip
@@ -78,6 +78,7 @@ def test_a_table_has_columns_for_worst_cases_and_universal_perturbations_and_a_l
     assert "| ours | 50.0 [40.0, 60.0] |" in page and "| 25.0 | 75.0 | 1.5 |" in page
     assert "70.0 [39.7, 89.2]" in page  # 3 of 10 broken by either
     assert "ours against theirs, seed 0: `a` +6 −0 (p = 0.031), `b` +0 −1 (p = 1), `worst of both` +5 −0" in page
+    assert "the best on attacked (`a`) validation images" in page
     assert "- ours, seed 0: steep" in page and "flow linf 1.5, made from 100 training" in page
 
 
@@ -131,3 +132,55 @@ def test_the_largest_weight_near_standard_accuracy_is_chosen(script):
         ("mine", 1, 1.0, {"3": 0.969, "1": 0.974}),
         ("mine", 1, 0.3, {"3": 0.9, "1": 0.9, "0.3": 0.9}),
     ]
+
+
+def test_every_row_of_every_table_has_a_config_and_its_pairs_and_columns_exist(script):
+    reproduce, tables = script("reproduce"), script("tables")
+    for name, size, table in [(name, size, t) for name, sizes in tables.TABLES.items() for size, t in sizes.items()]:
+        plan = reproduce.Plan(table, Path("x"), [], 1.0)
+        for row, (_, _, choice) in table.rows.items():
+            config = plan.config(row, table.seeds[0])
+            assert config.select_by in ("clean", *table.attacks), (name, size, row)
+            assert choice is None or choice.like in table.rows and list(choice.values) == sorted(choice.values)[::-1]
+        assert {row for pair in table.pairs for row in pair} <= table.rows.keys(), (name, size)
+        assert {column for several in table.worst.values() for column in several} <= table.attacks.keys(), (name, size)
+
+
+def test_numbers_are_those_of_the_config_today_though_they_are_older_than_a_key_of_it(script):
+    reproduce, tables = script("reproduce"), script("tables")
+    table = tables.TABLES["mnist_smooth"]["short"]
+    stored = json.loads((ROOT / "docs" / "results" / "mnist_smooth_short.json").read_text())["rows"]
+    plan = reproduce.Plan(table, Path("x"), ["data.data_dir=elsewhere"], 1.0)
+    for row, found in stored.items():
+        assert plan.has(found["seeds"]["0"], row, 0), row
+    one = stored["silu_igr_l2"]["seeds"]["0"]
+    assert not plan.has(None, "silu_igr_l2", 0) and not plan.has(one, "gelu_igr_l2", 0)
+    assert not plan._replace(keys=["epochs=2"]).has(one, "silu_igr_l2", 0)
+    assert not plan._replace(table=table._replace(universal={"new": None})).has(one, "silu_igr_l2", 0)
+    tried = one["choice"] | {"tried": {"30": 0.1} | one["choice"]["tried"]}
+    assert not plan.has(one | {"choice": tried}, "silu_igr_l2", 0)
+
+
+def test_a_value_that_diverges_is_not_chosen_and_a_row_that_diverges_is_left_out(script, tmp_path, monkeypatch, capsys):
+    reproduce, types = script("reproduce"), script("table_types")
+
+    def train(config, workdir):
+        if config.terms.igr.weight > 1:
+            raise reproduce.loop.NonFiniteLossError("at step 1 the term 'igr' is NaN or infinite.")
+        workdir.mkdir(parents=True)
+        (workdir / "metrics.jsonl").write_text(json.dumps({"validation/clean": 0.9, "epoch": 1}) + "\n")
+
+    monkeypatch.setattr(reproduce.loop, "train", train)
+    choice = types.Choice("terms.igr.weight", (3.0, 1.0), like="plain")
+    rows = {"plain": types.Row("", "digits_igr:terms.igr.weight=0.5"), "mine": types.Row("", "digits_igr", choice)}
+    table = types.Table("", rows, (), {}, {}, 10, (0,), ())
+    config, chosen = reproduce.Plan(table, tmp_path / "runs", [], 1.0).chosen("mine", 0)
+    assert config.terms.igr.weight == 1.0 and chosen["tried"] == {"3": 0.0, "1": 0.9}
+    assert "mine: at step 1" in capsys.readouterr().err
+
+    broken = table._replace(rows={"plain": types.Row("", "digits_igr:terms.igr.weight=2")})
+    monkeypatch.setitem(reproduce.TABLES, "broken", {"short": broken})
+    options = dict(table="broken", size="short", rows=None, workdir=str(tmp_path), data_dir="", fraction=1.0)
+    options |= dict(out=str(tmp_path), train_only=False, estimate=False)
+    reproduce.main(type("Flags", (), options), [])
+    assert "plain, seed 0, is left out: at step 1" in capsys.readouterr().err and not list(tmp_path.glob("*.json"))

@@ -3,9 +3,10 @@
 python train.py --config=cifar10_fgr_paper:fgr --workdir=runs/fgr [--config.model.name=resnet20]
 
 The argument is a method of robust_jax.config.methods. The paper has VGG-13 and ResNet-20, both with BatchNorm, and
-also CIFAR-100: cifar100_fgr_paper.py. cifar10_vgg11_standard.py has the repository's newest settings. These differ in
-the batch of 256, the learning rate of 0.1, crops after a padding of 4, and test images that are not resized. Its λ of
-300 is the weight 1.10 at this batch size; the random start alone (method `random_flow`) is its λ = 0. Not run yet.
+also CIFAR-100: cifar100_fgr_paper.py. The paper's settings differ from the repository's newest ones, which are in
+cifar10_vgg11_standard.py, in the batch of 256, the learning rate of 0.1, crops after a padding of 4, and test images
+that are not resized. The paper's λ of 300 is the weight 1.10 at this batch size; the random start alone (method
+`random_flow`) is its λ = 0. Not run yet.
 """
 
 from ml_collections import ConfigDict

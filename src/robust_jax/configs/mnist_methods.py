@@ -3,7 +3,7 @@
 python train.py --config=mnist_methods:trades --workdir=runs/mnist_trades [--config.data.data_dir=DIR]
 
 The methods are the functions of robust_jax.config.methods. None has been run to the end with these settings yet: 40
-inner steps over 60,000 images need a GPU. On a CPU use --config.data.limit=10000 and fewer steps of the method's point,
+inner steps over 54,000 images need a GPU. On a CPU use --config.data.limit=10000 and fewer steps of the method's point,
 --config.points.attacked.steps=10. If a method sets a step_size, in units of δ, override it together with the radius.
 """
 
