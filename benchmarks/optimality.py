@@ -37,7 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from origin import trace
+from origin import also, trace
 from robust_jax import attacks, cli, losses
 from robust_jax.evaluation.measure import versions
 from robust_jax.files import write_atomically
@@ -215,7 +215,7 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
             known = {key: unpacked(bits, len(images)) for key, bits in entry["broken"].items()}
             entry |= figures(known, entry["radii"]) | {"seed": options.seed, "dataset": run.config.data.name}
             print(f"{name}/{ball} {attack}: {entry['attacks'][attack]} ({seconds} s)", flush=True)
-            entry |= origin
+            entry |= also(entry, origin)
             found["settings"] = {key: settings(entrant) for key, entrant in ENTRANTS.items()}
             _write(path, found)
 

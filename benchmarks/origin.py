@@ -7,19 +7,28 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from robust_jax import parallel
 
 
-def trace() -> dict[str, Any]:
-    """What is written beside every number."""
+def trace(module: str = "") -> dict[str, Any]:
+    """What is written beside every number; ``module`` if that is how the program is started."""
+    program = ["-m", module] if module else sys.argv[:1]
     return {
-        "command": portable(shlex.join(["python", *sys.argv])),
+        "command": portable(shlex.join(["python", *program, *sys.argv[1:]])),
         "hardware": f"{parallel.device_count()} × {parallel.device_kind()}, {os.cpu_count()} CPU cores",
         "revision": revision(),
     }
+
+
+def also(found: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
+    """The source of a table's numbers once more are measured: commands and revisions are added to those it names."""
+    joined = {"command": "; ", "revision": ", "}
+    before = {key: found[key].split(mark) if key in found else [] for key, mark in joined.items()}
+    return dict(source) | {key: mark.join(dict.fromkeys([*before[key], source[key]])) for key, mark in joined.items()}
 
 
 def portable(command: str) -> str:

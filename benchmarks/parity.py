@@ -29,7 +29,7 @@ import torch
 from absl import flags
 from pyautoattack import AutoAttack
 
-from origin import trace
+from origin import also, trace
 from robust_jax import cli
 from robust_jax.attacks.auto import parts
 from robust_jax.evaluation.measure import versions
@@ -70,7 +70,7 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
         row = f"{Path(workdir).name}, {ball['norm']} {ball['radius']}"
         table = json.loads(out.read_text()) if out and out.exists() else {"parity": {}}
         found = table["parity"].setdefault(row, {})
-        found |= {"images": len(images), "steps": options.steps, "queries": options.queries} | _source()
+        found |= {"images": len(images), "steps": options.steps, "queries": options.queries}
         for library, seed, name in product(options.libraries, options.seeds, chosen):
             seeds = found.setdefault(library, {}).setdefault(name, {})
             if seed not in seeds:
@@ -82,6 +82,7 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
                 seeds[seed] = _entry(stands(logits_fn, adversarial, images, labels, threat))
                 seeds[seed]["cpu seconds"] = round(seconds, 1)
                 _unite(found[library], seed, len(images))
+                found |= also(found, _source())
                 if out:
                     write_atomically(out, (json.dumps(table, indent=1) + "\n").encode())
             print(f"{row} {library} seed {seed} {name}: {100 * seeds[seed]['robust accuracy']:.1f}", flush=True)

@@ -30,7 +30,7 @@ import torch
 import torchattacks
 from absl import flags
 
-from origin import trace
+from origin import also, trace
 from robust_jax import attacks, cli, models
 from robust_jax.evaluation.measure import versions
 from robust_jax.files import write_atomically
@@ -175,13 +175,14 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
     found = table["peers"].setdefault(name, {"attacks": {}})
     found |= {
         "images": len(images), "batch": options.batch, "queries": options.queries, "steps": steps,
-        "constants": constants, "largest difference of logits": float(f"{gap:.1e}"), **source(),
+        "constants": constants, "largest difference of logits": float(f"{gap:.1e}"),
     }  # fmt: skip
     for attack, row in chosen.items():
         cells = found["attacks"].setdefault(attack, {})
         for library, attacked in runs(row, bound, network):
             if library in options.libraries and library not in cells:
                 cells[library] = measure(attacked, row, logits_fn, images, labels, options.batch)
+                found |= also(found, source())
                 if out:
                     write_atomically(out, (json.dumps(table, indent=1) + "\n").encode())
             print(f"{name} {attack} {library}: {cells.get(library)}", flush=True)

@@ -38,12 +38,12 @@ def test_the_tables_of_the_pages_are_those_of_the_files(script):
 
 
 def test_every_file_of_a_table_is_on_a_page_and_says_where_its_numbers_come_from():
-    names = ("results.md", "attacks.md", "optimality.md", "flow_slope.md")
+    names = ("results.md", "attacks.md", "optimality.md", "flow_slope.md", "masking.md")
     pages = "".join((ROOT / "docs" / name).read_text() for name in names)
     files = list((ROOT / "docs" / "results").glob("*.json"))
     assert len(files) > 10
     for path in files:
-        if path.name.startswith(("reliability_", "masking")):  # which have pages of their own
+        if path.name.startswith("reliability_"):  # which has a page of its own
             continue
         found = json.loads(path.read_text())
         assert path.name in pages, path.name
@@ -104,6 +104,14 @@ def test_a_command_is_written_without_what_is_of_one_machine(script):
     command = "python a.py --workdirs=/home/me/runs/one,/home/me/runs/two --data_dir=/data/tfds --out=docs/x.json"
     expected = "python a.py --workdirs=runs/one,runs/two --out=docs/x.json"
     assert script("origin").portable(command) == expected
+
+
+def test_a_table_that_is_measured_in_parts_names_each_command_and_revision_once(script):
+    o = script("origin")
+    one = {"command": "a", "revision": "1", "hardware": "cpu"}
+    assert o.also({}, one) == one and o.also(one, one) == one
+    both = o.also(one, one | {"command": "b", "revision": "2"})
+    assert both == {"command": "a; b", "revision": "1, 2", "hardware": "cpu"} and o.also(both, one) == both
 
 
 def test_the_largest_weight_near_standard_accuracy_is_chosen(script):

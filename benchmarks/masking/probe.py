@@ -20,6 +20,7 @@ from jax import Array
 
 from benchmarks.masking import honest, planted
 from benchmarks.masking.networks import FEW, KEY, THEIRS, Model
+from benchmarks.origin import also, trace
 from robust_jax.evaluation import masking
 from robust_jax.evaluation.attack import Attack
 from robust_jax.evaluation.measure import versions
@@ -62,7 +63,8 @@ def main() -> None:
     jax.config.update("jax_disable_most_optimizations", True)  # the time is compilation
     chosen, path = [name for name in given.only.split(",") if name], Path(given.out)
     found = json.loads(path.read_text()) if given.out and path.exists() else {"planted": {}, "honest": {}}
-    found |= {"command": "python -m benchmarks.masking.probe", "images": len(FEW), "versions": versions()}
+    found |= {"images": len(FEW)}
+    source = trace("benchmarks.masking.probe") | {"versions": versions()}
     for group, models in (("planted", planted.KINDS | planted.LATER), ("honest", honest.MODELS)):
         for name, case in models.items():
             if name in found[group] or (chosen and name not in chosen):
@@ -70,6 +72,8 @@ def main() -> None:
             images, labels = getattr(case, "images", FEW), getattr(case, "labels", THEIRS)
             further = not given.quick or getattr(case, "needs", "attacks") == "attacks"
             found[group][name] = looked_at(case.model(), images, labels, case.attacks, further)
+            found |= also(found, source)
+            jax.clear_caches()  # the programs of all models are more pieces of memory than Linux gives to a process
             print(group, name, json.dumps(found[group][name]), flush=True)
             if given.out:
                 path.parent.mkdir(parents=True, exist_ok=True)
