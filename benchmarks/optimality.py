@@ -144,12 +144,17 @@ def radii_for(case: Case) -> list[float]:
     corner = jax.tree.map(lambda zero: jnp.ones_like(zero[:1]), threat.perturbation.zeros(jnp.asarray(case.images)))
     whole = 1.0 if space == "additive" else max(case.images.shape[1:3]) / 2
     whole *= float(threat_models.size(ThreatModel(space, norm, 1.0), corner)[0])
-    sizes = case.sizes(Entrant(attacks.fab, dict(steps=50)), whole)
-    largest = float(np.quantile(np.minimum(sizes, whole), 0.95))
-    tried = largest * np.geomspace(0.05, 1, 10)
+    sizes = np.minimum(case.sizes(Entrant(attacks.fab, dict(steps=50)), whole), whole)
     short = Entrant(attacks.pgd, dict(steps=20, early_stop=True))
-    for radius in tried[::-1]:
-        sizes = np.minimum(sizes, np.where(np.isfinite(case.sizes(short, float(radius))), radius, np.inf))
+
+    def broken(radius: float) -> np.ndarray:
+        return np.isfinite(case.sizes(short, radius))
+
+    largest = radius = whole  # the smallest where PGD breaks about all: FAB may break few within the largest ball
+    while (share := broken(radius).mean()) > 0:
+        largest, radius = radius if share > 0.95 else largest, radius / 1.5
+    for radius in largest * np.geomspace(1, 0.05, 10):
+        sizes = np.minimum(sizes, np.where(broken(float(radius)), radius, np.inf))
     return [float(f"{np.quantile(sizes, 1 - left):.3g}") for left in LEFT]
 
 
