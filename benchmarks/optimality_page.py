@@ -15,12 +15,9 @@ START, END = "<!-- {} -->\n", "<!-- end -->\n"
 UNITS = {"additive": "intensity", "flow": "px", "affine": "10° and 1 px"}
 TITLES = {
     "digits_standard": "The digits, standard training",
-    "digits_fgr": "The digits, flow-gradient regularisation",
     "digits_pgd": "The digits, adversarial training in linf at 0.1",
     "mnist_standard": "MNIST, standard training",
-    "mnist_fgr": "MNIST, flow-gradient regularisation",
-    "mnist_l2": "MNIST, adversarial training in l2 at 2",
-    "mnist_fgsm": "MNIST, adversarial training in linf at 0.3",
+    "mnist_pgd": "MNIST, adversarial training in linf at 0.3",
 }
 WITHOUT_GRADIENTS = ("square", "random_search", "grid")
 BY_DESIGN = ("fgsm", "stadv", "adef")  # weak: a single step, and smooth fields only

@@ -2,7 +2,7 @@
 
 python -m benchmarks.masking.probe --out=docs/results/masking.json
 
-About ten minutes on two cores. `python -m benchmarks.masking.page` puts the tables into docs/masking.md.
+About twenty minutes of a core. `python -m benchmarks.masking.page` puts the tables into docs/masking.md.
 """
 
 from __future__ import annotations

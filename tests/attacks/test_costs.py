@@ -106,9 +106,13 @@ def test_every_attack_has_a_cost_at_its_defaults():
     assert {name for name, *_ in CASES + AT_MOST} == set(ATTACKS)
     for name in ATTACKS:
         assert min(cost_of(ATTACKS[name], {}, Problem((8, 8, 1), 10, ADDITIVE))) >= 0
-    assert "1,900 gradients" in inspect.getdoc(ATTACKS["auto_attack"])
-    standard = cost_of(ATTACKS["auto_attack"], {}, Problem((32, 32, 3), 10, ADDITIVE))
-    assert standard.gradients == 1900
+    text = " ".join(inspect.getdoc(ATTACKS["auto_attack"]).split())
+    assert "1,900 gradients per image, in l1 1,920, and 5,900 forward passes more" in text
+    for norm, gradients in (("linf", 1900), ("l2", 1900), ("l1", 1920)):
+        threat = ThreatModel("additive", norm, 1.0)
+        standard = cost_of(ATTACKS["auto_attack"], {}, Problem((32, 32, 3), 10, threat))
+        assert standard.gradients == gradients
+        assert round(standard.forwards - standard.gradients, -2) == 5900
     assert cost_of(len, {}, Problem((8, 8, 1), 10, ADDITIVE)) is None
 
 

@@ -7,20 +7,19 @@ beyond them. Where a bound is far from 0, the reason is beside it.
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robust_jax import attacks, norms
+from exact_optima import KINDS, UNITS
+from robust_jax import attacks
 from robust_jax.spaces.threat_models import ThreatModel
-from robust_jax.spaces.warping import warp
-from simple_models import Linear, digits_network
+from simple_models import digits_network
 
 KEY = jax.random.key(0)
-SIDE = 5
 ENTRANTS = {
     "pgd": partial(attacks.pgd, steps=40, restarts=2),
     "apgd": partial(attacks.apgd, steps=40, restarts=2),
@@ -37,137 +36,6 @@ ENTRANTS = {
     "random_search": partial(attacks.random_search, samples=300),
     "grid": partial(attacks.grid, points=(15, 9, 9)),
 }
-
-
-@jax.tree_util.register_pytree_node_class
-class Bowl:
-    """Two classes, the first within a sphere: the margin ``‖x - middle‖² - square`` is convex."""
-
-    def __init__(self, middle, square):
-        self.middle, self.square = middle, square
-
-    def __call__(self, images):
-        inside = self.square - jnp.square(images.reshape(len(images), -1) - self.middle).sum(-1)
-        return jnp.stack([inside, -inside], -1)
-
-    def tree_flatten(self):
-        return (self.middle, self.square), None
-
-    @classmethod
-    def tree_unflatten(cls, _, leaves):
-        return cls(*leaves)
-
-
-def pool(seed, low=0.0, high=1.0, count=200):
-    """Smooth random images, `[count, SIDE, SIDE, 1]`."""
-    noise = np.random.default_rng(seed).normal(size=(count, SIDE + 1, SIDE + 1))
-    smooth = noise[:, 1:, 1:] + noise[:, :-1, 1:] + noise[:, 1:, :-1] + noise[:, :-1, :-1]
-    spread = np.ptp(smooth, axis=(1, 2), keepdims=True)
-    unit = (smooth - smooth.min((1, 2), keepdims=True)) / spread
-    return (low + (high - low) * unit)[..., None].astype(np.float32)
-
-
-def plane(classes, seed=0):
-    """A linear model."""
-    weights = np.random.default_rng(seed).normal(size=(SIDE**2, classes))
-    bias = -weights.T @ np.full(SIDE**2, 0.5)  # so that grey is on the boundary
-    return Linear(jnp.asarray(weights, jnp.float32), jnp.asarray(bias, jnp.float32))
-
-
-UNITS = {"affine": (10.0, 1.0, 1.0)}
-
-
-@lru_cache
-def linear_in_the_open(norm):
-    """Three classes, far from the box: the distance is the margin over the dual norm of the difference of weights."""
-    model, images = plane(3), pool(1, 0.45, 0.55)
-    logits = np.asarray(model(jnp.asarray(images)), np.float64)
-    labels = logits.argmax(-1)
-    weights = np.asarray(model.weights, np.float64).T
-    away = weights[labels][:, None] - weights[None]
-    gain = np.asarray(norms.norm(jnp.asarray(away.reshape(-1, SIDE**2)), norms.dual(norm))).reshape(-1, 3)
-    margins = logits[np.arange(len(labels)), labels][:, None] - logits
-    distances = np.where(gain > 0, margins / np.where(gain > 0, gain, 1), np.inf).min(-1)
-    return model, images, labels, distances
-
-
-@lru_cache
-def bowl_in_the_open(norm):
-    """The farthest point of a ball from the bowl's middle: in l1 the largest coordinate takes the whole radius."""
-    images = pool(2, 0.45, 0.55)
-    offsets = images.reshape(len(images), -1).astype(np.float64) - 0.49
-    inside, n = np.square(offsets).sum(-1), SIDE**2
-    square = np.median(inside) + 0.02
-    lacking = square - inside
-    rate = {"l1": abs(offsets).max(-1), "l2": np.sqrt(inside), "linf": abs(offsets).mean(-1)}[norm]
-    curve = lacking / {"l1": 1, "l2": 1, "linf": n}[norm]
-    distances = np.sqrt(np.maximum(rate**2 + curve, 0)) - rate
-    model = Bowl(jnp.full(n, 0.49), jnp.float32(square))
-    return model, images, np.zeros(len(images), int), np.where(lacking > 0, distances, 0)
-
-
-@lru_cache
-def linear_over_flows(norm):
-    """Two classes. Pixels move independently: the best flow is that of a knapsack, by dynamic programming."""
-    model, images = plane(2, 3), jnp.asarray(pool(3))
-    logits = np.asarray(model(images), np.float64)
-    labels = logits.argmax(-1)
-    weights = np.asarray(model.weights, np.float64)
-    w = (weights[:, 1] - weights[:, 0]).reshape(SIDE, SIDE, 1) * np.where(labels == 0, 1, -1)[:, None, None, None]
-    count = 100
-    parts = np.linspace(0, 1, count + 1)  # of the budget, which in l2 is the squared size
-    sizes = 2 * np.sqrt(parts) if norm == "l2" else 3 * parts
-    angles = np.linspace(0, 2 * np.pi, 32, endpoint=False)
-    ways = np.stack([np.sin(angles), np.cos(angles)], -1)
-    ways /= np.linalg.norm(ways, {"l1": 1, "linf": np.inf}.get(norm, 2), axis=-1, keepdims=True)
-    moved = jax.jit(jax.vmap(lambda way: warp(images, jnp.broadcast_to(way, (*images.shape[:3], 2)))))
-    at = np.asarray(moved(jnp.asarray((sizes[:, None, None] * ways).reshape(-1, 2), jnp.float32)), np.float64)
-    gains = ((at - np.asarray(images)) * w).reshape(count + 1, len(ways), len(images), -1).max(1)
-    gains = np.maximum.accumulate(gains)  # [sizes, images, pixels]
-    if norm in ("linf", "l2inf"):
-        most = gains.sum(-1)
-    else:
-        most = np.zeros((count + 1, len(images)))
-        for pixel in np.moveaxis(gains, -1, 0):
-            # What is spent on this pixel, and on those before it.
-            most = np.stack([(most[budget::-1] + pixel[: budget + 1]).max(0) for budget in range(count + 1)])
-    margins = abs(logits[:, 1] - logits[:, 0])
-    return model, np.asarray(images), labels, np.array(
-        [np.interp(m, g, sizes, right=np.inf) for m, g in zip(margins, most.T, strict=True)]
-    )  # fmt: skip
-
-
-@lru_cache
-def linear_over_affine_maps(norm):
-    """Three classes; the smallest of a fine grid of rotations and shifts that breaks an image."""
-    model, images = plane(3, 4), jnp.asarray(pool(4, count=60))
-    labels = np.asarray(model(images).argmax(-1))
-    axis = np.linspace(-2, 2, 41)
-    points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
-    size = np.asarray(norms.norm(jnp.asarray(points), norm))
-    order = np.argsort(size)
-    order = order[size[order] <= 2]
-    apply = ThreatModel("affine", norm, 1.0).perturbation.apply
-
-    def broken(image, label):
-        deltas = jnp.asarray(points[order] * UNITS["affine"], jnp.float32)
-        moved = jax.vmap(lambda delta: apply(image[None], delta[None])[0])(deltas)
-        return model(moved).argmax(-1) != label
-
-    hit = np.asarray(jax.jit(lambda: jax.lax.map(lambda pair: broken(*pair), (images, jnp.asarray(labels))))())
-    distances = np.where(hit.any(-1), size[order][hit.argmax(-1)], np.inf)
-    return model, np.asarray(images), labels, distances
-
-
-KINDS = {
-    "linear": (linear_in_the_open, "additive", {"l1": (0.02, 0.3), "l2": (0.01, 0.1), "linf": (0.002, 0.02)}),
-    "bowl": (bowl_in_the_open, "additive", {"l1": (0.03, 0.3), "l2": (0.01, 0.2), "linf": (0.001, 0.05)}),
-    "flow": (
-        linear_over_flows, "flow",
-        dict.fromkeys(("linf", "l2inf"), (0.1, 1)) | dict.fromkeys(("l2", "l21", "l1"), (0.3, 1.9)),
-    ),
-    "affine": (linear_over_affine_maps, "affine", dict.fromkeys(("linf", "l2", "l1"), (0.3, 1.8))),
-}  # fmt: skip
 
 
 def left_standing(kind, norm, name):
@@ -204,27 +72,41 @@ QUICK = [
     ("affine", "linf", dict(square=0.05)),
     ("affine", "l1", dict(square=0.05)),
 ]
+# fmt: off
 SLOW = [
-    ("linear", "l1", dict(pgd=0.15, apgd_targeted=0.1, fab_targeted=0.01, square=0.5)),
-    (
-        "linear",
-        "l2",
-        dict(pgd=0.15, apgd=0.15, apgd_targeted=0.05, fab=0.01, ddn=0.01, carlini_wagner=0.01, square=0.45),
-    ),
-    ("linear", "linf", dict(pgd=0.15, apgd=0.15, apgd_targeted=0.05, fab=0.01, square=0.05)),
-    # The climbs through larger balls end at other coordinates than the largest.
-    ("bowl", "l1", dict(apgd=0.6, apgd_targeted=0.75)),
-    ("bowl", "l2", dict(pgd=0.1, apgd=0.02, fab=0.02, ddn=0.02)),
-    ("bowl", "linf", dict(pgd=0.08, apgd=0.08, apgd_targeted=0.1, fab=0.02, square=0.02)),
-    ("flow", "linf", dict(pgd=0.02, apgd=0.02, apgd_targeted=0.02, fab=0.02, square=0.2)),
-    ("flow", "l2inf", dict(pgd=0.02, apgd=0.02, apgd_targeted=0.02, fab=0.02, square=0.1)),
-    ("flow", "l2", dict(pgd=0.05, apgd=0.05, apgd_targeted=0.05, fab=0.05, square=0.6)),
-    ("flow", "l21", dict(pgd=0.2, fab=0.1, fmn=0.05)),
-    ("flow", "l1", dict(pgd=0.2, apgd_targeted=0.15, fab=0.2, square=0.8)),
-    ("affine", "linf", dict(pgd=0.3, apgd=0.15, apgd_targeted=0.2, fab=0.2, grid=0.02, random_search=0.05)),
-    ("affine", "l2", dict(pgd=0.2, apgd=0.2, apgd_targeted=0.2, fab=0.15, square=0.05, grid=0.02)),
-    ("affine", "l1", dict(pgd=0.2, apgd=0.2, apgd_targeted=0.2, fab=0.2, grid=0.02)),
+    # Cross-entropy mixes the classes; the attacks that look at each class alone are exact.
+    ("linear", "l1", dict(pgd=0.14, apgd_dlr=0.05, apgd_targeted=0.11, fab_targeted=0.04, deepfool=0.04, ead=0.04,
+     fmn=0.04, square=0.49)),
+    ("linear", "l2", dict(pgd=0.16, apgd=0.11, apgd_dlr=0.05, apgd_targeted=0.05, fab=0.04, fab_targeted=0.04,
+     deepfool=0.04, ddn=0.04, carlini_wagner=0.04, fmn=0.04, square=0.43)),
+    ("linear", "linf", dict(pgd=0.14, apgd=0.14, apgd_dlr=0.04, apgd_targeted=0.07, fab=0.04, fab_targeted=0.04,
+     deepfool=0.04, fmn=0.04, square=0.09)),
+    # The climbs of APGD through larger balls end at other coordinates than the largest; in the authors' code as well.
+    ("bowl", "l1", dict(apgd=0.54, apgd_dlr=0.54, apgd_targeted=0.69, fab_targeted=0.04, deepfool=0.04, ead=0.04,
+     fmn=0.04)),
+    ("bowl", "l2", dict(pgd=0.1, apgd=0.04, apgd_dlr=0.04, apgd_targeted=0.04, fab=0.04, fab_targeted=0.04,
+     deepfool=0.04, ddn=0.04, carlini_wagner=0.04, fmn=0.04, square=0.44)),
+    ("bowl", "linf", dict(pgd=0.07, apgd=0.07, apgd_dlr=0.07, apgd_targeted=0.09, fab=0.04, fab_targeted=0.04,
+     deepfool=0.04, fmn=0.04, square=0.08)),
+    # Pixels are independent of each other; in l21 and l1 they share a budget.
+    ("flow", "linf", dict(pgd=0.04, apgd=0.04, apgd_dlr=0.04, apgd_targeted=0.04, fab=0.04, fab_targeted=0.04,
+     deepfool=0.04, fmn=0.04, square=0.2)),
+    ("flow", "l2inf", dict(pgd=0.04, apgd=0.04, apgd_dlr=0.04, apgd_targeted=0.04, fab=0.04, fab_targeted=0.04,
+     deepfool=0.04, fmn=0.04, square=0.11)),
+    ("flow", "l2", dict(pgd=0.05, apgd=0.04, apgd_dlr=0.04, apgd_targeted=0.04, fab=0.04, fab_targeted=0.04,
+     deepfool=0.05, ddn=0.04, fmn=0.04, square=0.61)),
+    ("flow", "l21", dict(pgd=0.04, apgd_dlr=0.04, fab=0.07, fab_targeted=0.07, deepfool=0.1, fmn=0.05)),
+    ("flow", "l1", dict(pgd=0.04, apgd_dlr=0.05, apgd_targeted=0.07, fab=0.1, fab_targeted=0.1, deepfool=0.1,
+     square=0.67)),
+    # Three numbers and many local maxima: what starts at one place misses a sixth.
+    ("affine", "linf", dict(pgd=0.25, apgd=0.13, apgd_dlr=0.04, apgd_targeted=0.15, fab=0.18, fab_targeted=0.2,
+     deepfool=0.2, fmn=0.17, random_search=0.08, grid=0.04)),
+    ("affine", "l2", dict(pgd=0.19, apgd=0.17, apgd_dlr=0.13, apgd_targeted=0.14, fab=0.11, fab_targeted=0.1,
+     deepfool=0.11, ddn=0.11, carlini_wagner=0.08, fmn=0.11, square=0.08, random_search=0.09, grid=0.04)),
+    ("affine", "l1", dict(pgd=0.1, apgd=0.13, apgd_dlr=0.1, apgd_targeted=0.16, fab=0.22, fab_targeted=0.17,
+     deepfool=0.19, ead=0.04, fmn=0.16, random_search=0.14, grid=0.04)),
 ]
+# fmt: on
 
 
 def cases(table):
@@ -245,13 +127,19 @@ def test_others_are_near_the_exact_optimum(kind, norm, name, bound):
     assert left_standing(kind, norm, name) <= bound
 
 
-# A trained network on the digits: the share of images that the best of all breaks and the attack leaves.
+# A trained network on the digits: the share of images that the best of all attacks breaks and this one leaves.
 NETWORK = {
     "additive/l1": (1.0, dict(pgd=0.1, apgd=0.05, apgd_targeted=0.05, square=0.3)),
-    "flow/l21": (3.0, dict(pgd=0.3, apgd=0.15, apgd_targeted=0.1, square=0.55)),
-    "flow/l1": (3.0, dict(pgd=0.35, apgd=0.1, apgd_targeted=0.1, square=0.45)),
+    "flow/l21": (3.0, dict(pgd=0.12, apgd=0.1, apgd_targeted=0.1, square=0.7)),
+    "flow/l1": (3.0, dict(pgd=0.1, apgd=0.1, apgd_targeted=0.1, square=0.45)),
     "affine/l1": (0.6, dict(pgd=0.2, apgd=0.1, apgd_targeted=0.05, square=0.1)),
 }
+
+
+def supporting(ball):
+    """The names of the attacks that have a meaning in a ball."""
+    only = {"ddn": "/l2/", "carlini_wagner": "/l2/", "ead": "/l1/", "grid": "affine/", "random_search": "affine/"}
+    return [name for name in ENTRANTS if only.get(name, "") in f"{ball}/"]
 
 
 @pytest.mark.slow
@@ -263,8 +151,22 @@ def test_is_near_the_best_of_all_on_a_network(ball):
     images, labels = images[:40], labels[:40]
     space, norm = ball.split("/")
     threat = ThreatModel(space, norm, jax.tree.map(lambda unit: float(unit * radius), UNITS.get(space, 1.0)))
-    broken = {name: np.asarray(ENTRANTS[name](model, images, labels, threat, key=KEY).success) for name in bounds}
+    broken = {
+        name: np.asarray(ENTRANTS[name](model, images, labels, threat, key=KEY).success) for name in supporting(ball)
+    }
     best = np.any(list(broken.values()), 0)
-    behind = {name: float((best & ~rows).mean()) for name, rows in broken.items()}
+    behind = {name: round(float((best & ~rows).mean()), 3) for name, rows in broken.items()}
     assert 0.1 < best.mean() < 0.98, best.mean()
     assert all(behind[name] <= bound for name, bound in bounds.items()), behind
+
+
+def test_every_attack_has_a_bound_in_every_ball_that_it_supports():
+    held = {(kind, norm, name) for kind, norm, name, _ in cases(QUICK) + cases(SLOW)}
+    wanted = {
+        (kind, norm, name)
+        for kind, (_, space, norms_of_it) in KINDS.items()
+        for norm in norms_of_it
+        for name in supporting(f"{space}/{norm}")
+    }
+    # On the bowl Square finds next to nothing in l1: every coordinate alone is a local maximum.
+    assert wanted - held == {("bowl", "l1", "square")}

@@ -65,8 +65,9 @@ def apgd(
     1 again and the climb returns to its highest point if that became sparser by 5%; otherwise η becomes η / 1.5, but at
     least 0.1. Only the last climb is in the ball: its points are the candidates.
 
-    A run costs ``steps`` gradients, in l1 two more, and one forward pass. Vector norms, other p, flows, affine maps and
-    compositions move as in `pgd`.
+    A run costs ``steps`` gradients, in l1 two more, and one forward pass. Outside of l1, vector norms, other p, flows,
+    affine maps and compositions move as in `pgd`, with four times its stride. In l1 flows and affine maps have the
+    steps above, without a box.
 
     Args:
       logits_fn: any JAX function of images.
@@ -103,7 +104,10 @@ def apgd_dlr(
     logits_fn: LogitsFn, images: Images, labels: Int[Array, " b"], threat: ThreatModel, *,
     key: Key[Array, "..."], steps: Count = 100, restarts: Count = 1, rho: Fraction = 0.75, early_stop: bool = False,
 ) -> AttackResult:  # fmt: skip
-    """`apgd` with `losses.dlr`, which large logits do not saturate; with two classes with `losses.margin`."""
+    """`apgd` with `losses.dlr`, which large logits do not saturate; with two classes with `losses.margin`.
+
+    Arguments, result and errors are those of `apgd`.
+    """
     loss = losses.dlr if _classes(logits_fn, images) > 2 else losses.margin
     return apgd(
         logits_fn, images, labels, threat, key=key, steps=steps, restarts=restarts, loss=loss, rho=rho,
@@ -136,8 +140,9 @@ def apgd_targeted(
 ) -> AttackResult:
     """APGD-T: `apgd` with `losses.dlr_targeted` towards each of the likeliest other classes, in turn.
 
-    The labels are the true ones: any misclassification is a success, and ends an example's search. With two classes,
-    for which DLR is not defined, it is `apgd` with `losses.margin`.
+    The labels are the true ones: any misclassification is a success, and ends an example's search. In l1 each run
+    climbs through larger balls, see `apgd`. With two classes, for which DLR is not defined, it is `apgd` with
+    `losses.margin`.
 
     Args:
       logits_fn: any JAX function of images.
@@ -149,6 +154,10 @@ def apgd_targeted(
       restarts: runs for each target.
       candidates: the number of targets, the classes of the largest logits at the clean image.
       rho: see `apgd`.
+
+    Returns:
+      The best point by (misclassified, then loss towards its target), among the iterates of all runs and δ = 0; δ = 0
+      where that is misclassified.
 
     Raises:
       ValueError: as `apgd`.

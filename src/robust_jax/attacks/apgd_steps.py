@@ -17,6 +17,9 @@ from robust_jax.spaces import capped, norms, per_example, perturbations, threat_
 from robust_jax.spaces.perturbations import Delta, Images
 from robust_jax.spaces.threat_models import ThreatModel
 
+# Strides of `pgd` that a step may take, as its first ones are two radii long. Over l21 flows one or eight leave more.
+LONGER = 4.0
+
 
 class State(NamedTuple):
     """The state of a run, each ``[B, ...]``.
@@ -129,7 +132,8 @@ def _with_momentum(
     confined = partial(perturbations.confined, threat.perturbation, images)
     headroom = perturbations.headroom(threat.perturbation, images, delta, gradient)
     size = jax.tree.map(lambda r, d: per_example.expand(state.step, d) * r, threat.radius, delta)
-    target = confined(threat_models.move(threat, delta, gradient, size, headroom))
+    stride = jax.tree.map(lambda s: LONGER * s, threat_models.strides(threat, delta))
+    target = confined(threat_models.move(threat, delta, gradient, size, headroom, stride))
 
     def ahead(d: Array, t: Array, before: Array) -> Array:
         pull = per_example.expand(jnp.where(done > 0, 0.75, 1.0), d)

@@ -89,8 +89,8 @@ def auto_attack(
     FAB's ball is that of the threat model.
 
     Each part computes only the examples that are not broken yet, a chunk at a time; with "rand" it computes the whole
-    batch as long as one of them is left. The standard version takes at most 1,900 gradients per image, and 5,900
-    forward passes more.
+    batch as long as one of them is left. The standard version takes at most 1,900 gradients per image, in l1
+    1,920, and 5,900 forward passes more.
 
     Args:
       logits_fn: any JAX function of any number of images; with "rand" of ``(images, key)``.

@@ -130,7 +130,7 @@ def fab_targeted(
     """FAB-T: `fab` towards each of the likeliest other classes in a run of its own, one hyperplane per step.
 
     The labels are the true ones: any misclassification is a success. A step takes one gradient, whatever the number
-    of classes. Arguments are those of `fab`, with ``restarts`` runs for each of the ``candidates``.
+    of classes. Arguments, result and errors are those of `fab`, with ``restarts`` runs for each of the ``candidates``.
     """
     others = losses.rivals(logits_fn(images), labels, candidates)
 

@@ -57,7 +57,8 @@ def sigma_zero(
     This differs from the paper in that m is divided by m_0, the lead at the clean image, so that the scale of the
     logits does not change the result.
 
-    Costs ``steps`` gradients. A pixel is a single value, in colour images one channel, see `robust_jax.attacks.jsma`.
+    Costs ``steps`` gradients and two forward passes more. A pixel is a single value, in colour images one channel, see
+    `robust_jax.attacks.jsma`.
 
     Args:
       logits_fn: any JAX function of images.
