@@ -100,6 +100,7 @@ def rows(linf: float, l2: float, queries: int, steps: int, constants: int) -> di
         for attack, (ours, theirs) in made.items():
             found[f"{attack} {norm}"] = Row(norm, radius, jax.jit(ours), None, theirs)
         standard = [theirs for _, theirs in made.values()]
+        standard[-1] = functools.partial(standard[-1], resc_schedule=False)  # as in AutoAttack, whose schedule ours has
         found[f"auto_attack {norm}"] = Row(
             norm, radius, jax.jit(functools.partial(attacks.auto_attack, queries=queries)), None,
             lambda m, parts=standard: ta.MultiAttack([part(m) for part in parts]),
