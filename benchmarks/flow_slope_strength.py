@@ -13,7 +13,6 @@ not measured again.
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
 from functools import partial
@@ -89,7 +88,7 @@ def compared(model: Any, images: np.ndarray, labels: np.ndarray, norm: str, pixe
 def main(_: list[str]) -> None:
     """Measures the cases that the file does not have yet."""
     F, path = flags.FLAGS, Path(flags.FLAGS.out)
-    found = json.loads(path.read_text()) if path.exists() else {"cases": {}}
+    found = origin.kept(path, {"cases": {}})
     found |= {"versions": versions()}
     for workdir in map(Path, F.workdir):
         _, model, images, labels = runs.correctly_classified(workdir, F.count)
@@ -101,8 +100,7 @@ def main(_: list[str]) -> None:
                 measured = compared(model, images, labels, norm, float(pixels))
                 found["cases"][case] = measured | origin.trace()
                 print(case, found["cases"][case], flush=True)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(found, indent=1) + "\n")
+                origin.keep(path, found)
 
 
 if __name__ == "__main__":

@@ -7,16 +7,14 @@ Additive linf; each attack sees all images.
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
 from absl import flags
 
 import robust_jax as rj
-from origin import trace
+from origin import keep, trace
 from robust_jax import cli
-from robust_jax.files import write_atomically
 
 flags.DEFINE_list("workdirs", [], "Of train.py.")
 flags.DEFINE_string("out", "", "The JSON file.")
@@ -40,7 +38,7 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
     )
     found = {Path(workdir).name: report for workdir, report in reports.items()}
     whole = trace() | {"seconds": round(time.perf_counter() - start), "evaluations": found}
-    write_atomically(Path(options.out), (json.dumps(whole, indent=1) + "\n").encode())
+    keep(Path(options.out), whole)
 
 
 if __name__ == "__main__":

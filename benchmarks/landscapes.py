@@ -15,7 +15,6 @@ finds (20 steps, 2 restarts, the point of the highest loss), and the bounds of `
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -27,11 +26,9 @@ from absl import flags
 from scipy.stats import spearmanr
 
 import robust_jax as rj
-from origin import trace
+from origin import keep, source
 from robust_jax import cli, data
 from robust_jax.evaluation import flow_bounds, landscape_pictures, landscapes
-from robust_jax.evaluation.measure import versions
-from robust_jax.files import write_atomically
 from robust_jax.workdir import runs
 
 flags.DEFINE_list("workdirs", [], "Of train.py, all on the same data.")
@@ -62,13 +59,13 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
                  for name, f in models.items()}
         for radius in options.radii
     }  # fmt: skip
-    whole = trace() | {
-        "versions": versions(), "attack": f"pgd, {PGD}", "images": len(images), "of the first": options.images,
+    whole = source() | {
+        "attack": f"pgd, {PGD}", "images": len(images), "of the first": options.images,
         "workdirs": {name: run.config.to_dict()["terms"] for name, run in zip(options.names, loaded, strict=True)},
         "seconds": round(time.perf_counter() - start), "median distances": distances, "radii": found,
     }  # fmt: skip
     path = out / "results" / f"{options.prefix}_flow_bounds.json"
-    write_atomically(path, (json.dumps(whole, indent=1) + "\n").encode())
+    keep(path, whole)
     print(f"Written to {path}")
 
 

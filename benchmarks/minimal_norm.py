@@ -13,13 +13,11 @@ pip install torch torchvision tqdm && pip install --no-deps adv-lib==0.2.8.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 import types
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +30,7 @@ from absl import flags
 import origin
 from robust_jax import attacks, cli
 from robust_jax.attacks.define import Problem, cost_of
-from robust_jax.evaluation.measure import versions
 from robust_jax.extensions import choose
-from robust_jax.files import write_atomically
 from robust_jax.spaces.threat_models import ThreatModel
 from runs import correctly_classified
 from torch_models import converted, tensors
@@ -170,13 +166,12 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
 
 
 def _write(out: Path, table: str, name: str, gradients: int, found: dict[str, Any]) -> None:
-    page = json.loads(out.read_text()) if out.exists() else {"smallest": {}}
-    trace = origin.trace()
+    page = origin.kept(out, {"smallest": {}})
+    source = origin.source("adv-lib", "torch")
     commands = page.get("commands", [])
-    page |= trace | {"commands": commands + [trace["command"]] * (trace["command"] not in commands)}
-    page |= {"versions": versions() | {name: version(name) for name in ("adv-lib", "torch")}, "seed": 0}
+    page |= source | {"commands": commands + [source["command"]] * (source["command"] not in commands), "seed": 0}
     page["smallest"].setdefault(table, {}).setdefault(name, {})[str(gradients)] = found
-    write_atomically(out, (json.dumps(page, indent=1) + "\n").encode())
+    origin.keep(out, page)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ The results of an attack are written as soon as they are there, and are not meas
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -37,10 +36,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from origin import also, trace
+from origin import also, keep, kept, source
 from robust_jax import attacks, cli, losses
-from robust_jax.evaluation.measure import versions
-from robust_jax.files import write_atomically
 from robust_jax.spaces import threat_models
 from robust_jax.spaces.flow import flow
 from robust_jax.spaces.threat_models import ThreatModel
@@ -153,8 +150,8 @@ def radii_for(case: Case) -> list[float]:
     largest = radius = whole  # the smallest where PGD breaks about all: FAB may break few within the largest ball
     while (share := broken(radius).mean()) > 0:
         largest, radius = radius if share > 0.95 else largest, radius / 1.5
-    for radius in largest * np.geomspace(1, 0.05, 10):
-        sizes = np.minimum(sizes, np.where(broken(float(radius)), radius, np.inf))
+    for tried in map(float, largest * np.geomspace(1, 0.05, 10)):
+        sizes = np.minimum(sizes, np.where(broken(tried), tried, np.inf))
     return [float(f"{np.quantile(sizes, 1 - left):.3g}") for left in LEFT]
 
 
@@ -168,11 +165,11 @@ def broken_by(case: Case, entrant: Entrant, radii: list[float]) -> np.ndarray:
 def figures(broken: Mapping[str, np.ndarray], radii: list[float]) -> dict[str, Any]:
     """What is left of the best of all, and of each attack what it leaves, its optimality, and how many it breaks alone.
 
+    Where nothing is broken by any attack, none is behind another: 100%.
+
     Args:
       broken: ``[radii, images]`` of each attack.
       radii: increasing.
-
-    Where nothing is broken by any attack, none is behind another: 100%.
     """
 
     def area(rows: np.ndarray) -> float:
@@ -206,8 +203,7 @@ def unpacked(rows: list[str], count: int) -> np.ndarray:
 def main(options: flags.FlagValues, _: list[str]) -> None:
     """Measures what the file does not have yet."""
     path = Path(options.out)
-    found = json.loads(path.read_text()) if path.exists() else {"cases": {}}
-    origin = trace() | {"versions": versions()}  # now: the code may change later
+    found, origin = kept(path, {"cases": {}}), source()
     chosen = selected(ENTRANTS, options.attacks)
     balls = options.balls or BALLS
     selected(dict.fromkeys(BALLS), balls)
@@ -222,7 +218,7 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
             print(f"{name}/{ball} {attack}: {entry['attacks'][attack]} ({seconds} s)", flush=True)
             entry |= also(entry, origin)
             found["settings"] = {key: settings(entrant) for key, entrant in ENTRANTS.items()}
-            _write(path, found)
+            keep(path, found)
 
 
 def settings(entrant: Entrant) -> dict[str, Any]:
@@ -243,11 +239,6 @@ def _measured(
             start = time.perf_counter()
             rows = broken_by(case, entrant, entry["radii"])
             yield name, rows, round(time.perf_counter() - start, 1)
-
-
-def _write(path: Path, found: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(found, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

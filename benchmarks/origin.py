@@ -1,7 +1,9 @@
-"""Where numbers come from: the command, the code's revision, the hardware, the versions of packages."""
+"""Files of numbers, and where these come from: the command, the code's revision, the hardware, versions of packages."""
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
 import os
 import re
 import shlex
@@ -12,6 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from robust_jax import parallel
+from robust_jax.evaluation.measure import versions
+from robust_jax.files import write_atomically
+
+
+def kept(path: Path | None, empty: dict[str, Any]) -> dict[str, Any]:
+    """What a file of numbers holds; ``empty`` if there is none yet."""
+    found: dict[str, Any] = json.loads(path.read_text()) if path and path.exists() else empty
+    return found
+
+
+def keep(path: Path, found: Mapping[str, Any]) -> None:
+    """Writes a file of numbers, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(found, indent=1) + "\n").encode())
 
 
 def trace(module: str = "") -> dict[str, Any]:
@@ -22,6 +38,12 @@ def trace(module: str = "") -> dict[str, Any]:
         "hardware": f"{parallel.device_count()} × {parallel.device_kind()}, {os.cpu_count()} CPU cores",
         "revision": revision(),
     }
+
+
+def source(*packages: str, module: str = "") -> dict[str, Any]:
+    """`trace` with the versions of what computes, and of further packages. Taken at the start: the code may change."""
+    named = {name: importlib.metadata.version(name) for name in packages}
+    return trace(module) | {"versions": versions() | named}
 
 
 def also(found: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,10 +14,8 @@ that differs in its interface.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -29,11 +27,9 @@ import torch
 from absl import flags
 from pyautoattack import AutoAttack
 
-from origin import also, trace
+from origin import also, keep, kept, source
 from robust_jax import cli
 from robust_jax.attacks.auto import parts
-from robust_jax.evaluation.measure import versions
-from robust_jax.files import write_atomically
 from robust_jax.spaces.threat_models import ThreatModel
 from runs import correctly_classified, selected
 from torch_models import converted, tensors
@@ -55,7 +51,7 @@ Attack = Callable[[np.ndarray, np.ndarray, int], np.ndarray]  # images [B, H, W,
 def main(options: flags.FlagValues, _: list[str]) -> None:
     """Runs all, prints a line for each row, library, seed and attack."""
     chosen = selected(dict.fromkeys(NAMES), options.attacks)
-    out = Path(options.out) if options.out else None
+    out, origin = Path(options.out) if options.out else None, source("pyautoattack", "torch")
     for given in options.workdirs:
         workdir, *settings = given.split(":")
         ball = {"norm": "linf", "radius": "0.3"} | dict(setting.split("=") for setting in settings)
@@ -68,7 +64,7 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
         }
         logits_fn = jax.jit(lambda x, bound=bound: bound(x))
         row = f"{Path(workdir).name}, {ball['norm']} {ball['radius']}"
-        table = json.loads(out.read_text()) if out and out.exists() else {"parity": {}}
+        table = kept(out, {"parity": {}})
         found = table["parity"].setdefault(row, {})
         found |= {"images": len(images), "steps": options.steps, "queries": options.queries}
         for library, seed, name in product(options.libraries, options.seeds, chosen):
@@ -82,9 +78,9 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
                 seeds[seed] = _entry(stands(logits_fn, adversarial, images, labels, threat))
                 seeds[seed]["cpu seconds"] = round(seconds, 1)
                 _unite(found[library], seed, len(images))
-                found |= also(found, _source())
+                found |= also(found, origin)
                 if out:
-                    write_atomically(out, (json.dumps(table, indent=1) + "\n").encode())
+                    keep(out, table)
             print(f"{row} {library} seed {seed} {name}: {100 * seeds[seed]['robust accuracy']:.1f}", flush=True)
 
 
@@ -144,11 +140,6 @@ def _unite(found: dict[str, Any], seed: str, count: int) -> None:
         packed = [np.frombuffer(bytes.fromhex(found[name][seed]["withstand"]), np.uint8) for name in NAMES]
         robust = np.unpackbits(np.bitwise_and.reduce(packed), count=count)
         found.setdefault("union", {})[seed] = _entry(robust)
-
-
-def _source() -> dict[str, Any]:
-    packages = ("pyautoattack", "torch")
-    return trace() | {"versions": versions() | {name: version(name) for name in packages}}
 
 
 if __name__ == "__main__":

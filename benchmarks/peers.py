@@ -15,10 +15,7 @@ Needs torch, torchattacks and foolbox: pip install -e '.[bench]'.
 from __future__ import annotations
 
 import functools
-import json
-import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,12 +27,11 @@ import torch
 import torchattacks
 from absl import flags
 
-from origin import also, trace
+from origin import also, keep, kept, source
 from robust_jax import attacks, cli, models
-from robust_jax.evaluation.measure import versions
-from robust_jax.files import write_atomically
 from robust_jax.spaces.threat_models import ThreatModel
 from runs import correctly_classified, selected
+from timing import timed
 from torch_models import converted, tensors
 
 LIBRARIES = ["robust_jax", "foolbox JAX", "foolbox PyTorch", "torchattacks"]
@@ -148,9 +144,10 @@ def measure(run: Run, row: Row, logits_fn: Run, images: np.ndarray, labels: np.n
     """Robust accuracy, or median norm and success rate, in per cent; with the seconds."""
     parts = [slice(i, i + batch) for i in range(0, len(images), batch)]
     np.asarray(run(images[parts[0]], labels[parts[0]]))  # compiles
-    start = time.perf_counter()
-    adversarial = np.concatenate([np.asarray(run(images[part], labels[part])) for part in parts])
-    found = {"seconds": round(time.perf_counter() - start, 2)}
+    adversarial, seconds, _ = timed(
+        lambda: np.concatenate([np.asarray(run(images[part], labels[part])) for part in parts]), repeats=0
+    )
+    found: dict[str, Any] = {"seconds": round(seconds, 2)}
     delta = (adversarial - images).reshape(len(images), -1)
     size = np.linalg.norm(delta, {"linf": np.inf, "l2": 2, "l1": 1}[row.norm], axis=1)
     wrong = np.concatenate([np.asarray(logits_fn(adversarial[part])).argmax(-1) for part in parts]) != labels
@@ -171,7 +168,7 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
     logits_fn = jax.jit(lambda x: bound(x))
     network = converted(run.config.model.name, run.model, run.variables, run.dataset.image_shape).eval()
     gap = np.abs(np.asarray(logits_fn(images)) - network(tensors(images, labels)[0]).detach().numpy()).max()
-    table = json.loads(out.read_text()) if out and out.exists() else {"peers": {}}
+    table, origin = kept(out, {"peers": {}}), source("foolbox", "torchattacks", "torch")
     name = f"{Path(options.workdir).name}, linf {options.radius:g}, l2 {options.l2_radius:g}"
     found = table["peers"].setdefault(name, {"attacks": {}})
     found |= {
@@ -183,16 +180,10 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
         for library, attacked in runs(row, bound, network):
             if library in options.libraries and library not in cells:
                 cells[library] = measure(attacked, row, logits_fn, images, labels, options.batch)
-                found |= also(found, source())
+                found |= also(found, origin)
                 if out:
-                    write_atomically(out, (json.dumps(table, indent=1) + "\n").encode())
+                    keep(out, table)
             print(f"{name} {attack} {library}: {cells.get(library)}", flush=True)
-
-
-def source() -> dict[str, Any]:
-    """Where the figures come from, with the versions of the libraries."""
-    packages = ("foolbox", "torchattacks", "torch")
-    return trace() | {"versions": versions() | {name: version(name) for name in packages}}
 
 
 if __name__ == "__main__":

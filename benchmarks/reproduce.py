@@ -30,14 +30,13 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from origin import trace
+from origin import keep, kept, trace
 from result_tables import RESULTS, rendered
 from robust_jax import cli, models, parallel
 from robust_jax.attacks.define import Problem, cost_of
 from robust_jax.evaluation import evaluate, stored
 from robust_jax.evaluation.from_config import attack_from
 from robust_jax.extensions import choose
-from robust_jax.files import write_atomically
 from robust_jax.spaces.threat_models import ThreatModel
 from robust_jax.training import loop
 from robust_jax.training.run import prepare
@@ -201,21 +200,20 @@ def training(workdir: Path) -> dict[str, Any]:
 
 def _stored(path: Path, row: str, seed: int) -> dict[str, Any] | None:
     """The numbers that there are."""
-    rows = json.loads(path.read_text())["rows"] if path.exists() else {}
+    rows = kept(path, {"rows": {}})["rows"]
     found: dict[str, Any] | None = rows.get(row, {"seeds": {}})["seeds"].get(str(seed))
     return found
 
 
 def _keep(path: Path, table: Table, row: str, seed: int, numbers: dict[str, Any]) -> None:
     """Adds the numbers of a run to what the file holds now: another process may have written other rows."""
-    rows = json.loads(path.read_text())["rows"] if path.exists() else {}
+    rows = kept(path, {"rows": {}})["rows"]
     seeds = rows.get(row, {"seeds": {}})["seeds"] | {str(seed): numbers}
     rows[row] = {"label": table.rows[row].label, "seeds": dict(sorted(seeds.items(), key=lambda item: int(item[0])))}
     whole: dict[str, Any] = {"title": table.title, "pairs": table.pairs, "columns": list(table.attacks)}
     whole |= {"worst": table.worst, "universal": {name: ball._asdict() for name, ball in table.universal.items()}}
     whole["rows"] = {name: rows[name] for name in table.rows if name in rows}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(whole, indent=1) + "\n").encode())
+    keep(path, whole)
 
 
 def print_estimates(plan: Plan, rows: list[str], gflops: float) -> None:

@@ -49,6 +49,10 @@ def _source(measured: Mapping[str, Any], path: Path) -> str:
     return f"On {measured['hardware']}, revision {measured['revision']}; {path.name}, from `{measured['command']}`."
 
 
+def _versions(measured: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in measured["versions"].items())
+
+
 def _bounds(path: Path, measured: Mapping[str, Any]) -> str:
     """The bounds of landscapes.py: a row per radius and model."""
     shares = ("within the flow bound", "within the image bound")
@@ -115,8 +119,7 @@ def _peers(path: Path, measured: Mapping[str, Any]) -> str:
             ratio = f"{min(seconds) / cells['robust_jax']['seconds']:.1f}" if seconds else ""
             values = [_with_seconds(cells.get(library)) for library in libraries]
             lines.append(f"| {attack} | " + " | ".join(values) + f" | {ratio} |")
-        versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-        lines += ["", f"{versions}. {_source(found, path)}", ""]
+        lines += ["", f"{_versions(found)}. {_source(found, path)}", ""]
     return "\n".join(lines)
 
 
@@ -143,11 +146,9 @@ def _smallest(path: Path, measured: Mapping[str, Any]) -> str:
             name = f"`{attack}`" if not attack.startswith("peer ") else f"adversarial-library, `{attack[5:]}`"
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
         lines.append("")
-    versions = ", ".join(f"{name} {version}" for name, version in measured["versions"].items())
     commands = "; ".join(f"`{command}`" for command in measured["commands"])
-    note = (
-        f"Seed {measured['seed']}, {versions}; on {measured['hardware']}, revision {measured['revision']}; {path.name}"
-    )
+    note = f"Seed {measured['seed']}, {_versions(measured)}; on {measured['hardware']}, "
+    note += f"revision {measured['revision']}; {path.name}"
     return "\n".join([*lines, f"{note}, from {commands}."])
 
 

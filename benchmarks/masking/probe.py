@@ -20,10 +20,9 @@ from jax import Array
 
 from benchmarks.masking import honest, planted
 from benchmarks.masking.networks import FEW, KEY, THEIRS, Model
-from benchmarks.origin import also, trace
+from benchmarks.origin import also, keep, kept, source
 from robust_jax.evaluation import masking
 from robust_jax.evaluation.attack import Attack
-from robust_jax.evaluation.measure import versions
 from robust_jax.evaluation.robustness import robustness
 from robust_jax.evaluation.summary import summarise
 
@@ -62,9 +61,8 @@ def main() -> None:
     given = parser.parse_args()
     jax.config.update("jax_disable_most_optimizations", True)  # the time is compilation
     chosen, path = [name for name in given.only.split(",") if name], Path(given.out)
-    found = json.loads(path.read_text()) if given.out and path.exists() else {"planted": {}, "honest": {}}
-    found |= {"images": len(FEW)}
-    source = trace("benchmarks.masking.probe") | {"versions": versions()}
+    found = kept(path if given.out else None, {"planted": {}, "honest": {}}) | {"images": len(FEW)}
+    origin = source(module="benchmarks.masking.probe")
     for group, models in (("planted", planted.KINDS | planted.LATER), ("honest", honest.MODELS)):
         for name, case in models.items():
             if name in found[group] or (chosen and name not in chosen):
@@ -72,12 +70,11 @@ def main() -> None:
             images, labels = getattr(case, "images", FEW), getattr(case, "labels", THEIRS)
             further = not given.quick or getattr(case, "needs", "attacks") == "attacks"
             found[group][name] = looked_at(case.model(), images, labels, case.attacks, further)
-            found |= also(found, source)
+            found |= also(found, origin)
             jax.clear_caches()  # the programs of all models are more pieces of memory than Linux gives to a process
             print(group, name, json.dumps(found[group][name]), flush=True)
             if given.out:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(found, indent=1) + "\n")
+                keep(path, found)
 
 
 if __name__ == "__main__":
