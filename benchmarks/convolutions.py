@@ -1,4 +1,4 @@
-"""Times the models' convolution against `jax.lax`'s: `python benchmarks/convolutions.py [MODEL]`.
+"""Times the models' convolution against `jax.lax`'s: `python benchmarks/convolutions.py [--models=small_cnn]`.
 
 For each of four ways in which training or an attack uses a network, the median of three repeats: a plain training
 step, an FGR-like step (double backprop), and PGD and gradient-norm ascent in a loop.
@@ -6,16 +6,23 @@ step, an FGR-like step (double backprop), and PGD and gradient-norm ascent in a 
 
 from __future__ import annotations
 
-import sys
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from absl import flags
 from jax import lax
 
-from robust_jax import models
+from measurements import report
+from origin import source
+from robust_jax import cli, models
 from robust_jax.models import cpu_convolution
+from runs import selected
 from timing import timed
+
+flags.DEFINE_list("models", None, "Some of the networks; all unless given.")
+flags.DEFINE_string("out", "", "A JSON file for the numbers.")
 
 CASES = {"small_cnn": (128, 28, 28, 1), "vgg11": (8, 32, 32, 3)}
 FORMS = {"lax": lax.conv_general_dilated, "ours": cpu_convolution.conv_general_dilated}
@@ -48,23 +55,26 @@ def uses(model, images, labels):
     }
 
 
-def main(names):
+def main(options: flags.FlagValues, _: list[str]) -> None:
     """Prints one row per model and use."""
-    print(f"{'model':<10} {'use':<21} {'lax':>9} {'ours':>9}  lax / ours")
-    for name in names:
-        images = jax.random.uniform(jax.random.key(0), CASES[name])
+    origin, rows = source(), []
+    for name, shape in selected(CASES, options.models).items():
+        images = jax.random.uniform(jax.random.key(0), shape)
         labels = jnp.arange(len(images)) % 10
-        times = {}
+        seconds: dict[str, dict[str, float]] = {}
         for form, conv in FORMS.items():
             model = models.create(name, num_classes=10, conv_general_dilated=conv)
             variables = model.init(jax.random.key(1), images[:1])
             for use, function in uses(model, images, labels).items():
                 run = partial(jax.jit(function), variables, images)
-                times[form, use] = timed(lambda run=run: jax.block_until_ready(run()), repeats=3).median
-        for use in uses(model, images, labels):
-            slow, fast = times["lax", use], times["ours", use]
-            print(f"{name:<10} {use:<21} {slow:>8.3f}s {fast:>8.3f}s  {slow / fast:.1f}", flush=True)
+                took = timed(lambda run=run: jax.block_until_ready(run()), repeats=3).median
+                seconds.setdefault(use, {})[form] = took
+        for use, found in seconds.items():
+            row: dict[str, Any] = {"network": f"{name}, {len(images)} images", "use": use}
+            rows.append(row | {f"{form}, ms": 1e3 * took for form, took in found.items()})
+            rows[-1]["lax / ours"] = found["lax"] / found["ours"]
+    report({"Convolutions": rows}, options.out, origin)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or list(CASES))
+    cli.run(main)

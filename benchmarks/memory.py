@@ -14,12 +14,15 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
+from measurements import report
+from origin import source
 from robust_jax import cli, losses, models
 from robust_jax.penalties import gradient_norms
 from timing import flops
 
 flags.DEFINE_list("models", ["wrn_28_10", "preact_resnet18"], "Residual networks of robust_jax.models.")
 flags.DEFINE_integer("batch", 128, "Images per step.")
+flags.DEFINE_string("out", "", "A JSON file for the numbers.")
 
 
 def losses_of(name: str, size: int, remat: bool) -> tuple[dict[str, Callable[[Any, Any], jax.Array]], Any]:
@@ -47,16 +50,17 @@ def kept(loss: Callable[[Any, Any], jax.Array], shapes: Any) -> float:
 
 def main(options: flags.FlagValues, _: list[str]) -> None:
     """Prints the table."""
-    columns = ("step", "GiB kept", "with remat", "arithmetic, in forward passes", "with remat")
-    print(f"| {' | '.join(columns)} |\n" + "|---" * len(columns) + "|", flush=True)
+    origin, rows = source(), []
     for name in options.models:
         (functions, shapes), (again, _) = (losses_of(name, options.batch, remat) for remat in (False, True))
         forward = flops(functions["plain"], *shapes)
-        for step in functions:
-            pair = functions[step], again[step]
-            memory = [f"{kept(f, shapes):.2f}" for f in pair]
-            work = [f"{flops(jax.grad(f), *shapes) / forward:.1f}" for f in pair]
-            print(f"| {name} {step} | {' | '.join(memory + work)} |", flush=True)
+        for step, function in functions.items():
+            row: dict[str, Any] = {"step": f"{name} {step}"}
+            for mode, f in (("", function), (", remat", again[step])):
+                row |= {f"GiB stored{mode}": kept(f, shapes)}
+                row |= {f"arithmetic, in forward passes{mode}": flops(jax.grad(f), *shapes) / forward}
+            rows.append(row)
+    report({f"Batches of {options.batch}": rows}, options.out, origin)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from origin import also, keep, kept, source
+from origin import also, keep, kept, packed, source, unpacked
 from robust_jax import attacks, cli, losses
 from robust_jax.spaces import threat_models
 from robust_jax.spaces.flow import flow
@@ -189,17 +189,6 @@ def figures(broken: Mapping[str, np.ndarray], radii: list[float]) -> dict[str, A
     return {"best": [round(100 * (1 - float(row.mean())), 1) for row in best], "attacks": each}
 
 
-def packed(broken: np.ndarray) -> list[str]:
-    """Each radius' row as hexadecimal digits, the first image in the highest bit."""
-    return [np.packbits(row).tobytes().hex() for row in broken]
-
-
-def unpacked(rows: list[str], count: int) -> np.ndarray:
-    """The inverse of `packed`."""
-    bits = [np.unpackbits(np.frombuffer(bytes.fromhex(row), np.uint8), count=count) for row in rows]
-    return np.stack(bits).astype(bool)
-
-
 def main(options: flags.FlagValues, _: list[str]) -> None:
     """Measures what the file does not have yet."""
     path = Path(options.out)
@@ -212,8 +201,8 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
         case = Case(model, images, labels, ball, jax.random.key(options.seed))
         entry = found["cases"].setdefault(f"{name}/{ball}", {})
         for attack, rows, seconds in _measured(case, entry, chosen, options.again):
-            entry["broken"][attack], entry["seconds"][attack] = packed(rows), seconds
-            known = {key: unpacked(bits, len(images)) for key, bits in entry["broken"].items()}
+            entry["broken"][attack], entry["seconds"][attack] = [packed(row) for row in rows], seconds
+            known = {k: np.stack([unpacked(row, len(images)) for row in b]) for k, b in entry["broken"].items()}
             entry |= figures(known, entry["radii"]) | {"seed": options.seed, "dataset": run.config.data.name}
             print(f"{name}/{ball} {attack}: {entry['attacks'][attack]} ({seconds} s)", flush=True)
             entry |= also(entry, origin)

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from robust_jax import parallel
 from robust_jax.evaluation.measure import versions
 from robust_jax.files import write_atomically
@@ -28,6 +30,16 @@ def keep(path: Path, found: Mapping[str, Any]) -> None:
     """Writes a file of numbers, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps(found, indent=1) + "\n").encode())
+
+
+def packed(bits: np.ndarray) -> str:
+    """A bit for each image as hexadecimal digits, the first image in the highest bit."""
+    return np.packbits(bits).tobytes().hex()
+
+
+def unpacked(digits: str, count: int) -> np.ndarray:
+    """The inverse of `packed`: ``[count]``, bool."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(digits), np.uint8), count=count).astype(bool)
 
 
 def trace(module: str = "") -> dict[str, Any]:

@@ -4,8 +4,8 @@
    compilation.
 2. Training a small network on the digits: steps per second as `train.py` runs them, many per dispatch; of a loop that
    dispatches each step and reads nothing; of one that reads each loss; and of one as it is usually written, which also
-   splits a key and puts the batch on the device before each step. In brackets: how much faster `train.py` is.
-3. Batches per second of the data pipeline alone; in brackets, the ratio to the steps per second of `train.py`.
+   splits a key and puts the batch on the device before each step, and how many times as fast `train.py` is; batches
+   per second of the data pipeline alone.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from absl import flags
 
+from measurements import report
+from origin import source
 from robust_jax import attacks, cli, data, models, parallel
 from robust_jax.config import build
 from robust_jax.spaces.threat_models import ThreatModel
@@ -31,7 +34,7 @@ flags.DEFINE_integer("small_batch", 32, "Batch size of the small networks.")
 SMALL = {"mlp": {"hidden": (64,)}, "digits_cnn": {}}
 
 
-def attack(name: str, size: int, repeats: int) -> str:
+def attack(name: str, size: int, repeats: int) -> dict[str, Any]:
     """A row of the first table."""
     model, variables = built(name, "float32")
     bound = models.bind(model, variables)
@@ -56,7 +59,10 @@ def attack(name: str, size: int, repeats: int) -> str:
     # Alternating, because a machine's speed drifts.
     pairs = [(timed(at_once, 0).median, timed(one_by_one, 0).median) for _ in range(repeats + 1)]
     together, apart = map(statistics.median, zip(*pairs[1:], strict=True))
-    return f"| {name} | {1e3 * together:.0f} | {1e3 * apart:.0f} | {together / apart:.2f} | {compiling:.1f} |"
+    return {
+        "PGD-20": name, "one program, ms": 1e3 * together, "20 calls, ms": 1e3 * apart, "ratio": together / apart,
+        "compile s": compiling,
+    }  # fmt: skip
 
 
 def steps_per_second(run: Callable[[int], None], together: int, repeats: int) -> float:
@@ -66,7 +72,7 @@ def steps_per_second(run: Callable[[int], None], together: int, repeats: int) ->
     return count / timed(lambda: run(count), repeats).median
 
 
-def training(name: str, size: int, repeats: int) -> str:
+def training(name: str, size: int, repeats: int) -> dict[str, Any]:
     """A row of the second table."""
     dataset = data.load("digits")
     model = models.create(name, num_classes=10, **SMALL[name])
@@ -104,22 +110,24 @@ def training(name: str, size: int, repeats: int) -> str:
             next(blocks)
 
     fast, *slow, fed = (steps_per_second(f, together, repeats) for f in (looped, dispatched, read, written, pipeline))
-    cells = [f"{fast:.0f}", *(f"{rate:.0f} ({fast / rate:.1f})" for rate in slow), f"{fed:.0f} ({fed / fast:.1f})"]
-    return f"| {name} | {' | '.join(cells)} |"
+    row: dict[str, Any] = {"training": name, "steps/s": fast}
+    for loop_of, rate in zip(("each dispatched", "and read", "as usually written"), slow, strict=True):
+        row |= {loop_of: rate, f"train.py to {loop_of}": fast / rate}
+    return row | {"batches/s of the pipeline": fed}
 
 
 def main(options: flags.FlagValues, _: list[str]) -> None:
     """Prints two tables."""
-    print(f"jax {jax.__version__}, {parallel.device_count()} × {parallel.device_kind()}", flush=True)
-    print("\n| PGD-20 | one program, ms | 20 calls, ms | ratio | compile s |\n" + "|---" * 5 + "|", flush=True)
-    for name in ("small_cnn", "vgg11"):
-        print(attack(name, options.attacked, options.repeats), flush=True)
-    print(
-        "\n| training | steps/s | each dispatched | and read | as usually written | batches/s |\n" + "|---" * 6 + "|",
-        flush=True,
-    )
-    for name in SMALL:
-        print(training(name, options.small_batch, options.repeats), flush=True)
+    origin = source()
+    tables = {
+        f"PGD of 20 steps, {options.attacked} images": [
+            attack(name, options.attacked, options.repeats) for name in ("small_cnn", "vgg11")
+        ],
+        f"Training, batches of {options.small_batch}": [
+            training(name, options.small_batch, options.repeats) for name in SMALL
+        ],
+    }
+    report(tables, options.out, origin)
 
 
 if __name__ == "__main__":

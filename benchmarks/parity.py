@@ -27,7 +27,7 @@ import torch
 from absl import flags
 from pyautoattack import AutoAttack
 
-from origin import also, keep, kept, source
+from origin import also, keep, kept, packed, source, unpacked
 from robust_jax import cli
 from robust_jax.attacks.auto import parts
 from robust_jax.spaces.threat_models import ThreatModel
@@ -131,14 +131,13 @@ def stands(logits_fn: Any, adversarial: np.ndarray, images: np.ndarray, labels: 
 
 
 def _entry(robust: np.ndarray) -> dict[str, Any]:
-    return {"robust accuracy": round(float(robust.mean()), 4), "withstand": np.packbits(robust).tobytes().hex()}
+    return {"robust accuracy": round(float(robust.mean()), 4), "withstand": packed(robust)}
 
 
 def _unite(found: dict[str, Any], seed: str, count: int) -> None:
     """Enters what no attack breaks, once all have been run."""
     if all(seed in found.get(name, {}) for name in NAMES):
-        packed = [np.frombuffer(bytes.fromhex(found[name][seed]["withstand"]), np.uint8) for name in NAMES]
-        robust = np.unpackbits(np.bitwise_and.reduce(packed), count=count)
+        robust = np.all([unpacked(found[name][seed]["withstand"], count) for name in NAMES], 0)
         found.setdefault("union", {})[seed] = _entry(robust)
 
 

@@ -1,4 +1,4 @@
-"""What a lower precision does to a trained network's numbers: `python benchmarks/precision.py --workdir=runs/fgr`.
+"""What a lower precision does to trained networks' numbers: `python benchmarks/precision.py --workdirs=runs/fgr`.
 
 Errors of bfloat16 computations relative to float32: the largest error of a logit over the largest logit; the flow
 penalty ‖∂ loss / ∂ flow‖² (of its mean over images, and the median over images of each one's); the gradients of the
@@ -16,12 +16,15 @@ import jax.numpy as jnp
 import optax
 from absl import flags
 
+from measurements import report
+from origin import source
 from robust_jax import cli, data, losses
 from robust_jax.penalties import gradient_norms
 from robust_jax.workdir import runs
 
-flags.DEFINE_string("workdir", None, "A finished run.", required=True)
+flags.DEFINE_list("workdirs", None, "Finished runs.", required=True)
 flags.DEFINE_integer("images", 256, "Training images.")
+flags.DEFINE_string("out", "", "A JSON file for the numbers.")
 
 
 def found(model: Any, variables: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, "..."]:
@@ -39,10 +42,10 @@ def found(model: Any, variables: Any, images: jax.Array, labels: jax.Array) -> t
     return model.apply(variables, images), penalties(params), of_loss, of_penalty
 
 
-def main(options: flags.FlagValues, _: list[str]) -> None:
-    """Prints the errors."""
-    _, model, variables, dataset, _ = runs.load(Path(options.workdir))
-    images, labels = data.first_examples(dataset.train, options.images)
+def errors(workdir: Path, count: int) -> dict[str, Any]:
+    """The relative errors of one network, in per cent."""
+    _, model, variables, dataset, _ = runs.load(workdir)
+    images, labels = data.first_examples(dataset.train, count)
     full, half = (
         jax.jit(found, static_argnums=0)(model.clone(dtype=jnp.dtype(dtype)), variables, images, labels)
         for dtype in ("float32", "bfloat16")
@@ -51,17 +54,21 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
     def of_gradient(a: Any, b: Any) -> float:
         return float(optax.tree.norm(optax.tree.sub(a, b)) / optax.tree.norm(a))
 
-    single = jnp.abs(half[1] - full[1]) / jnp.where(full[1] > 0, full[1], 1)
-    print("| logits | penalty, mean | penalty, an image's | gradient of the loss | gradient of the penalty |")
-    print("|---" * 5 + "|")
-    errors = (
-        float(jnp.abs(half[0] - full[0]).max() / jnp.abs(full[0]).max()),
-        abs(float(half[1].mean() / full[1].mean()) - 1),
-        float(jnp.median(single)),
-        of_gradient(full[2], half[2]),
-        of_gradient(full[3], half[3]),
-    )
-    print("| " + " | ".join(f"{100 * error:.1f}%" for error in errors) + " |")
+    relative = {
+        "logits": float(jnp.abs(half[0] - full[0]).max() / jnp.abs(full[0]).max()),
+        "penalty, mean": abs(float(half[1].mean() / full[1].mean()) - 1),
+        "penalty, per image": float(jnp.median(jnp.abs(half[1] - full[1]) / jnp.where(full[1] > 0, full[1], 1))),
+        "gradient of the loss": of_gradient(full[2], half[2]),
+        "gradient of the penalty": of_gradient(full[3], half[3]),
+    }
+    return {"network": workdir.name} | {f"{name}, %": 100 * error for name, error in relative.items()}
+
+
+def main(options: flags.FlagValues, _: list[str]) -> None:
+    """Prints the errors, a row per network."""
+    origin = source()
+    rows = [errors(Path(workdir), options.images) for workdir in options.workdirs]
+    report({f"bfloat16 against float32, {options.images} training images": rows}, options.out, origin)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from origin import keep, kept, trace
+from origin import keep, kept, packed, trace
 from result_tables import RESULTS, rendered
 from robust_jax import cli, models, parallel
 from robust_jax.attacks.define import Problem, cost_of
@@ -62,6 +62,7 @@ flags.DEFINE_float("gflops", 10000.0, "The rate that --estimate assumes.", lower
 def main(options: flags.FlagValues, overrides: list[str]) -> None:
     """Trains, measures, writes."""
     choose("table", options.table, TABLES)
+    choose("size", options.size, TABLES[options.table])
     table, trial = TABLES[options.table][options.size], options.fraction < 1 or bool(overrides)
     for row in options.rows or ():
         choose("row", row, table.rows)
@@ -73,25 +74,31 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
     folder = Path(options.workdir).expanduser() / (name + (f"_{options.fraction:g}" if trial else ""))
     path = (folder if trial else Path(options.out).expanduser()) / f"{name}.json"
     plan = Plan(table, folder, keys, options.fraction)
-    runs_of_it = list(product(options.rows or table.rows, table.seeds))
-    for row, seed in runs_of_it:
+    rows = options.rows or list(table.rows)
+    for row, seed in product(rows, table.seeds):
         plan.config(row, seed)  # a mistake in a row is told now, not after hours
     if options.estimate:
-        print_estimates(plan, options.rows or list(table.rows), options.gflops)
+        print_estimates(plan, rows, options.gflops)
         return
-    for row, seed in runs_of_it:
-        if not options.train_only and plan.has(_stored(path, row, seed), row, seed):
-            continue
-        try:
-            config, chosen = plan.chosen(row, seed)
-            workdir = plan.trained(row, config)
-        except loop.NonFiniteLossError as error:
-            print(f"{row}, seed {seed}, is left out: {error}", file=sys.stderr, flush=True)
-            continue
-        if not options.train_only:
-            _keep(path, table, row, seed, {"choice": chosen} | measure(table, config, workdir))
+    for row in rows:
+        jax.clear_caches()  # no other row uses its programs, and a process can map only a limited number
+        for seed in table.seeds:
+            if options.train_only or not plan.has(_stored(path, row, seed), row, seed):
+                run(plan, row, seed, None if options.train_only else path)
     if path.exists():
         print(rendered(path))
+
+
+def run(plan: Plan, row: str, seed: int, path: Path | None) -> None:
+    """Trains a row with a seed, and measures it if there is a file for the numbers; a run that diverges is told."""
+    try:
+        config, chosen = plan.chosen(row, seed)
+        workdir = plan.trained(row, config)
+    except loop.NonFiniteLossError as error:
+        print(f"{row}, seed {seed}, is left out: {error}", file=sys.stderr, flush=True)
+        return
+    if path:
+        _keep(path, plan.table, row, seed, {"choice": chosen} | measure(plan.table, config, workdir))
 
 
 class Plan(NamedTuple):
@@ -175,7 +182,9 @@ def measure(table: Table, config: ConfigDict, workdir: Path) -> dict[str, Any]:
     place = dict(data_dir=config.data.data_dir or None, trust=("tables",))
     report = evaluate(workdir, config.attacks, **config.evaluation.to_dict(), **place)[str(workdir)]
     per_example = np.load(stored.folder_of(workdir, report["name"]) / stored.EXAMPLES)
-    broken = {name: np.flatnonzero(per_example[f"{name}/broken"]).tolist() for name in report["attacks"]}
+    broken = {name: packed(per_example[f"{name}/broken"]) for name in report["attacks"]}
+    for accuracies in (report["clean"], *report["attacks"].values(), report.get("worst_case", {})):
+        accuracies.pop("per_class", None)  # which the workdir keeps
     universal = {}
     for name, ball in table.universal.items():
         threat = ThreatModel(ball.perturbation, "linf", ball.radius)

@@ -1,7 +1,7 @@
-"""Tables from the numbers of reproduce.py: `python benchmarks/result_tables.py [docs/results/TABLE_SIZE.json ...]`.
+"""Tables from the numbers of docs/results: `python benchmarks/result_tables.py [docs/results/NAME.json ...]`.
 
-Without files it puts all tables into `PAGES`, each between the comments `<!-- TABLE_SIZE.json -->` and
-`<!-- end of TABLE_SIZE.json -->`.
+Without files it puts all tables into `PAGES`, each between the comments `<!-- NAME.json -->` and
+`<!-- end of NAME.json -->`; `<!-- NAME.json rows=ROW,ROW -->` takes some rows of a table of reproduce.py.
 """
 
 from __future__ import annotations
@@ -14,28 +14,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
-from robust_jax.evaluation.statistics import wilson_interval
+import accuracy_tables
+from measurements import markdown
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
-PAGES = tuple(RESULTS.parent / name for name in ("results.md", "attacks.md"))
+PAGES = tuple(RESULTS.parent / name for name in ("results.md", "methods.md", "attacks.md", "speed.md"))
 
 
 def filled(page: str) -> str:
     """The page with the tables of the files that it names."""
 
     def table(match: re.Match[str]) -> str:
-        return f"{match[1]}\n{rendered(RESULTS / match[2]).rstrip()}\n\n{match[3]}"
+        return f"{match[1]}\n{rendered(RESULTS / match[2], match[3]).rstrip()}\n\n{match[4]}"
 
-    return re.sub(r"(<!-- (\w+\.json) -->\n).*?(<!-- end of \2 -->)", table, page, flags=re.DOTALL)
+    return re.sub(r"(<!-- (\w+\.json)(?: rows=(\S+))? -->\n).*?(<!-- end of \2 -->)", table, page, flags=re.DOTALL)
 
 
-def rendered(path: Path) -> str:
+def rendered(path: Path, rows: str | None = None) -> str:
     """The table of one file as Markdown, and below it what the numbers are and where they come from."""
     measured = json.loads(path.read_text())
+    if rows:
+        return accuracy_tables.excerpt(path, measured, rows.split(","))
     kinds = {
-        "rows": _accuracies,
+        "rows": accuracy_tables.whole,
+        "tables": _measurements,
         "radii": _bounds,
         "evaluations": _evaluations,
         "parity": _parity,
@@ -51,6 +54,12 @@ def _source(measured: Mapping[str, Any], path: Path) -> str:
 
 def _versions(measured: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in measured["versions"].items())
+
+
+def _measurements(path: Path, measured: Mapping[str, Any]) -> str:
+    """The tables of one program that times or counts."""
+    lines = [line for rows in measured["tables"].values() for line in (*markdown(rows), "")]
+    return "\n".join([*lines, f"{_versions(measured)}. {_source(measured, path)}"])
 
 
 def _bounds(path: Path, measured: Mapping[str, Any]) -> str:
@@ -79,10 +88,12 @@ def _evaluations(path: Path, measured: Mapping[str, Any]) -> str:
     heads = ["run", "clean", *(f"`{column}`" for column in columns)]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name, report in reports.items():
-        cells = [_cell([one]) for one in (report["clean"], *(report["attacks"][column] for column in columns))]
+        cells = [
+            accuracy_tables.cell([one]) for one in (report["clean"], *(report["attacks"][column] for column in columns))
+        ]
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
     report = next(iter(reports.values()))
-    attacks = [f"- `{column}`: {_attack(report['attacks'][column])}" for column in columns]
+    attacks = [f"- `{column}`: {accuracy_tables.attack(report['attacks'][column])}" for column in columns]
     note = f"Accuracy in per cent on the first {report['clean']['n']} test images. {_source(measured, path)}"
     return "\n".join([*lines, "", note, "", *attacks])
 
@@ -91,18 +102,20 @@ def _parity(path: Path, measured: Mapping[str, Any]) -> str:
     """AutoAttack by parity.py, a line per network and ball: robust accuracies, then seconds, of the authors / ours."""
     rows = measured["parity"]
     names = ("apgd-ce", "apgd-t", "fab-t", "square")
-    accuracies = _pairs(rows, (*names, "union"), lambda seeds: _rate([seed["robust accuracy"] for seed in seeds]))
+    accuracies = _pairs(
+        rows, (*names, "union"), lambda seeds: accuracy_tables.rate([seed["robust accuracy"] for seed in seeds])
+    )
     seconds = _pairs(rows, names, lambda seeds: f"{np.mean([seed['cpu seconds'] for seed in seeds]):.0f}")
     sources = sorted({_source(found, path) for found in rows.values()})
     return "\n".join(["Robust accuracy in per cent:", "", *accuracies, "", "CPU seconds:", "", *seconds, "", *sources])
 
 
 def _pairs(
-    rows: Mapping[str, Any], names: Sequence[str], cell: Callable[[Collection[Mapping[str, float]]], str]
+    rows: Mapping[str, Any], names: Sequence[str], shown: Callable[[Collection[Mapping[str, float]]], str]
 ) -> list[str]:
     lines = ["| network, ball | images | " + " | ".join(names) + " |", "|---" * (2 + len(names)) + "|"]
     for row, found in rows.items():
-        both = [[cell(found[library][name].values()) for library in ("authors", "robust_jax")] for name in names]
+        both = [[shown(found[library][name].values()) for library in ("authors", "robust_jax")] for name in names]
         lines.append(f"| {row} | {found['images']} | " + " | ".join(" / ".join(pair) for pair in both) + " |")
     return lines
 
@@ -158,136 +171,6 @@ def _median(found: Mapping[str, Any] | None) -> str:
         return ""
     median = "-" if found["median norm"] is None else f"{found['median norm']:.4g}"
     return median if found["success"] == 100 else f"{median} ({found['success']:.0f}%)"
-
-
-def _accuracies(path: Path, measured: Mapping[str, Any]) -> str:
-    """A table of reproduce.py: accuracies in per cent, a row per way of training."""
-    columns, worst = measured["columns"], measured["worst"]
-    universal = [f"{name}, {which}" for name in measured["universal"] for which in ("targeted ↓", "untargeted")]
-    heads = ["training", "clean", *(f"`{column}`" for column in columns), *worst, *universal, "minutes"]
-    lines = [f"**{measured['title']}**", "", "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for row in measured["rows"].values():
-        seeds = list(row["seeds"].values())
-        cells = [_cell([seed["evaluation"]["clean"] for seed in seeds])]
-        cells += [_cell([seed["evaluation"]["attacks"][column] for seed in seeds]) for column in columns]
-        cells += [_cell([_worst(seed, several) for seed in seeds]) for several in worst.values()]
-        cells += [
-            _rate([seed["universal"][name][which] for seed in seeds])
-            for name in measured["universal"]
-            for which in ("targeted universal success", "untargeted universal")
-        ]
-        minutes = np.mean([seed["training"]["seconds"] for seed in seeds]) / 60
-        lines.append(f"| {row['label']} | " + " | ".join(cells) + f" | {minutes:.3g} |")
-    return "\n".join([*lines, "", *_notes(path, measured)])
-
-
-def _worst(seed: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
-    """The accuracy under all of these attacks, per image the worst."""
-    n = seed["evaluation"]["clean"]["n"]
-    robust = n - len(set().union(*(seed["broken"][column] for column in columns)))
-    return {"accuracy": robust / n, "interval": wilson_interval(robust, n)}
-
-
-def _rate(rates: list[float]) -> str:
-    """A percentage; of several seeds mean and standard deviation."""
-    spread = f" ± {100 * np.std(rates, ddof=1):.1f}" if len(rates) > 1 else ""
-    return f"{100 * np.mean(rates):.1f}{spread}"
-
-
-def _cell(measured: list[Mapping[str, Any]]) -> str:
-    """One seed: the accuracy with its interval; several: mean and standard deviation over them."""
-    accuracies = [100 * m["accuracy"] for m in measured]
-    if len(measured) > 1:
-        return f"{np.mean(accuracies):.1f} ± {np.std(accuracies, ddof=1):.1f}"
-    low, high = (100 * end for end in measured[0]["interval"])
-    return f"{accuracies[0]:.1f} [{low:.1f}, {high:.1f}]"
-
-
-def _notes(path: Path, measured: Mapping[str, Any]) -> list[str]:
-    """What the numbers are: images, seeds, attacks, paired tests, warnings, and where they come from."""
-    rows = measured["rows"]
-    runs = [run for row in rows.values() for run in row["seeds"].values()]
-    report = runs[0]["evaluation"]
-
-    def each(values: Any) -> str:
-        return ", ".join(sorted({str(value) for value in values}))
-
-    images, seeds = (
-        each(run["evaluation"]["clean"]["n"] for run in runs),
-        each(s for r in rows.values() for s in r["seeds"]),
-    )
-    by = each(run["settings"]["select_by"] for run in runs)
-    selected = "clean" if by == "clean" else f"attacked (`{by}`)"
-    notes = [
-        f"Accuracy in per cent on the first {images} test images, seeds {seeds}: with 95% Wilson intervals, or mean ± "
-        f"standard deviation over the seeds. The checkpoint is the best on {selected} validation images. *Minutes* are "
-        f"of training. "
-        f"Measured on {each(run['hardware'] for run in runs)}, "
-        f"jax {each(run['evaluation']['versions']['jax'] for run in runs)}, "
-        f"revision {each(run['revision'] for run in runs)}. All numbers, with configs and commands: {path.name}.",
-        "",
-        *(f"- `{column}`: {_attack(report['attacks'][column])}" for column in measured["columns"]),
-        *(f"- {name}: per image the worst of {', '.join(f'`{c}`' for c in several)}"
-          for name, several in measured["worst"].items()),
-        *(f"- {name}: {_universal(ball)}" for name, ball in measured["universal"].items()),
-        "",
-        *_choices(rows),
-    ]  # fmt: skip
-    if compared := [line for pair in measured["pairs"] for line in _compared(measured, *pair)]:
-        notes += ["Images that only one of two rows classifies correctly, the first (+) or the second (−), with p of "
-                  "the exact McNemar test, not corrected for the number of tests:", "", *compared, ""]  # fmt: skip
-    warned = {f"- {row['label']}, seed {s}: {w}" for row in rows.values() for s, run in row["seeds"].items()
-              for w in run["evaluation"]["warnings"]}  # fmt: skip
-    return notes + (["Warnings:", "", *sorted(warned), ""] if warned else [])
-
-
-def _attack(attack: Mapping[str, Any]) -> str:
-    threat, settings = attack["threat"], dict(attack["settings"])
-    name = settings.pop("attack")
-    options = ", ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in settings.items())
-    ball = f"{threat['perturbation']}, {threat['norm']}, radius {threat['radius']} {threat.get('unit', '')}".rstrip()
-    return f"{name} ({options}); {ball}"
-
-
-def _universal(ball: Mapping[str, Any]) -> str:
-    return (
-        f"one δ for all images, {ball['perturbation']} linf {ball['radius']}, made from {ball['examples']} training "
-        f"images: the images of other classes that it turns into its target, averaged over all targets, and the "
-        f"accuracy under an untargeted one, on at most 1,000 test images"
-    )
-
-
-def _choices(rows: Mapping[str, Any]) -> list[str]:
-    """How weights were chosen."""
-    lines = []
-    for row in rows.values():
-        if choice := next(iter(row["seeds"].values())).get("choice"):
-            tried = ", ".join(f"{100 * accuracy:.1f} at {value}" for value, accuracy in choice["tried"].items())
-            lines.append(f"- {row['label']}: {choice['chosen']:g} ({tried}; needed {100 * choice['least']:.1f})")
-    head = "Weights: the largest of those tried whose clean accuracy on validation images is as needed, or the last:"
-    return [head, "", *lines, ""] if lines else []
-
-
-def _compared(measured: Mapping[str, Any], name: str, baseline: str) -> list[str]:
-    """A line per seed of two rows, on the images that both were attacked on."""
-    rows, lines = measured["rows"], []
-    if not {name, baseline} <= rows.keys():
-        return []
-    row, other = rows[name], rows[baseline]
-    single = {column: [column] for column in measured["columns"]}
-    for seed in sorted(row["seeds"].keys() & other["seeds"].keys(), key=int):
-        cells = [
-            _mcnemar(column, *(set().union(*(r["seeds"][seed]["broken"][c] for c in several)) for r in (row, other)))
-            for column, several in (single | measured["worst"]).items()
-        ]
-        lines.append(f"- {row['label']} against {other['label']}, seed {seed}: " + ", ".join(cells))
-    return lines
-
-
-def _mcnemar(column: str, ours: set[int], theirs: set[int]) -> str:
-    plus, minus = len(theirs - ours), len(ours - theirs)
-    p = binomtest(plus, plus + minus).pvalue if plus + minus else 1.0
-    return f"`{column}` +{plus} −{minus} (p {'< 1e-4' if p < 1e-4 else f'= {p:.2g}'})"
 
 
 if __name__ == "__main__":

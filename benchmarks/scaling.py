@@ -12,16 +12,19 @@ equivalents of the step (3 plain, 6 FGR) at the rate that the flag gives: measur
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import flags
 
+from measurements import report
+from origin import source
 from robust_jax import cli
 
 flags.DEFINE_float("rate", 2e14, "FLOP/s that a device achieves in a step.")
 flags.DEFINE_float("bandwidth", 5e10, "Bytes/s that a device sends over its slowest link: a 400 Gbit/s port.")
 flags.DEFINE_float("latency", 5e-6, "Seconds of one message.")
 flags.DEFINE_integer("batch", 128, "Images per device.")
+flags.DEFINE_string("out", "", "A JSON file for the numbers.")
 
 
 class Network(NamedTuple):
@@ -46,16 +49,18 @@ def reduction_seconds(parameters: float, devices: int, bandwidth: float, latency
 
 def main(options: flags.FlagValues, _: list[str]) -> None:
     """Prints the table."""
-    columns = [f"{n} devices: ms reducing, efficiency" for n in DEVICES]
-    print(f"| network | step | compute, ms | MB reduced | {' | '.join(columns)} |\n" + "|---" * 7 + "|")
+    rows = []
     for name, network in NETWORKS.items():
         for step, forwards in STEPS.items():
             compute = forwards * network.flops * options.batch / options.rate
-            cells = []
+            row: dict[str, Any] = {"network": name, "step": step, "compute, ms": 1e3 * compute}
+            row["MB reduced"] = 4e-6 * network.parameters
             for devices in DEVICES:
                 reducing = reduction_seconds(network.parameters, devices, options.bandwidth, options.latency)
-                cells.append(f"{1e3 * reducing:.2f}, {compute / (compute + reducing):.0%}")
-            print(f"| {name} | {step} | {1e3 * compute:.2f} | {4e-6 * network.parameters:.0f} | {' | '.join(cells)} |")
+                row[f"{devices} devices: ms reducing"] = 1e3 * reducing
+                row[f"{devices} devices: efficiency, %"] = 100 * compute / (compute + reducing)
+            rows.append(row)
+    report({"A step on a pod": rows}, options.out, source())
 
 
 if __name__ == "__main__":

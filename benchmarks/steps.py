@@ -13,10 +13,8 @@ both libraries' penalties with the same weights are compared: pip install -e '.[
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,6 +24,8 @@ from absl import flags
 from flax import linen as nn
 
 import robust_jax as rj
+from measurements import report
+from origin import source
 from robust_jax import cli, losses, models, parallel
 from robust_jax.config import build, optimizers
 from robust_jax.data.known import STATISTICS
@@ -39,10 +39,8 @@ flags.DEFINE_list("methods", None, "Some of the rows; all unless given.")
 flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the network's computations.")
 flags.DEFINE_integer("repeats", 5, "Timed steps.")
 flags.DEFINE_bool("peers", False, "Time PyTorch too.")
-flags.DEFINE_string("out", "", "A JSON file for the figures.")
+flags.DEFINE_string("out", "", "A JSON file for the numbers.")
 
-COLUMNS = ("ms", "images/s", "ratio to plain", "arithmetic", "GFLOP/s", "of the matrix rate", "MiB", "compile s")
-ROOT = Path(__file__).resolve().parents[1]
 INNER = 3  # steps of inner searches
 # Name: (method, its way to differentiate, forward-equivalents: 1 for a forward pass, 1 for a backward pass to images or
 # to weights, twice that for what is differentiated twice).
@@ -108,7 +106,7 @@ def matrix_rate(dtype: str) -> float:
 
 
 def measured(row: str, name: str, dtype: str, size: int, repeats: int) -> dict[str, float]:
-    """One row's figures."""
+    """Seconds of a step and of its compilation, and the MiB that it needs beside its arguments."""
     model, variables = built(name, dtype)
     run, state, _ = step_of(row, model, variables)
     batches, key = parallel.resident({k: v[None] for k, v in batch_of(name, size).items()}), jax.random.key(0)
@@ -170,39 +168,35 @@ def peers(name: str, dtype: str, size: int, repeats: int) -> Iterator[tuple[str,
             print(f"PyTorch {row}, compiled: {type(error).__name__}: {str(error).strip()}", flush=True)
 
 
-def line(name: str, seconds: float, size: int, plain: float | None, *rest: str) -> str:
-    """One row of the table."""
-    ratio = f"{seconds / plain:.2f}" if plain else ""
-    cells = [f"{1e3 * seconds:.1f}", f"{size / seconds:.0f}", ratio, *rest]
-    return f"| {name} | " + " | ".join(cells + [""] * (len(COLUMNS) - len(cells))) + " |"
-
-
 def main(options: flags.FlagValues, _: list[str]) -> None:
     """Prints one table per network."""
-    rows, found = options.methods or list(ROWS), {}
+    rows, tables = options.methods or list(ROWS), {}
     if unknown := sorted({*rows} - {*ROWS}):
         raise ValueError(f"--methods: {', '.join(unknown)} unknown; there are {', '.join(ROWS)}.")
-    rate = matrix_rate(options.dtype)
-    print(f"jax {jax.__version__}, {parallel.device_count()} × {parallel.device_kind()}, batch {options.batch}, "
-          f"{options.dtype}, matrix product {rate / 1e9:.0f} GFLOP/s", flush=True)  # fmt: skip
+    origin = source(*(("torch",) if options.peers else ()))
+    rate, size = matrix_rate(options.dtype), options.batch
     for name in options.models:
-        forward = forward_flops(name, options.batch)
-        print("| step | " + " | ".join(COLUMNS) + " |\n" + "|---" * (len(COLUMNS) + 1) + "|", flush=True)
-        plain = None
+        forward = forward_flops(name, size)
+        seconds, found = {}, []
         for row in rows:
-            figures = measured(row, name, options.dtype, options.batch, options.repeats)
-            found[f"{name} {row}"] = figures
-            seconds, work = figures["seconds"], ROWS[row][2]
-            plain = plain or (seconds if row == "plain" else None)
-            achieved = work * forward / seconds
-            rest = (f"{work / 3:.2f}", f"{achieved / 1e9:.1f}", f"{achieved / rate:.0%}", f"{figures['MiB']:.0f}",
-                    f"{figures['compile']:.1f}")  # fmt: skip
-            print(line(f"{name} {row}", seconds, options.batch, plain, *rest), flush=True)
-        for row, seconds in peers(name, options.dtype, options.batch, options.repeats) if options.peers else ():
-            found[f"{name} {row}"] = {"seconds": seconds}
-            print(line(f"{name} {row}", seconds, options.batch, plain), flush=True)
-        if options.out:
-            Path(options.out).write_text(json.dumps(found, indent=1))
+            figures, work = measured(row, name, options.dtype, size, options.repeats), ROWS[row][2]
+            seconds[row] = figures["seconds"]
+            achieved = work * forward / seconds[row]
+            found.append(times(f"{name} {row}", seconds[row], size, seconds.get("plain")) | {
+                "arithmetic, to plain": work / 3, "GFLOP/s": achieved / 1e9, "of the matrix rate": achieved / rate,
+                "MiB": figures["MiB"], "compile s": figures["compile"],
+            })  # fmt: skip
+            print(found[-1], flush=True)
+        for row, of_peer in peers(name, options.dtype, size, options.repeats) if options.peers else ():
+            found.append(times(f"{name} {row}", of_peer, size, seconds.get("plain")))
+        tables[f"{name}, batch {size}, {options.dtype}; a matrix product has {rate / 1e9:.0f} GFLOP/s"] = found
+        report(tables, options.out, origin)
+
+
+def times(name: str, seconds: float, size: int, plain: float | None) -> dict[str, Any]:
+    """What every row has; ``plain`` are the seconds of the plain step."""
+    ratio = {"to plain": seconds / plain} if plain else {}
+    return {"step": name, "ms": 1e3 * seconds, "images/s": size / seconds} | ratio
 
 
 if __name__ == "__main__":

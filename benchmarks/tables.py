@@ -1,7 +1,7 @@
 """The tables of results: what each one trains, and with which attacks it is measured.
 
 A table has two sizes that are never mixed: `short` fits two CPU cores, `full` needs a GPU. benchmarks/reproduce.py runs
-one. The tables themselves are in tables_mnist.py and tables_cifar.py.
+one. The tables themselves are in tables_methods.py, tables_mnist.py and tables_cifar.py.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 
 import tables_cifar
+import tables_methods
 import tables_mnist
 from robust_jax.spaces.flow import flow
 from robust_jax.spaces.perturbations import Perturbation
@@ -28,4 +29,4 @@ zero_padded = Perturbation(flow.zeros, _zero_padded, "zero-padded flow", unit="p
 """Flows as the FGR reference has them: zeros outside of the image, and attacked by the plain derivative."""
 
 
-TABLES: dict[str, dict[str, Table]] = tables_cifar.TABLES | tables_mnist.TABLES
+TABLES: dict[str, dict[str, Table]] = tables_methods.TABLES | tables_mnist.TABLES | tables_cifar.TABLES

@@ -17,6 +17,8 @@ import numpy as np
 from absl import flags
 from jax import lax
 
+from measurements import report
+from origin import source
 from robust_jax import cli, models
 from robust_jax.spaces.warping import warp
 from steps import built, image_shape
@@ -80,17 +82,22 @@ def milliseconds(function: Callable[..., jax.Array], *args: jax.Array, repeats: 
 
 def main(options: flags.FlagValues, _: list[str]) -> None:
     """Prints one table per network."""
+    origin, tables, passes = source(), {}, []
     for name in ("small_cnn", "vgg11"):
         images, towards = jax.random.uniform(jax.random.key(0), (2, options.batch, *image_shape(name)))
         flow = jnp.clip(0.155 * jax.random.normal(jax.random.key(1), (*images.shape[:3], 2)), -0.9, 0.9)
-        print(f"\n| images {images.shape} | {' | '.join(COLUMNS)} |\n" + "|---" * (len(COLUMNS) + 1) + "|", flush=True)
+        rows = tables[f"Images {images.shape}"] = []
         for form in (warp, fused, stencil):
             np.testing.assert_allclose(form(images, flow), warp(images, flow), atol=1e-6)
-            cells = [f"{milliseconds(use, images, flow, repeats=options.repeats):.2f}" for use in uses(form, towards)]
-            print(f"| {'gather' if form is warp else form.__name__} | {' | '.join(cells)} |", flush=True)
+            row = {f"images {images.shape}": "gather" if form is warp else form.__name__}
+            for column, use in zip(COLUMNS, uses(form, towards), strict=True):
+                row[f"{column}, ms"] = milliseconds(use, images, flow, repeats=options.repeats)
+            rows.append(row)
         bound = models.bind(*built(name, "float32"))
         gradient = jax.grad(lambda x, bound: bound(x)[:, 0].sum())
-        print(f"{name}: {milliseconds(gradient, images, bound, repeats=options.repeats):.0f} ms", flush=True)
+        took = milliseconds(gradient, images, bound, repeats=options.repeats)
+        passes.append({"network": name, "gradient in the images, ms": took})
+    report(tables | {"The networks": passes}, options.out, origin)
 
 
 if __name__ == "__main__":

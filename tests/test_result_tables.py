@@ -57,6 +57,8 @@ def test_every_file_of_a_table_is_on_a_page_and_says_where_its_numbers_come_from
 
 
 def test_a_table_has_columns_for_worst_cases_and_universal_perturbations_and_a_line_per_pair(tmp_path, script):
+    tables, packed = script("result_tables"), script("origin").packed
+
     def seed(broken):
         measured = {"accuracy": 0.5, "interval": [0.4, 0.6], "n": 10}
         attack = {"threat": {"perturbation": "flow", "norm": "linf", "radius": 0.5, "unit": "px"},
@@ -64,8 +66,10 @@ def test_a_table_has_columns_for_worst_cases_and_universal_perturbations_and_a_l
         evaluation = {"clean": measured, "warnings": ["steep"], "versions": {"jax": "1"}}
         evaluation["attacks"] = {name: measured | attack for name in broken}
         rates = {"one": {"targeted universal success": 0.25, "untargeted universal": 0.75}}
-        return {"evaluation": evaluation, "broken": broken, "universal": rates, "training": {"seconds": 90},
-                "hardware": "cpu", "revision": "abc", "choice": None, "settings": {"select_by": "a"}}  # fmt: skip
+        bits = {name: packed(np.isin(np.arange(10), images)) for name, images in broken.items()}
+        return {"evaluation": evaluation, "broken": bits, "universal": rates, "training": {"seconds": 90},
+                "hardware": "cpu", "revision": "abc", "choice": None,
+                "settings": {"select_by": "a", "evaluation": {"checkpoint": "best"}}}  # fmt: skip
 
     rows = {"ours": {"label": "ours", "seeds": {"0": seed({"a": [0, 1], "b": [1, 2]})}},
             "theirs": {"label": "theirs", "seeds": {"0": seed({"a": [0, 1, 2, 3, 4, 5, 6, 7], "b": [1]})}}}  # fmt: skip
@@ -73,13 +77,28 @@ def test_a_table_has_columns_for_worst_cases_and_universal_perturbations_and_a_l
     table = {"title": "T", "pairs": [["ours", "theirs"]], "columns": ["a", "b"], "worst": {"worst of both": ["a", "b"]},
              "universal": {"one": ball}, "rows": rows}  # fmt: skip
     (tmp_path / "t.json").write_text(json.dumps(table))
-    page = script("result_tables").rendered(tmp_path / "t.json")
+    page = tables.rendered(tmp_path / "t.json")
     assert "| training | clean | `a` | `b` | worst of both | one, targeted ↓ | one, untargeted | minutes |" in page
     assert "| ours | 50.0 [40.0, 60.0] |" in page and "| 25.0 | 75.0 | 1.5 |" in page
     assert "70.0 [39.7, 89.2]" in page  # 3 of 10 broken by either
     assert "ours against theirs, seed 0: `a` +6 −0 (p = 0.031), `b` +0 −1 (p = 1), `worst of both` +5 −0" in page
     assert "the best on attacked (`a`) validation images" in page
     assert "- ours, seed 0: steep" in page and "flow linf 1.5, made from 100 training" in page
+    some = tables.rendered(tmp_path / "t.json", "theirs").splitlines()
+    assert some[0] == "| training | clean | `a` | `b` |" and some[-1] == "Accuracy in per cent; rows of t.json."
+    assert [line.split(" |")[0] for line in some[2:-2]] == ["| theirs"]
+
+
+def test_what_is_timed_is_written_with_three_digits_and_a_row_may_lack_some_of_it(tmp_path, script, capsys):
+    rows = [{"step": "plain", "ms": 1234.5678, "of it": 0.98765}, {"step": "theirs", "ms": 0.012, "runs": 12345}]
+    source = {"command": "python a.py", "hardware": "cpu", "revision": "abc", "versions": {"jax": "1"}}
+    script("measurements").report({"Steps": rows}, str(tmp_path / "t.json"), source)
+    table = (
+        "| step | ms | of it | runs |\n|---|---|---|---|\n| plain | 1230 | 0.988 |  |\n| theirs | 0.012 |  | 12345 |\n"
+    )
+    assert capsys.readouterr().out == f"\nSteps\n\n{table}"
+    page = script("result_tables").rendered(tmp_path / "t.json")
+    assert page == f"{table}\njax 1. On cpu, revision abc; t.json, from `python a.py`."
 
 
 def test_the_optimality_is_the_share_of_the_area_below_the_best_of_all(script):
@@ -95,7 +114,8 @@ def test_the_optimality_is_the_share_of_the_area_below_the_best_of_all(script):
     assert seen["left"] == [75.0, 50.0] and seen["alone"] == 2, seen
     assert seen["optimality"] == round(100 * (0.5 * 0.25 + 0.5 * (0.25 + 0.5)) / area, 1), seen
     assert found["attacks"]["other"]["alone"] == 2
-    assert (o.unpacked(o.packed(one), 4) == one).all()
+    assert [script("origin").packed(row) for row in one] == ["80", "c0"]
+    assert (o.unpacked("c0", 4) == one[1]).all()
     nothing = o.figures({"one": one & False}, [1.0, 2.0])
     assert nothing["best"] == [100.0, 100.0] and nothing["attacks"]["one"]["optimality"] == 100.0
 

@@ -1,0 +1,173 @@
+"""The tables of reproduce.py as Markdown: accuracies in per cent, a row per way of training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+
+from origin import unpacked
+from robust_jax.evaluation.statistics import wilson_interval
+
+
+def whole(path: Path, measured: Mapping[str, Any]) -> str:
+    """All rows, what the numbers are, paired tests, and where they come from."""
+    columns, worst, universal = measured["columns"], measured["worst"], measured["universal"]
+    heads = [f"{name}, {which}" for name in universal for which in ("targeted ↓", "untargeted")]
+    lines = [f"**{measured['title']}**", "", *_head([*_named(columns), *worst, *heads, "minutes"])]
+    for row in measured["rows"].values():
+        seeds = list(row["seeds"].values())
+        cells = [
+            *_attacked(seeds, columns),
+            *(cell([_worst(seed, several) for seed in seeds]) for several in worst.values()),
+        ]
+        cells += [
+            rate([seed["universal"][name][which] for seed in seeds])
+            for name in universal
+            for which in ("targeted universal success", "untargeted universal")
+        ]
+        minutes = np.mean([seed["training"]["seconds"] for seed in seeds]) / 60
+        lines.append(f"| {row['label']} | " + " | ".join(cells) + f" | {minutes:.3g} |")
+    return "\n".join([*lines, "", *_notes(path, measured)])
+
+
+def excerpt(path: Path, measured: Mapping[str, Any], rows: Sequence[str]) -> str:
+    """Some rows, under the attacks alone."""
+    columns = measured["columns"]
+    lines = _head(_named(columns))
+    for name in rows:
+        row = measured["rows"][name]
+        lines.append(f"| {row['label']} | " + " | ".join(_attacked(list(row["seeds"].values()), columns)) + " |")
+    return "\n".join([*lines, "", f"Accuracy in per cent; rows of {path.name}."])
+
+
+def _head(heads: Sequence[str]) -> list[str]:
+    return ["| training | clean | " + " | ".join(heads) + " |", "|---" * (2 + len(heads)) + "|"]
+
+
+def _named(columns: Sequence[str]) -> list[str]:
+    return [f"`{column}`" for column in columns]
+
+
+def _attacked(seeds: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[str]:
+    reports = [seed["evaluation"] for seed in seeds]
+    return [cell([r["clean"] for r in reports]), *(cell([r["attacks"][column] for r in reports]) for column in columns)]
+
+
+def _broken(seed: Mapping[str, Any], columns: Sequence[str]) -> np.ndarray:
+    """Which images one of the attacks breaks."""
+    return np.any([unpacked(seed["broken"][column], seed["evaluation"]["clean"]["n"]) for column in columns], 0)
+
+
+def _worst(seed: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+    """The accuracy under all of these attacks, per image the worst."""
+    broken = _broken(seed, columns)
+    robust = int((~broken).sum())
+    return {"accuracy": robust / len(broken), "interval": wilson_interval(robust, len(broken))}
+
+
+def rate(rates: Sequence[float]) -> str:
+    """A percentage; of several seeds mean and standard deviation."""
+    spread = f" ± {100 * np.std(rates, ddof=1):.1f}" if len(rates) > 1 else ""
+    return f"{100 * np.mean(rates):.1f}{spread}"
+
+
+def cell(measured: Sequence[Mapping[str, Any]]) -> str:
+    """One seed: the accuracy with its interval; several: mean and standard deviation over them."""
+    accuracies = [100 * m["accuracy"] for m in measured]
+    if len(measured) > 1:
+        return f"{np.mean(accuracies):.1f} ± {np.std(accuracies, ddof=1):.1f}"
+    low, high = (100 * end for end in measured[0]["interval"])
+    return f"{accuracies[0]:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _notes(path: Path, measured: Mapping[str, Any]) -> list[str]:
+    """What the numbers are: images, seeds, attacks, paired tests, warnings, and where they come from."""
+    rows = measured["rows"]
+    runs = [run for row in rows.values() for run in row["seeds"].values()]
+    report = runs[0]["evaluation"]
+
+    def each(values: Any) -> str:
+        return ", ".join(sorted({str(value) for value in values}))
+
+    images, seeds = (
+        each(run["evaluation"]["clean"]["n"] for run in runs),
+        each(s for r in rows.values() for s in r["seeds"]),
+    )
+    by = each(run["settings"]["select_by"] for run in runs)
+    best = f"the best on {'clean' if by == 'clean' else f'attacked (`{by}`)'} validation images"
+    last = {run["settings"]["evaluation"]["checkpoint"] for run in runs} == {"latest"}
+    notes = [
+        f"Accuracy in per cent on the first {images} test images, seeds {seeds}: with 95% Wilson intervals, or mean ± "
+        f"standard deviation over the seeds. The checkpoint is {'the last' if last else best}. *Minutes* are of "
+        f"training. "
+        f"Measured on {each(run['hardware'] for run in runs)}, "
+        f"jax {each(run['evaluation']['versions']['jax'] for run in runs)}, "
+        f"revision {each(run['revision'] for run in runs)}. All numbers, with configs and commands: {path.name}.",
+        "",
+        *(f"- `{column}`: {attack(report['attacks'][column])}" for column in measured["columns"]),
+        *(f"- {name}: per image the worst of {', '.join(f'`{c}`' for c in several)}"
+          for name, several in measured["worst"].items()),
+        *(f"- {name}: {_universal(ball)}" for name, ball in measured["universal"].items()),
+        "",
+        *_choices(rows),
+    ]  # fmt: skip
+    if compared := [line for pair in measured["pairs"] for line in _compared(measured, *pair)]:
+        notes += ["Images that only one of two rows classifies correctly, the first (+) or the second (−), with p of "
+                  "the exact McNemar test, not corrected for the number of tests:", "", *compared, ""]  # fmt: skip
+    warned = {f"- {row['label']}, seed {s}: {w}" for row in rows.values() for s, run in row["seeds"].items()
+              for w in run["evaluation"]["warnings"]}  # fmt: skip
+    return notes + (["Warnings:", "", *sorted(warned), ""] if warned else [])
+
+
+def attack(measured: Mapping[str, Any]) -> str:
+    """An attack with its options, and its ball."""
+    threat, settings = measured["threat"], dict(measured["settings"])
+    name = settings.pop("attack")
+    options = ", ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in settings.items())
+    ball = f"{threat['perturbation']}, {threat['norm']}, radius {threat['radius']} {threat.get('unit', '')}".rstrip()
+    return f"{name} ({options}); {ball}"
+
+
+def _universal(ball: Mapping[str, Any]) -> str:
+    return (
+        f"one δ for all images, {ball['perturbation']} linf {ball['radius']}, made from {ball['examples']} training "
+        f"images: the images of other classes that it turns into its target, averaged over all targets, and the "
+        f"accuracy under an untargeted one, on at most 1,000 test images"
+    )
+
+
+def _choices(rows: Mapping[str, Any]) -> list[str]:
+    """How weights were chosen."""
+    lines = []
+    for row in rows.values():
+        if choice := next(iter(row["seeds"].values())).get("choice"):
+            tried = ", ".join(f"{100 * accuracy:.1f} at {value}" for value, accuracy in choice["tried"].items())
+            lines.append(f"- {row['label']}: {choice['chosen']:g} ({tried}; needed {100 * choice['least']:.1f})")
+    head = "Weights: the largest of those tried whose clean accuracy on validation images is as needed, or the last:"
+    return [head, "", *lines, ""] if lines else []
+
+
+def _compared(measured: Mapping[str, Any], name: str, baseline: str) -> list[str]:
+    """A line per seed of two rows, on the images that both were attacked on."""
+    rows, lines = measured["rows"], []
+    if not {name, baseline} <= rows.keys():
+        return []
+    row, other = rows[name], rows[baseline]
+    single = {column: [column] for column in measured["columns"]}
+    for seed in sorted(row["seeds"].keys() & other["seeds"].keys(), key=int):
+        cells = [
+            _mcnemar(column, *(_broken(one["seeds"][seed], several) for one in (row, other)))
+            for column, several in (single | measured["worst"]).items()
+        ]
+        lines.append(f"- {row['label']} against {other['label']}, seed {seed}: " + ", ".join(cells))
+    return lines
+
+
+def _mcnemar(column: str, ours: np.ndarray, theirs: np.ndarray) -> str:
+    plus, minus = int((theirs & ~ours).sum()), int((ours & ~theirs).sum())
+    p = binomtest(plus, plus + minus).pvalue if plus + minus else 1.0
+    return f"`{column}` +{plus} −{minus} (p {'< 1e-4' if p < 1e-4 else f'= {p:.2g}'})"

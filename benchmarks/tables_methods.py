@@ -1,0 +1,85 @@
+"""The tables of the configs that the package comes with: the digits and MNIST, and all training methods on both.
+
+Most have one size: what they mean to show fits two CPU cores. Their attacks are those of the configs, and some more.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from robust_jax import cli
+from robust_jax.config.methods import METHODS, SIZES
+from table_types import Row, Table, Universal, against
+
+
+def _attacks(config: str) -> dict[str, dict[str, Any]]:
+    """Those of a config, at their own radii alone."""
+    attacks: dict[str, dict[str, Any]] = cli.load_config(config).attacks.to_dict()
+    return {name: {k: v for k, v in attack.items() if k != "curve"} for name, attack in attacks.items()}
+
+
+def _digits() -> Table:
+    """FGR, its control, and input-gradient regularisation, each with every weight that was tried."""
+    rows = {
+        "standard": Row("standard", "digits_standard"),
+        "random_start": Row("random start alone (FGR with λ = 0)", "digits_fgr:terms.fgr.weight=0.0"),
+        **{f"igr_{w:g}": Row(f"input-gradient regularisation, λ = {w:g}", f"digits_igr:terms.igr.weight={w}")
+           for w in (0.3, 1.0, 3.0)},
+        **{f"fgr_{w:g}": Row(f"FGR, λ = {w:g}", f"digits_fgr:terms.fgr.weight={w}") for w in (1.0, 3.0, 10.0)},
+    }  # fmt: skip
+    pairs, attacks = (("fgr_3", "random_start"), ("fgr_3", "igr_1")), _attacks("digits_standard")
+    return Table("The digits: flow-gradient regularisation", rows, (), attacks, {}, 360, (0, 1, 2), pairs)
+
+
+def _region() -> Table:
+    """By the number of examples that the universal perturbations are made from; larger radii than those of images."""
+    rows = {"standard": Row("none: standard", "digits_rat:0")}
+    rows |= {f"rat_{count}": Row(f"{count} examples", f"digits_rat:{count}") for count in (10, 50, 100, 500)}
+    title = "The digits: region adversarial training (Wang et al. 2021), by the number of examples"
+    pairs = against(rows, "standard")
+    return Table(title, rows, (), _attacks("digits_rat"), {}, 360, (0, 1, 2), pairs, _universal("digits"))
+
+
+def _mnist(images: int, seeds: tuple[int, ...]) -> Table:
+    """Five epochs on all images; the weights are those of docs/results.md."""
+    rows = {
+        "standard": Row("standard", "mnist_standard"),
+        "random_start": Row("random start alone (FGR with λ = 0)", "mnist_fgr:terms.fgr.weight=0.0"),
+        "igr": Row("input-gradient regularisation", "mnist_igr"),
+        "fgr": Row("FGR", "mnist_fgr"),
+        "adt": Row("adversarial deformation training", "mnist_adt"),
+    }
+    flow = dict(perturbation="flow", norm="linf", radius=0.5)
+    attacks = _attacks("mnist_standard") | {
+        "flow_apgd": dict(kind="apgd", steps=40, restarts=3, early_stop=True, **flow),
+        "flow_square": dict(kind="square", queries=1000, **flow),
+    }
+    worst = {"worst flow 0.5": ("flow_0_5", "flow_apgd", "flow_square")}
+    pairs = (*against(rows, "standard"), ("fgr", "random_start"), ("fgr", "igr"), ("adt", "fgr"))
+    return Table("MNIST: flow-gradient regularisation", rows, (), attacks, worst, images, seeds, pairs)
+
+
+def _universal(sizes: str) -> dict[str, Universal]:
+    spaces = zip(("additive", "flow"), SIZES[sizes].universal, strict=True)
+    return {f"{space} {radius}": Universal(space, radius) for space, radius in spaces}
+
+
+def _methods(title: str, config: str, sizes: str, images: int, seeds: tuple[int, ...], **more: Any) -> Table:
+    """All methods; ``more`` are further attacks."""
+    rows = {method: Row(method, f"{config}:{method}") for method in METHODS}
+    pairs = (("fgr", "igr"), ("fgr", "random_flow"), ("n_fgsm", "fgsm_rs"))
+    return Table(title, rows, (), _attacks(config) | more, {}, images, seeds, pairs, _universal(sizes))
+
+
+# A method that is trained at a single step can overfit it: FGSM is a column beside PGD.
+SINGLE = dict(kind="fgsm", perturbation="additive", norm="linf", radius=SIZES["mnist_short"].intensity)
+
+TABLES: dict[str, dict[str, Table]] = {
+    "digits": {"short": _digits()},
+    "digits_rat": {"short": _region()},
+    "digits_methods": {"short": _methods("The digits: all methods", "digits_methods", "digits", 360, (0, 1, 2))},
+    "mnist": {"short": _mnist(1000, (0,)), "full": _mnist(10_000, (0, 1, 2))},
+    "mnist_methods": {
+        "short": _methods("MNIST: all methods", "mnist_short_methods", "mnist_short", 1000, (0,), additive_fgsm=SINGLE)
+    },
+}
