@@ -13,7 +13,8 @@ from robust_jax.workdir.runs import Trained
 
 
 @partial(jax.jit, static_argnames="epochs")
-def _towards(logits_fn, images, target, threat, key, epochs=20):
+def towards(logits_fn, images, target, threat, key, epochs=20):
+    """One δ that sends these images to the class ``target``, once for each: ``[B, ...]``."""
     made = attacks.universal_targeted(logits_fn, images, target, threat, key=key, epochs=epochs, keep="highest_loss")
     return made.delta
 
@@ -47,7 +48,7 @@ def _rates(trained: Trained, threat: ThreatModel, count: int) -> dict[str, float
     predicted = partial(_predicted, logits_fn, threat, held_out)
     rates = []
     for target in range(dataset.num_classes):
-        delta = _towards(logits_fn, images, target, threat, jax.random.key(target))
+        delta = towards(logits_fn, images, target, threat, jax.random.key(target))
         rates.append(float((predicted(delta) == target)[truth != target].mean()))
     uap = _untargeted(logits_fn, images, labels, threat, jax.random.key(0))
     return {
