@@ -18,7 +18,7 @@ from measurements import report
 from origin import source
 from robust_jax import cli, losses, models
 from robust_jax.penalties import gradient_norms
-from timing import flops
+from timing import traced_flops
 
 flags.DEFINE_list("models", ["wrn_28_10", "preact_resnet18"], "Residual networks of robust_jax.models.")
 flags.DEFINE_integer("batch", 128, "Images per step.")
@@ -53,12 +53,12 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
     origin, rows = source(), []
     for name in options.models:
         (functions, shapes), (again, _) = (losses_of(name, options.batch, remat) for remat in (False, True))
-        forward = flops(functions["plain"], *shapes)
+        forward = traced_flops(functions["plain"], *shapes)
         for step, function in functions.items():
             row: dict[str, Any] = {"step": f"{name} {step}"}
             for mode, f in (("", function), (", remat", again[step])):
                 row |= {f"GiB stored{mode}": kept(f, shapes)}
-                row |= {f"arithmetic, in forward passes{mode}": flops(jax.grad(f), *shapes) / forward}
+                row |= {f"arithmetic, in forward passes{mode}": traced_flops(jax.grad(f), *shapes) / forward}
             rows.append(row)
     report({f"Batches of {options.batch}": rows}, options.out, origin)
 

@@ -111,8 +111,8 @@ def training(name: str, size: int, repeats: int) -> dict[str, Any]:
 
     fast, *slow, fed = (steps_per_second(f, together, repeats) for f in (looped, dispatched, read, written, pipeline))
     row: dict[str, Any] = {"training": name, "steps/s": fast}
-    for loop_of, rate in zip(("each dispatched", "and read", "as usually written"), slow, strict=True):
-        row |= {loop_of: rate, f"train.py to {loop_of}": fast / rate}
+    for loop_of, rate in zip(("each dispatched", "each read", "as usually written"), slow, strict=True):
+        row |= {loop_of: rate, f"train.py / {loop_of}": fast / rate}
     return row | {"batches/s of the pipeline": fed}
 
 
