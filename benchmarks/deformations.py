@@ -66,7 +66,7 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
                 predicted = [np.asarray(jnp.argmax(bound(x), -1)) for x in drawn[:2]]
                 path = workdir / f"deformation_{name}.png"
                 pictures.adversarial_grid(*drawn, *predicted, path=path, title=name)
-    report(tables, options.out, origin)
+        report(tables, options.out, origin)
 
 
 def lengths(name: str, threat: ThreatModel, success: np.ndarray, delta: Any) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def test_the_tables_of_the_pages_are_those_of_the_files(script):
 
 
 def test_every_file_of_a_table_is_on_a_page_and_says_where_its_numbers_come_from():
-    names = ("results.md", "attacks.md", "optimality.md", "flow_slope.md", "masking.md")
+    names = ("results.md", "methods.md", "attacks.md", "speed.md", "optimality.md", "flow_slope.md", "masking.md")
     pages = "".join((ROOT / "docs" / name).read_text() for name in names)
     files = list((ROOT / "docs" / "results").glob("*.json"))
     assert len(files) > 10
