@@ -7,10 +7,7 @@ row that the file has is not trained either. A row that diverges is told and lef
 diverges counts as an accuracy of 0. The numbers go to TABLE_SIZE.json in `--out`, each with its config, command, seed,
 hardware, seconds, versions and revision, and the table is printed. `--fraction=0.01` tries everything at one percent of
 its epochs and images; such a trial, and one with `--config.KEY=VALUE`, keeps its numbers in the folder of its runs.
-`--estimate` prints about how many minutes each row takes at `--gflops` sustained GFLOP/s, from the convolutions and
-matrix products of its training step and its attacks, and runs nothing. It counts work that is not done at every step,
-such as RAT's universal perturbations, as if it were.
-benchmarks/tables.py defines the tables.
+benchmarks/tables.py defines the tables, benchmarks/estimates.py says how long they take.
 """
 
 from __future__ import annotations
@@ -25,26 +22,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
 from origin import keep, kept, packed, trace
 from result_tables import RESULTS, rendered
-from robust_jax import cli, models, parallel
-from robust_jax.attacks.define import Problem, cost_of
+from robust_jax import cli
 from robust_jax.evaluation import evaluate, stored
-from robust_jax.evaluation.from_config import attack_from
 from robust_jax.extensions import choose
 from robust_jax.spaces.threat_models import ThreatModel
 from robust_jax.training import loop
-from robust_jax.training.run import prepare
 from robust_jax.workdir import runs, saved_config
 from runs import config_of
 from table_types import Table
 from tables import TABLES
-from timing import traced_flops
 from universal_rates import universal_rates
 
 flags.DEFINE_enum("table", None, list(TABLES), "Its name; TABLE is short for --table=TABLE.")
@@ -55,8 +47,6 @@ flags.DEFINE_string("data_dir", "", "The folder of the prepared data sets.")
 flags.DEFINE_float("fraction", 1.0, "Of epochs and images, for a trial.", lower_bound=1e-4, upper_bound=1.0)
 flags.DEFINE_string("out", str(RESULTS), "The folder of the numbers.")
 flags.DEFINE_bool("train_only", False, "Train, and measure nothing.")
-flags.DEFINE_bool("estimate", False, "Print the expected minutes, and run nothing.")
-flags.DEFINE_float("gflops", 10000.0, "The rate that --estimate assumes.", lower_bound=1e-3)
 
 
 def main(options: flags.FlagValues, overrides: list[str]) -> None:
@@ -77,9 +67,6 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
     rows = options.rows or list(table.rows)
     for row, seed in product(rows, table.seeds):
         plan.config(row, seed)  # a mistake in a row is told now, not after hours
-    if options.estimate:
-        print_estimates(plan, rows, options.gflops)
-        return
     for row in rows:
         jax.clear_caches()  # no other row uses its programs, and a process can map only a limited number
         for seed in table.seeds:
@@ -223,34 +210,6 @@ def _keep(path: Path, table: Table, row: str, seed: int, numbers: dict[str, Any]
     whole |= {"worst": table.worst, "universal": {name: ball._asdict() for name, ball in table.universal.items()}}
     whole["rows"] = {name: rows[name] for name in table.rows if name in rows}
     keep(path, whole)
-
-
-def print_estimates(plan: Plan, rows: list[str], gflops: float) -> None:
-    """Prints about how many minutes each run takes; where a weight is chosen, if all of its values are tried."""
-    for row in rows:
-        choice, config = plan.table.rows[row].choice, plan.config(row, plan.table.seeds[0])
-        train, attack = (flops / (6e10 * gflops) for flops in work(config))
-        runs_of_it = len(plan.table.seeds) + (len(choice.values) - 1 if choice else 0)
-        attacks = attack * len(plan.table.seeds)
-        print(f"{row}: {train * runs_of_it:.1f} minutes of training in {runs_of_it} runs, {attacks:.1f} of attacks")
-
-
-def work(config: ConfigDict) -> tuple[float, float]:
-    """FLOPs of a run's training, and of its attacks if no example ends early: convolutions and matrix products."""
-    run, state = prepare(config)
-    shape, size = run.dataset.image_shape, config.batch_size
-    batch = {"image": np.zeros((1, size, *shape), np.uint8)}
-    batch |= {name: np.zeros((1, size), np.int32) for name in ("label", "id")}
-    step = traced_flops(run.steps, parallel.replicate(state), parallel.resident(batch), jax.random.key(0), 0, 1)
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    forward = traced_flops(models.bind(run.model, variables), jnp.zeros((1, *shape)))
-    passes = 0
-    for name, spec in config.attacks.items():
-        attack = attack_from(name, spec)
-        cost = cost_of(attack.function, attack.settings, Problem(shape, run.dataset.num_classes, attack.threat))
-        if cost:
-            passes += cost.forwards + 2 * cost.gradients  # a backward pass is about two forward passes
-    return step * parallel.device_count() * run.total_steps, forward * passes * config.evaluation.limit
 
 
 if __name__ == "__main__":

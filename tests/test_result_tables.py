@@ -209,6 +209,6 @@ def test_a_value_that_diverges_is_not_chosen_and_a_row_that_diverges_is_left_out
     broken = table._replace(rows={"plain": types.Row("", "digits_igr:terms.igr.weight=2")})
     monkeypatch.setitem(reproduce.TABLES, "broken", {"short": broken})
     options = dict(table="broken", size="short", rows=None, workdir=str(tmp_path), data_dir="", fraction=1.0)
-    options |= dict(out=str(tmp_path), train_only=False, estimate=False)
+    options |= dict(out=str(tmp_path), train_only=False)
     reproduce.main(type("Flags", (), options), [])
     assert "plain, seed 0, is left out: at step 1" in capsys.readouterr().err and not list(tmp_path.glob("*.json"))
