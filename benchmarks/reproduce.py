@@ -21,6 +21,7 @@ from operator import getitem
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import filelock
 import jax
 import numpy as np
 from absl import flags
@@ -202,14 +203,15 @@ def _stored(path: Path, row: str, seed: int) -> dict[str, Any] | None:
 
 
 def _keep(path: Path, table: Table, row: str, seed: int, numbers: dict[str, Any]) -> None:
-    """Adds the numbers of a run to what the file holds now: another process may have written other rows."""
-    rows = kept(path, {"rows": {}})["rows"]
-    seeds = rows.get(row, {"seeds": {}})["seeds"] | {str(seed): numbers}
-    rows[row] = {"label": table.rows[row].label, "seeds": dict(sorted(seeds.items(), key=lambda item: int(item[0])))}
+    """Adds the numbers of a run to what the file holds now: another process may write other rows."""
     whole: dict[str, Any] = {"title": table.title, "pairs": table.pairs, "columns": list(table.attacks)}
     whole |= {"worst": table.worst, "universal": {name: ball._asdict() for name, ball in table.universal.items()}}
-    whole["rows"] = {name: rows[name] for name in table.rows if name in rows}
-    keep(path, whole)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f"{path}.lock"):
+        rows = kept(path, {"rows": {}})["rows"]
+        seeds = sorted((rows.get(row, {"seeds": {}})["seeds"] | {str(seed): numbers}).items(), key=lambda s: int(s[0]))
+        rows[row] = {"label": table.rows[row].label, "seeds": dict(seeds)}
+        keep(path, whole | {"rows": {name: rows[name] for name in table.rows if name in rows}})
 
 
 if __name__ == "__main__":
