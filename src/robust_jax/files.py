@@ -6,6 +6,7 @@ absurd size, depth or shape is one message.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -35,6 +36,9 @@ def plain(value: Any) -> Any:
         return [plain(v) for v in value]
     if isinstance(value, (np.ndarray, np.generic, jax.Array)):
         return plain(np.asarray(value).tolist())
+    if isinstance(value, functools.partial):
+        given = [*map(plain, value.args), *(f"{k}={plain(v)}" for k, v in value.keywords.items())]
+        return f"{plain(value.func)}({', '.join(map(str, given))})"
     if callable(value):
         return getattr(value, "__name__", type(value).__name__)
     # A float32 radius has no more than seven digits: 0.155 * 1.5 reads 0.2325.

@@ -44,11 +44,11 @@ def test_flags_are_the_ball_the_options_of_the_attack_and_what_is_evaluated(call
 
 def test_a_name_a_norm_and_a_curve(called):
     flags = "--attack=pgd --space=additive --norm=l2 --radius=1/2 --curve=0,0.5,1 --name=mine --split=train"
-    flags += " --random_start"
+    flags += " --save_adversarial --random_start"
     commands.main(["attack", "runs/a", *flags.split()])
     ((_, attacks, given),) = called
     curve = (0, 0.5, 1)
-    assert given == {"split": "train", "save_adversarial": False, "trust": ()}
+    assert given == {"split": "train", "save_adversarial": True, "trust": ()}
     assert attacks == {
         "mine": dict(kind="pgd", perturbation="additive", norm="l2", radius=0.5, curve=curve, random_start=True)
     }
@@ -59,6 +59,7 @@ def test_a_name_a_norm_and_a_curve(called):
     [
         ("runs/a --attack=pdg --space=flow --radius=1", "--attack='pdg' is unknown: choose.*Did you mean 'pgd'?"),
         ("runs/a --space=flow --radius=1", "--attack='' is unknown: choose one of"),
+        ("runs/a --space=my:space --radius=1", "--attack='' is unknown: choose one of"),
         ("--attack=pgd --space=flow --radius=1", "attack needs a workdir"),
         ("runs/a --attack=pgd --space=flow", "--radius is missing: give the ball"),
         ("runs/a --attack=pgd --radius=1", "--space is missing"),

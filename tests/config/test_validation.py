@@ -235,12 +235,13 @@ def test_an_attack_is_not_named_as_a_result_is(name):
         complete(c)
 
 
-def test_finite_differences_need_float32():
+@pytest.mark.parametrize(("key", "dtype"), [("model.dtype", "bfloat16"), ("precision", "tensorfloat32")])
+def test_finite_differences_need_float32(key, dtype):
     c = base()
-    c.model.dtype = "bfloat16"
+    c.update_from_flattened_dict({key: dtype})
     c.terms.ce = dict(kind="cross_entropy")
     c.terms.fgr = dict(kind="gradient_norm", perturbation="flow", method="finite_difference")
-    with pytest.raises(ValueError, match="needs model.dtype=float32"):
+    with pytest.raises(ValueError, match=f"needs {key}=float32, not {dtype}"):
         complete(c)
 
 

@@ -79,3 +79,11 @@ def test_the_bound_chart_has_a_panel_per_model_and_a_point_per_positive_change()
     assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
     assert [len(line.get_xdata()) for line in figure.axes[0].lines[:2]] == [2, 2]
     np.testing.assert_array_equal(figure.axes[1].lines[1].get_xdata(), [2, 2, 2])
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_losses_that_are_no_numbers_are_left_out(everywhere):
+    loss = np.full((1, 5, 5), np.nan) if everywhere else RNG.uniform(size=(1, 5, 5))
+    loss[0, 0, 0] = np.inf
+    figure = drawing.surface_grid({"some": Surface(loss, AT)}, path=(written := io.BytesIO()))
+    assert np.isfinite(figure.axes[0].collections[0].levels).all() and written.getvalue().startswith(b"\x89PNG")

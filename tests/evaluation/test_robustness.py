@@ -8,14 +8,18 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import robust_jax as rj
 from robust_jax import losses
 from robust_jax.attacks import carlini_wagner, pgd
 from robust_jax.evaluation import trial
 from robust_jax.evaluation.attack import Attack, Source
+from robust_jax.evaluation.identity import attack_of
 from robust_jax.evaluation.robustness import robustness
 from robust_jax.evaluation.summary import summarise
+from robust_jax.evaluation.table import threat_of
 from robust_jax.spaces.threat_models import ThreatModel
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -126,7 +130,7 @@ def test_one_compilation_for_all_radii_step_sizes_and_weights():
         return pgd(logits_fn, images, labels, threat, key=key, steps=steps, step_size=step_size)
 
     for seed in range(3):
-        model = jax.tree_util.Partial(linear, jnp.asarray(WEIGHTS) * (1 + seed))
+        model = rj.model(linear, jnp.asarray(WEIGHTS) * (1 + seed))
         for radius, step_size in ((0.1, 0.02), (0.2, 0.01)):
             attack = Attack(
                 counted,
@@ -344,3 +348,41 @@ def test_steps_per_axis_and_per_part():
     measured = robustness(MODEL, (IMAGES[:8], LABELS[:8]), attacks, key=jax.random.key(0))
     assert all(outcome.size.max() > 0.1 for outcome in measured.attacks.values())
     assert sorted(measured.attacks["parts"].curve) == [0.5, 1.0]
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_what_a_function_reads_is_read_at_each_evaluation(adapted):
+    state = {"weights": WEIGHTS}
+
+    def logits_fn(images):
+        return linear(state["weights"], images)
+
+    model = rj.model(logits_fn) if adapted else logits_fn
+    attacks = {"a": margin_attack(0.02)}
+    before = robustness(model, (IMAGES, LABELS), attacks, key=jax.random.key(0))
+    state["weights"] = -WEIGHTS
+    after = robustness(model, (IMAGES, LABELS), attacks, key=jax.random.key(0))
+    np.testing.assert_array_equal(before.prediction, MARGINS.argmax(1))
+    np.testing.assert_array_equal(after.prediction, MARGINS.argmin(1))
+    assert (after.attacks["a"].broken != before.attacks["a"].broken).any()
+
+
+def test_a_norm_may_be_a_whole_number_and_a_curve_an_array():
+    threat = ThreatModel("additive", 2, 0.2)
+    attack = Attack(pgd, threat, {"steps": 2}, curve=np.array([0.0, 1.0]))
+    measured = robustness(MODEL, (IMAGES, LABELS), {"a": attack}, key=jax.random.key(0))
+    found = summarise(measured)["attacks"]["a"]
+    assert threat_of(found) == "additive 2 0.2" and attack_of(attack)["curve"] == [0.0, 1.0]
+
+
+def test_attacks_whose_pictures_would_be_one_file_are_refused():
+    two = {"r < 1": margin_attack(0.1), "r > 1": margin_attack(0.2)}
+    with pytest.raises(ValueError, match="would write the same files"):
+        robustness(MODEL, (IMAGES, LABELS), two, key=jax.random.key(0))
+
+
+def test_options_that_are_partial_functions_tell_attacks_apart():
+    threat = ThreatModel("additive", "linf", 0.1)
+    one, two = (Attack(pgd, threat, {"optimizer": partial(optax.sgd, momentum=m)}) for m in (0.9, 0.1))
+    assert attack_of(one) != attack_of(two)
+    assert attack_of(one)["settings"]["optimizer"] == "sgd(momentum=0.9)"

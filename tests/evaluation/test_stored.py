@@ -128,6 +128,10 @@ def test_an_evaluation_appears_whole_or_not_at_all(workdirs, monkeypatch):
     left = workdirs[1] / "evaluations" / ".one.1.ab.tmp"
     left.mkdir()
     os.utime(left, (0, 0))
+    waiting = workdirs[1] / "evaluations" / ".two.wait"  # adversarial images of an evaluation that goes on
+    waiting.mkdir()
+    (waiting / "images").write_text("")
+    os.utime(waiting, (0, 0))
     report = {"accuracy": 1.0, "interval": [0.0, 1.0], "n": 1}
     whole = {"clean": report, "worst_case": report, "attacks": {}, "warnings": []}
 
@@ -141,7 +145,7 @@ def test_an_evaluation_appears_whole_or_not_at_all(workdirs, monkeypatch):
 
     assert place.keep(other_process_is_quicker) == "two" and not left.exists()
     assert {n: r["identity"]["n"] for n, r in stored.evaluations(workdirs[1]).items()} == {"one": 2, "two": 1}
-    assert sorted(p.name for p in (workdirs[1] / "evaluations").iterdir()) == ["one", "two"]
+    assert sorted(p.name for p in (workdirs[1] / "evaluations").iterdir()) == [".two.wait", "one", "two"]
 
 
 @pytest.mark.parametrize(

@@ -191,8 +191,10 @@ def torch_network():
 
 def test_pytorch_is_attacked_without_gradients():
     network, expected = torch_network()
+    network.train()
     logits_fn = rj.model(network)
     np.testing.assert_allclose(logits_fn(IMAGES), expected, atol=1e-5)
+    assert all(module.training for module in network.modules())  # the user's own goes on training
     result = rj.attacks.square(logits_fn, IMAGES, LABELS, PIXELS, key=KEY, queries=5)
     np.testing.assert_array_equal(result.success, logits_fn(result.images).argmax(-1) != LABELS)
     for attack, threat in (ATTACKS[name] for name in ("pgd", "pgd on flows")):

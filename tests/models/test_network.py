@@ -68,6 +68,8 @@ def test_training_moves_the_statistics_as_nnx_does_and_draws_masks_from_the_key(
     assert new["batch_stats"]["calls"] == 1
     np.testing.assert_array_equal(logits, same)
     assert abs(np.asarray(logits - other)).max() > 1e-3
+    with pytest.raises(ValueError, match="draws random numbers in training, such as dropout: give rngs"):
+        rj.objectives.Model.of(network, variables).train(IMAGES)  # without a key each step would have the same mask
 
 
 def test_no_variable_is_lost_by_classes_and_modules():
@@ -187,6 +189,18 @@ def test_linen_modules_are_told_of_training_in_their_own_way(kind):
 def test_mistakes(given, message):
     with pytest.raises(ValueError, match=f"model: {message}|model: it has {message}"):
         rj.models.trainable(*given)
+
+
+def test_a_linen_module_may_ask_for_train_without_a_default():
+    class Asks(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            return nn.Dense(3)(x.reshape(len(x), -1)) + train
+
+    network = rj.models.trainable(Asks())
+    variables = network.init(KEY, IMAGES)
+    trained = network.apply(variables, IMAGES, train=True)
+    np.testing.assert_allclose(trained, network.apply(variables, IMAGES) + 1)
 
 
 def test_linen_variables_that_training_would_lose_are_told():

@@ -390,3 +390,26 @@ def test_logits_that_are_no_numbers_are_no_hits(batch):
     theta = {name: jnp.full_like(value, jnp.nan) for name, value in parameters().items()}
     _, outcome = make_objective({}, {"ce": CE})(model_of(theta), images, jnp.zeros_like(labels), keys)
     assert float(outcome.accuracy) == 0
+
+
+def test_logits_in_half_precision_give_losses_in_single_precision(batch):
+    images, labels, keys = batch
+    point = dict(kind="attack", perturbation="additive", radius=0.1, steps=1)
+    objective = make_objective({"bent": point}, {"ce": CE, "adv": CE | {"at": "bent"}})
+    model = lambda x: (x.reshape(len(x), -1)[:, :3]).astype(jnp.bfloat16)  # noqa: E731
+    total, outcome = objective(model, images, labels % 3, keys)
+    assert total.dtype == jnp.float32 and all(v.dtype == jnp.float32 for v in outcome.terms.values())
+
+
+def test_a_schedule_is_where_the_epoch_is(batch):
+    images, labels, keys = batch
+    weight = dict(start=0.0, end=4.0, epochs=2.0)
+    objective, theta = make_objective({}, {"ce": CE | {"weight": weight}}), parameters()
+    values = [float(objective(model_of(theta), images, labels, keys, epoch)[0]) for epoch in (0.0, 1.0, 2.0)]
+    assert values[0] == 0 and values[2] == pytest.approx(2 * values[1])
+
+
+def test_a_point_that_remembers_needs_its_memory(batch):
+    point = {"one": dict(kind="universal", perturbation="additive", radius=0.1, step_size=0.01)}
+    with pytest.raises(ValueError, match="points.one: it remembers: give find"):
+        make_objective(point, {"ce": CE | {"at": "one"}})(model_of(parameters()), *batch)

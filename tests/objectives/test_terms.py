@@ -180,3 +180,12 @@ def test_a_slope_in_another_space_is_refused():
     objective, keys = make_objective(points, {"t": spec}), jax.random.split(jax.random.key(0), B)
     with pytest.raises(ValueError, match="additive.*other point"):
         objective(smooth(parameters()), data()["clean"].images, jnp.asarray(LABELS), keys)
+
+
+@pytest.mark.parametrize("kind", ["linearity_gap", "directional_derivative"])
+def test_a_slope_at_images_that_were_moved_is_refused(kind):
+    points = {name: dict(kind="uniform", perturbation="additive", radius=0.1) for name in ("moved", "at")}
+    spec = dict(kind=kind, at="at", other="moved", perturbation="additive")
+    objective, keys = make_objective(points, {"t": spec}), jax.random.split(jax.random.key(0), B)
+    with pytest.raises(ValueError, match="give a point that does not move them"):
+        objective(smooth(parameters()), data()["clean"].images, jnp.asarray(LABELS), keys)

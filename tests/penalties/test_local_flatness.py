@@ -94,3 +94,12 @@ def test_a_composition_needs_one_norm(images):
         rj.local_flatness(loss_fn, images, threat, key=jax.random.key(0))
     found = rj.local_flatness(loss_fn, images, threat, norm="l2", key=jax.random.key(0), steps=1)
     assert (found > 0).all()
+
+
+def test_the_search_maximises_the_scaled_norm(images):
+    threat, scale = rj.ThreatModel("affine", "linf", (10.0, 1.0, 1.0)), jnp.asarray([0.0, 1.0, 0.0])
+    options = dict(key=jax.random.key(0), steps=20, restarts=3)
+    found = rj.local_flatness(loss_fn, images, threat, scale=scale, **options)
+    elsewhere = roughest(loss_fn, images, threat, **options).images  # of the whole gradient
+    there = rj.gradient_norm(loss_fn, elsewhere, "affine", rj.dual("linf"), 1, scale=scale)
+    assert (found >= there - 1e-6).all() and float(found.sum()) > 1.01 * float(there.sum())

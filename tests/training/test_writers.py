@@ -59,6 +59,8 @@ def test_writers_are_found_by_name(tmp_path, monkeypatch):
             writers.find(given)
     with pytest.raises(ValueError, match="the writer <lambda> returned 3: return write"):
         logged(tmp_path, lambda workdir, config: 3)
+    with pytest.raises(ValueError, match="the writer <lambda> returned None: return write"):
+        logged(tmp_path, lambda workdir, config: None)
 
 
 @pytest.mark.parametrize("broken", ["open", "write", "close"])

@@ -93,7 +93,17 @@ def is_structured(model: Any) -> bool:
     """Whether a model is a pytree, a function of its leaves and structure; `Partial` of any function is not."""
     if isinstance(model, jax.tree_util.Partial) or jax.tree_util.all_leaves([model]):
         return False
+    if not getattr(model, "is_structured", True):  # says so itself: `robust_jax.model` of a function without weights
+        return False
     return all(_is_array(leaf) or isinstance(leaf, Hashable) for leaf in jax.tree.leaves(model))
+
+
+def as_argument(model: Any) -> Any:
+    """A model as an argument of functions under `jax.jit`: itself if it is structured.
+
+    Any other is part of the cache's key, and equal to nothing from before: it may read what has changed since.
+    """
+    return model if is_structured(model) else jax.tree_util.Partial(lambda images: model(images))
 
 
 def _of_library(value: Any) -> bool:

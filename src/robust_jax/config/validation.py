@@ -207,7 +207,8 @@ def _check_values(config: Mapping[str, Any]) -> None:
         find("model.name", config["model"]["name"], MODELS)
     choose("select_by", config["select_by"], ("clean", *config["attacks"]))
     schedule = make_schedule(**config["schedule"], epochs=config["epochs"], steps_per_epoch=100)
-    _check_images(config)
+    if config["data"]["name"] in IMAGE_SHAPES:  # others are checked once they are loaded
+        check_images(config, *IMAGE_SHAPES[config["data"]["name"]])
     make_optimizer(schedule, **{name: v for name, v in config["optimizer"].items() if name not in OF_STEP})
 
 
@@ -222,11 +223,9 @@ def plain_options() -> dict[str, Option]:
     return found | {"schedule.boundaries": Option("boundaries", Any, (), (RANGES["schedule.boundaries"],))}
 
 
-def _check_images(config: Mapping[str, Any]) -> None:
-    """Raises ValueError for augmentation that images of a well-known dataset cannot have."""
-    if config["data"]["name"] not in IMAGE_SHAPES:
-        return
-    shapes = dry_run.batch(*IMAGE_SHAPES[config["data"]["name"]])
+def check_images(config: Mapping[str, Any], *shape_and_classes: Any) -> None:
+    """Raises ValueError for augmentation, or a size for evaluation, that images of a shape cannot have."""
+    shapes = dry_run.batch(*shape_and_classes)
     options = {name: value for name, value in config["data"]["augment"].items() if name not in MIXING}
     with_path("data.augment", jax.eval_shape, partial(augment, **options), shapes.images, shapes.keys)
     resized = partial(resize_images, resize=config["data"]["eval_resize"])
@@ -243,8 +242,9 @@ def _check_finite_differences(config: Mapping[str, Any]) -> None:
         path = f"terms.{name}.method=finite_difference"
         if term.get("method") != "finite_difference":
             continue
-        if config["model"]["dtype"] != "float32":
-            raise ValueError(f"{path} needs model.dtype=float32: its step is lost in bfloat16.")
+        for key, dtype in (("model.dtype", config["model"]["dtype"]), ("precision", config["precision"])):
+            if dtype != "float32":
+                raise ValueError(f"{path} needs {key}=float32, not {dtype}: its step is lost in fewer digits.")
         if config["sync_batch_norm"]:
             raise ValueError(
                 f"{path} moves the examples of each device by a scale of their own, which sync_batch_norm couples: "

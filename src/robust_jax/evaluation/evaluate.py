@@ -188,10 +188,11 @@ def _waiting(place: Place, wanted: bool) -> Iterator[Path | None]:
         yield None
         return
     from robust_jax.evaluation.adversarial_set import FILE
+    from robust_jax.evaluation.stored import WAITING
 
     place.name()  # nothing is in the way
     place.root.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.root, prefix=".", suffix=".tmp") as folder:
+    with tempfile.TemporaryDirectory(dir=place.root, prefix=".", suffix=WAITING) as folder:
         yield Path(folder) / FILE
 
 

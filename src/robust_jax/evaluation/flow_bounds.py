@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from robust_jax import losses
+from robust_jax.attacks.compiled import as_argument
 from robust_jax.attacks.result import LogitsFn, clip_box
-from robust_jax.attacks.wrappers import as_pytree
 from robust_jax.evaluation.landscapes import loss_gradients
 from robust_jax.losses import LossFn
 from robust_jax.options.signatures import checks_arguments
@@ -113,7 +113,7 @@ def loss_change(
 ) -> Float[Array, " b"]:  # fmt: skip
     """``ℓ(T(x, δ)) - ℓ(x)``, with images clipped to [0, 1], per image."""
     perturbations.check_delta(threat.perturbation, images, delta=delta)
-    return _change(as_pytree(logits_fn), images, labels, threat, delta, loss)
+    return _change(as_argument(logits_fn), images, labels, threat, delta, loss)
 
 
 @partial(jax.jit, static_argnames="loss")

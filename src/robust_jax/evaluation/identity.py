@@ -45,7 +45,7 @@ def attack_of(attack: Attack, in_turn: bool = False) -> dict[str, Any]:
     """One attack, see `attacks_of`, without the weights of another model that it attacks."""
     function = attack.function
     name = getattr(function, "__qualname__", type(function).__name__)
-    multiples = sorted({1.0, *map(float, attack.curve)}) if attack.curve and not in_turn else []
+    multiples = sorted({1.0, *map(float, attack.curve)}) if len(attack.curve) and not in_turn else []
     return {
         "function": f"{getattr(function, '__module__', '')}:{name}",
         "threat": attack.described_threat(),

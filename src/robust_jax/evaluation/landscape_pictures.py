@@ -46,7 +46,9 @@ def surface_grid(
     figure, axes = _figure(len(surfaces), columns, 1.7, title)
     losses = np.stack([np.asarray(s.loss, float) for s in surfaces.values()])
     for column in range(columns):
-        shown = losses[:, column]
+        shown = np.ma.masked_invalid(losses[:, column])
+        if shown.mask.all():  # nothing to draw
+            shown = np.ma.zeros(shown.shape)
         levels = np.linspace(shown.min(), max(shown.max(), shown.min() + 1e-6), 16)
         for row, surface in enumerate(surfaces.values()):
             at = surface.positions

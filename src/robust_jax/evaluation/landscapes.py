@@ -23,9 +23,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from robust_jax import losses
+from robust_jax.attacks.compiled import as_argument
 from robust_jax.attacks.fab import fab
 from robust_jax.attacks.result import LogitsFn, clip_box
-from robust_jax.attacks.wrappers import as_pytree
 from robust_jax.checks import check_batch, check_images, check_threat
 from robust_jax.losses import LossFn
 from robust_jax.options import Range
@@ -92,7 +92,7 @@ def loss_surface(
     perturbations.check_delta(threat.perturbation, images, delta=delta)
     across = orthogonal(threat, delta, key)
     at = jnp.asarray(positions, images.dtype)
-    found = _surface(as_pytree(logits_fn), images, labels, threat, (delta, across), at, loss)
+    found = _surface(as_argument(logits_fn), images, labels, threat, (delta, across), at, loss)
     return Surface(found, np.asarray(positions))
 
 
@@ -157,7 +157,7 @@ def loss_gradients(
     """
     check_images(images)
     check_batch(images, labels, logits_fn)
-    return _gradients(as_pytree(logits_fn), images, labels, loss)
+    return _gradients(as_argument(logits_fn), images, labels, loss)
 
 
 @partial(jax.jit, static_argnames="loss")

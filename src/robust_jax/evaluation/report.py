@@ -109,7 +109,7 @@ def shared_attacks(reports: Reports) -> dict[str, list[Mapping[str, Any]]]:
 
 
 def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return all(one[key] == other[key] for key in ("threat", "settings"))
+    return all(one.get(key) == other.get(key) for key in ("threat", "settings", "after"))
 
 
 def drawable(text: str) -> str:

@@ -28,8 +28,8 @@ from absl import logging
 from jaxtyping import Array, Bool, Float, Key
 
 from robust_jax import losses
-from robust_jax.attacks.wrappers import as_pytree
-from robust_jax.checks import check_attack_name, check_batch
+from robust_jax.attacks.compiled import as_argument
+from robust_jax.checks import check_attack_names, check_batch
 from robust_jax.evaluation.adversarial_set import AdversarialSet
 from robust_jax.evaluation.attack import Attack
 from robust_jax.evaluation.batching import Batch, Rows, as_batches, in_parts, joined, on_host, with_ids_and_masks
@@ -64,8 +64,8 @@ def robustness(
     """Measures every example, clean and under every attack.
 
     Random numbers are drawn from the example's id and the attack's name: they do not depend on the batch size, the
-    order or the other attacks. A pytree `logits_fn` (`rj.bind`) compiles once for all weights. If memory runs out,
-    batches are halved until they fit.
+    order or the other attacks. `rj.model` and `rj.bind` compile once for all weights; any other function, which may
+    read what has changed, at every call. If memory runs out, batches are halved until they fit.
 
     Args:
       logits_fn: images `[B, H, W, C]` in [0, 1] to logits `[B, K]`.
@@ -92,10 +92,12 @@ def robustness(
       The results per example; `summarise` turns them into accuracies.
 
     Raises:
-      ValueError: no example; images, labels or logits of a wrong shape or range; an attack named clean or worst_case.
+      ValueError: no example; images, labels or logits of a wrong shape or range; an attack named clean or worst_case,
+        two whose pictures would be one file.
     """
+    check_attack_names(attacks)
     attacks = {name: _attack(name, attack) for name, attack in attacks.items()}
-    model = as_pytree(logits_fn)
+    model = as_argument(logits_fn)
     report = progress or (lambda *_: None)
     batches = as_batches(batches, batch_size)
     check_key(key, None)
@@ -130,7 +132,7 @@ def _run_attacks(
             outcome = dataclasses.replace(finished[name], attack=attack)
             report(name, int((~outcome.broken).sum()), int(seen.sum()) * len(attack.multiples()))
         else:
-            source = common.model if attack.source is None else as_pytree(attack.source.logits_fn)
+            source = common.model if attack.source is None else as_argument(attack.source.logits_fn)
             own_key = jax.random.fold_in(common.key, zlib.crc32(name.encode()))
             trial = common._replace(source=source, attack=attack, key=own_key, name=name)
             outcome = outcome_of(trial, batches, measured, seen, partial(_report_radius, report, name))
@@ -141,7 +143,6 @@ def _run_attacks(
 
 
 def _attack(name: str, attack: Any) -> Attack:
-    check_attack_name(name)
     if isinstance(attack, Mapping):
         from robust_jax.evaluation.from_config import attack_from  # loads models and workdirs, for sources
 

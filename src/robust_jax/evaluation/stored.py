@@ -12,6 +12,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,11 +22,14 @@ from robust_jax.extensions import LONGEST_NAME
 from robust_jax.files import file_name, read_json, refuse_link, refuse_other
 
 FOLDER = "evaluations"
+WAITING = ".wait"  # the suffix of a folder of adversarial images whose evaluation is not finished
 REPORT, EXAMPLES = "evaluation.json", "per_example.npz"
 Result = TypeVar("Result")
 # What evaluations and comparisons draw.
 _PICTURE = re.compile(r"(adversarial|robustness|loss_surface)_[A-Za-z0-9_.-]*\.png|(trade_off|gradients)\.png")
-_LEFT_BEHIND = 3600.0  # seconds after which a folder that was never renamed is of a process that was killed
+# Seconds after which a folder in which nothing changes is of a process that was killed: one that is written, and one
+# of adversarial images that wait for their evaluation.
+_LEFT_BEHIND = {".*.tmp": 3600.0, f".*{WAITING}": 86400.0}
 
 
 def folder_of(workdir: str | os.PathLike[str], name: str) -> Path:
@@ -207,9 +211,19 @@ class Place(NamedTuple):
 
 def _remove_left_behind(folder: Path) -> None:
     """Removes what processes that were killed while they wrote left."""
-    for path in folder.glob(".*.tmp"):
-        if path.is_dir() and not path.is_symlink() and time.time() - path.stat().st_mtime > _LEFT_BEHIND:
-            shutil.rmtree(path, ignore_errors=True)
+    for pattern, seconds in _LEFT_BEHIND.items():
+        for path in folder.glob(pattern):
+            if path.is_dir() and not path.is_symlink() and time.time() - _changed(path) > seconds:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _changed(folder: Path) -> float:
+    """When anything in a folder was last changed."""
+    times = [folder.stat().st_mtime]
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            times.append(path.lstat().st_mtime)
+    return max(times)
 
 
 def remove_pictures(folder: Path) -> None:

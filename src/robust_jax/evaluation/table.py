@@ -102,8 +102,8 @@ def by_row(columns: Mapping[Column, list[tuple[Row, Mapping[str, Any]]]]) -> dic
 def _table(reports: Reports, before_interval: str = " ") -> Table:
     """Accuracies with their intervals: a row per attack, a column per workdir."""
     sizes = sorted({report["clean"]["n"] for report in reports.values()})
-    split = next(iter(reports.values())).get("split")
-    where = f" on the {split} split" if split else ""
+    splits = dict.fromkeys(report["split"] for report in reports.values() if report.get("split"))
+    where = f" on the {' and '.join(splits)} split" if splits else ""
     table = Table(title=f"Accuracy{where}, n = {' and '.join(map(str, sizes))}, 95% intervals")
     for column in ("attack", "threat", "effort"):
         table.add_column(column, overflow="fold")
@@ -132,7 +132,7 @@ def labels_of(folders: Iterable[str]) -> list[str]:
 def space_of(attack: Mapping[str, Any]) -> str:
     """The perturbation and its norm in words."""
     norm = attack["threat"]["norm"]
-    norms = [norm] if isinstance(norm, str | float) else norm
+    norms = [norm] if isinstance(norm, str | int | float) else norm
     return f"{attack['threat']['perturbation']} {', '.join(map(str, norms if len(set(norms)) > 1 else norms[:1]))}"
 
 

@@ -54,6 +54,11 @@ class Model:
         logits: Array = self.apply(self.weights, x)
         return logits
 
+    @property
+    def is_structured(self) -> bool:
+        """Whether the weights are all that the logits depend on; a function without weights may read anything."""
+        return not isinstance(self.apply, _Function)
+
     def __repr__(self) -> str:
         name = getattr(self.apply, "__name__", type(self.apply).__name__)
         return f"Model({name}, {shown.numbers(self.weights)})"
@@ -224,8 +229,13 @@ class _Torch:
     def _logits(self, images: np.ndarray) -> np.ndarray:
         import torch
 
-        with torch.no_grad():
-            logits: np.ndarray = self.network.eval()(torch.tensor(images)).numpy()
+        training = [module for module in self.network.modules() if module.training]
+        try:
+            with torch.no_grad():
+                logits: np.ndarray = self.network.eval()(torch.tensor(images)).numpy()
+        finally:
+            for module in training:  # the user's own is left as it was
+                module.training = True
         return logits
 
 

@@ -136,6 +136,8 @@ class NNXNetwork:
         """Logits, and with ``mutable`` the new ``batch_stats`` too."""
         from flax import nnx
 
+        if train and not rngs and jax.tree.leaves(_structure(self.make).random):
+            raise ValueError("the model draws random numbers in training, such as dropout: give rngs={'dropout': key}.")
         key = (rngs or {}).get("dropout", jax.random.key(0))
         module = self._merged(variables, train, key)
         settings: dict[str, Any] = mode_settings(type(module).__call__, train)

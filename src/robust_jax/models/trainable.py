@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from robust_jax.models.bound import BoundModel
-from robust_jax.models.network import COLLECTIONS, Given, LinenNetwork, Network, NNXNetwork, Variables, mode_settings
+from robust_jax.models.network import COLLECTIONS, Given, LinenNetwork, Network, NNXNetwork, Variables
 from robust_jax.options.hints import described
 
 
@@ -50,8 +51,9 @@ def trainable(network: Any, variables: Variables | None = None) -> Network:
     if isinstance(network, NNXNetwork | LinenNetwork):
         return network
     if isinstance(network, nn.Module):
-        if variables is None and "train" in mode_settings(type(network).__call__, True):
-            return network
+        train = inspect.signature(type(network).__call__).parameters.get("train")
+        if variables is None and train is not None and train.default is not train.empty:
+            return network  # initialised without it
         held = None if variables is None else jax.tree.map(jnp.asarray, checked_variables(variables))
         return LinenNetwork(network, held)
     if is_nnx(network):

@@ -74,9 +74,11 @@ class Objective(NamedTuple):
     used: tuple[str, ...] = ()
     remembering: tuple[str, ...] = ()
 
-    def __call__(self, model: Model, images: Images, labels: Labels, keys: Keys) -> tuple[Float[Array, ""], Outcome]:
-        """The loss at the points, for an objective without memory."""
-        return self.loss(model, self.find(model, images, labels, keys), labels)
+    def __call__(
+        self, model: Model, images: Images, labels: Labels, keys: Keys, epoch: Any = 0.0
+    ) -> tuple[Float[Array, ""], Outcome]:
+        """The loss at the points, for an objective without memory; ``epoch`` is where its schedules are."""
+        return self.loss(model, self.find(model, images, labels, keys, epoch=epoch), labels, epoch)
 
 
 class _PointEntry(NamedTuple):
@@ -102,7 +104,7 @@ class _TermEntry(NamedTuple):
 
 def scheduled(option: Any, epoch: Any) -> Any:
     """An option's value at an epoch: ``start + (end - start) min(epoch / epochs, 1)`` of a schedule, else itself."""
-    if not isinstance(option, Mapping):
+    if not isinstance(option, Mapping) or sorted(option) != sorted(SCHEDULE):
         return option
     start, end, epochs = (option[name] for name in SCHEDULE)
     return start + (end - start) * jnp.minimum(epoch / epochs, 1.0)
@@ -154,7 +156,8 @@ def _term_entry(path: str, entry: Mapping[str, Any], points: Mapping[str, Any]) 
     own = options_of(every_term)
     check_options(path, entry, function, own)
     entry = {name: option.default for name, option in own.items()} | dict(entry)
-    compared = [name for name, option in arguments_of(function).items() if PointOutput in option.kinds]
+    compared = {name: option for name, option in arguments_of(function).items() if PointOutput in option.kinds}
+    entry = {name: option.default for name, option in compared.items()} | entry
     for name in ("at", *compared):
         choose(f"{path}.{name}", entry[name], points)
     options = {name: value for name, value in entry.items() if name not in ("kind", *own, *compared)}
@@ -179,7 +182,9 @@ def _find(
         check_labels(entry.function, labels)
         options = _arguments(entry, epoch)
         if memory_of(entry.function):
-            options |= {"memory": (memory or {})[name], "steps_done": steps_done}
+            if memory is None or name not in memory:
+                raise ValueError("it remembers: give find(..., memory=objective.remember(examples, classes)).")
+            options |= {"memory": memory[name], "steps_done": steps_done}
         point = entry.function(model, images, labels, per_example.fold_keys(keys, entry.place), **options)
         if not isinstance(point, Point):
             raise ValueError(f"it returned {type(point).__name__}: return robust_jax.objectives.Point(images, delta).")
@@ -231,6 +236,7 @@ def look(model: Model, point: Point, labels: Labels, mode: Mode = "train") -> tu
 
     def loss_fn(x: Images) -> tuple[PerExample, Any]:
         logits, state = model.train(x) if mode == "train" else (model.eval(x), None)
+        logits = per_example.widened(logits)
         return losses.cross_entropy(logits, labels), (logits, state)
 
     loss, gradient, (logits, state) = per_example.value_and_gradient(loss_fn, point.images, has_aux=True)

@@ -58,7 +58,8 @@ class Point(NamedTuple):
 
 
 def _logits_fn(model: Model, batch_norm: Mode) -> LogitsFn:
-    return model.eval if batch_norm == "eval" else lambda x: model.train(x)[0]
+    run = model.eval if batch_norm == "eval" else lambda x: model.train(x)[0]
+    return lambda x: per_example.widened(run(x))
 
 
 def _loss_of(logits_fn: LogitsFn, labels: Labels) -> Callable[[Images], Float[Array, " b"]]:

@@ -172,6 +172,8 @@ def _unit(gradient: Delta) -> Delta:
 
 def _slope(point: PointOutput, other: PointOutput, perturbation: Space) -> PerExample:
     gradient = _in_delta(point, perturbation)
+    if point.delta is not None:
+        raise ValueError("at: the point other was found from the clean images: give a point that does not move them.")
     shapes, own = (jax.tree.map(jnp.shape, delta) for delta in (gradient, other.delta))
     if shapes != own:
         raise ValueError(

@@ -25,13 +25,14 @@ StepSize = Annotated[Any, Range(least=0, tuples=True)]
 def roughest(
     loss_fn: LossFn, images: Images, threat: ThreatModel, *,
     norm: Any = None, key: Key[Array, "..."], steps: Count = 40, step_size: StepSize | None = None, restarts: Count = 1,
-    random_start: bool = True,
+    random_start: bool = True, scale: Any = 1.0,
 ) -> Ascent:  # fmt: skip
     """``argmax_{δ in ball} ‖g(T(x, δ))‖``, with g the gradient in a fresh δ at 0, by ascent on the norm itself.
 
     The ascent uses the exact second derivative. The best iterate is kept (δ = 0 is one of them if ``random_start`` is
     false) and clipped to [0, 1] as attacks do; ``value`` is the norm there. The options are those of
-    `robust_jax.attacks.pgd`; ``norm`` is that of the gradient, by default the dual of the threat model's.
+    `robust_jax.attacks.pgd`; ``norm`` is that of the gradient, by default the dual of the threat model's, and ``scale``
+    multiplies the gradient first, as in `robust_jax.gradient_norm`.
     """
     check_images(images)
     check_threat(threat, images)
@@ -39,7 +40,7 @@ def roughest(
 
     def score(perturbed: Images, *_: Any) -> tuple[Float[Array, " b"], Bool[Array, " b"]]:
         gradient = jax.grad(lambda x: loss_fn(x).sum())(perturbed)
-        value = gradient_norms.penalty_of(threat.perturbation, perturbed, chosen, 1, 1.0)(gradient)
+        value = gradient_norms.penalty_of(threat.perturbation, perturbed, chosen, 1, scale)(gradient)
         return value, jnp.zeros(len(images), bool)
 
     return ascend(
@@ -74,8 +75,9 @@ def local_flatness(
     """
     check_images(images)
     check_threat(threat, images)
-    search = {name: options.pop(name) for name in ("restarts", "random_start") if name in options}
-    found = roughest(loss_fn, images, threat, norm=norm, key=key, steps=steps, step_size=step_size, **search)
+    search: dict[str, Any] = dict(norm=norm, steps=steps, step_size=step_size, scale=options.get("scale", 1.0))
+    search |= {name: options.pop(name) for name in ("restarts", "random_start") if name in options}
+    found = roughest(loss_fn, images, threat, key=key, **search)
     at = jax.lax.stop_gradient(found.images)
     return gradient_norms.gradient_norm(loss_fn, at, threat.perturbation, _gradient_norm_of(threat, norm), 1, **options)
 

@@ -14,11 +14,12 @@ from ml_collections import ConfigDict
 from robust_jax import data, models
 from robust_jax.config import build
 from robust_jax.config.objects import Objects
+from robust_jax.config.validation import check_images
 from robust_jax.data.known import STATISTICS
 
 
 def check_against(config: ConfigDict, dataset: data.Dataset) -> None:
-    """Raises ValueError if the batch or an attack does not suit the data."""
+    """Raises ValueError if the batch, the augmentation or an attack does not suit the data."""
     if config.batch_size > len(dataset.train):
         raise ValueError(
             f"batch_size={config.batch_size} is more than the {len(dataset.train)} training images (data.limit and "
@@ -26,6 +27,7 @@ def check_against(config: ConfigDict, dataset: data.Dataset) -> None:
         )
     if not len(dataset.validation):
         raise ValueError(f"the dataset {dataset.name!r} has no validation images: checkpoints are chosen on them.")
+    check_images(config.to_dict(), dataset.image_shape, dataset.num_classes)
     for name, spec in config.attacks.items():
         build.check_attack(f"attacks.{name}", spec, dataset.image_shape, dataset.num_classes)
 

@@ -88,7 +88,7 @@ def train(
     objects = Objects.of(dataset, model)
     runs.check_objects_to_resume(workdir, objects)
     config = complete(objects.named(config))
-    writers = find_writers([*find_writers(config.writers), *writers])
+    tellers = list(dict.fromkeys([*find_writers(config.writers), *find_writers(writers)]))
     with jax.default_matmul_precision(config.precision):
         run, state = prepare(config, trust, objects)
         size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(state))
@@ -100,7 +100,7 @@ def train(
                 announce(config, run.dataset, state, run.total_steps, workdir)
                 with (
                     TrainingLog(
-                        workdir, int(state.step), run.total_steps, run.steps_per_epoch, validated, writers, config
+                        workdir, int(state.step), run.total_steps, run.steps_per_epoch, validated, tellers, config
                     ) as log,
                     stopping.listening() as requests,
                 ):

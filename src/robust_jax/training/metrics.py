@@ -32,5 +32,6 @@ class Metrics:
 
     def _fetched(self) -> dict[str, np.ndarray]:
         parts = [self._before] if self._before else []
-        parts += [{k: v[at] for k, v in parallel.first(values).items()} for values, at in self._blocks]
+        for values, at in self._blocks:
+            parts.append({k: v[at].astype(np.float32) for k, v in parallel.first(values).items()})
         return {k: np.concatenate([part[k] for part in parts]) for k in parts[0]} if parts else {}

@@ -60,8 +60,14 @@ Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.
 def init_state(
     variables: Mapping[str, Any], optimizer: optax.GradientTransformation, ema: float, memory: Mapping[str, Any] = {}
 ) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step.
+
+    Raises:
+      ValueError: an average (``ema``) of weights in half precision, in which it would not move.
+    """
     params = variables["params"]
+    if ema and (few := sorted({str(p.dtype) for p in jax.tree.leaves(params) if p.dtype.itemsize < 4})):
+        raise ValueError(f"optimizer.ema={ema} needs weights in float32, not {few}: an average in those does not move.")
     return TrainState(
         step=jnp.int32(0),
         params=params,

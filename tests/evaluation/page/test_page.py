@@ -231,3 +231,14 @@ def test_classes_beyond_twenty_become_the_worst_and_the_most_frequent_confusions
     assert matrix["counts"] is None and matrix["frequent"] == ["7 → 9: 3"]
     table = details.per_class(evaluation)
     assert len(table["rows"]) == 20 and table["left_out"] == 80 and table["rows"][0]["name"] == "7"
+
+
+def test_a_class_that_is_predicted_but_not_in_the_split_has_a_column(folders):
+    from robust_jax.evaluation.page import details, sources
+
+    entry = {"per_class": {}}
+    report = {"clean": entry, "worst_case": entry, "attacks": {}, "class_names": []}
+    arrays = {"label": np.array([0, 0, 1, 1]), "clean/prediction": np.array([0, 3, 1, -1])}
+    (matrix,) = details.confusions(sources.Evaluation("", folders[0], report, arrays, {}, {}))
+    assert np.sum(matrix["counts"]) == 4 and matrix["counts"][0] == [1, 0, 0, 1, 0]
+    assert matrix["frequent"] == ["1 → ?: 1", "0 → 3: 1"]

@@ -40,9 +40,10 @@ def confusions(evaluation: Evaluation) -> list[dict[str, Any]]:
     if "label" not in arrays:
         return []
     label = arrays["label"]
-    classes = max(int(label.max()) + 1, len(names))
-    found = []
-    for name in ("clean", *evaluation.report["attacks"]):
+    found, measured = [], ("clean", *evaluation.report["attacks"])
+    seen = [label, *(arrays[key] for name in measured if (key := f"{name}/prediction") in arrays)]
+    classes = max(*(int(one.max()) + 1 for one in seen), len(names))
+    for name in measured:
         if (prediction := arrays.get(f"{name}/prediction")) is None:
             continue
         if prediction.shape != label.shape:
@@ -51,7 +52,7 @@ def confusions(evaluation: Evaluation) -> list[dict[str, Any]]:
         columns = [*range(classes), *unknown]
         counts = np.zeros((classes, classes + 1), int)
         np.add.at(counts, (label, np.where(prediction < 0, classes, prediction)), 1)
-        frequent = [(int(counts[t, p]), t, p) for t, p in np.argwhere(counts) if t != p]
+        frequent = [(int(counts[t, p]), t, p if p < classes else -1) for t, p in np.argwhere(counts) if t != p]
         found.append({
             "title": printable(name), "counts": counts[:, : len(columns)].tolist() if classes <= MANY else None,
             "names": [words.class_name(names, k) for k in range(classes)],

@@ -21,8 +21,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from robust_jax import losses
+from robust_jax.attacks.compiled import as_argument
 from robust_jax.attacks.define import about
-from robust_jax.attacks.wrappers import as_pytree
 from robust_jax.evaluation.attack import Attack
 from robust_jax.evaluation.outcomes import Outcome, PerExample
 from robust_jax.evaluation.robustness import robustness
@@ -90,7 +90,7 @@ class Look:
     @cached_property
     def model(self) -> Any:
         """The logits_fn as an argument of jitted functions."""
-        return as_pytree(self.logits_fn)
+        return as_argument(self.logits_fn)
 
     def logits_of(self, images: Images) -> Float[np.ndarray, "b k"]:
         """The logits of any images, compiled once."""

@@ -74,6 +74,9 @@ def find(writers: Iterable[str | Writer]) -> list[Writer]:
     return found
 
 
+_FAILED = object()
+
+
 class Open:
     """Writers that are open: each is told every number, and none can end the run."""
 
@@ -84,7 +87,7 @@ class Open:
             name = getattr(writer, "__name__", type(writer).__name__)
             begun = {"step": step} if "step" in inspect.signature(writer).parameters else {}
             opened = self._guarded(name, step, partial(writer, workdir, config, **begun))
-            if opened is None:
+            if opened is _FAILED:
                 continue
             if not callable(getattr(opened, "write", opened)):
                 raise ValueError(f"the writer {name} returned {opened!r}: return write(step, metrics), or an object.")
@@ -101,7 +104,7 @@ class Open:
             self._guarded(name, None, getattr(writer, "close", lambda: None))
 
     def _guarded(self, name: str, step: int | None, function: Callable[[], Any]) -> Any:
-        """What a function of a writer returns; None if it fails, which is told once."""
+        """What a function of a writer returns; `_FAILED` if it fails, which is told once."""
         try:
             return function()
         except Exception as error:
@@ -112,4 +115,4 @@ class Open:
                     name, when, type(error).__name__, error,
                 )  # fmt: skip
             self._failed.add(name)
-            return None
+            return _FAILED
