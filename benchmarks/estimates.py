@@ -70,7 +70,7 @@ def work(config: ConfigDict) -> tuple[float, float]:
         attack = attack_from(name, spec)
         cost = cost_of(attack.function, attack.settings, Problem(shape, run.dataset.num_classes, attack.threat))
         if cost:
-            passes += cost.forwards + 2 * cost.gradients  # a backward pass is about two forward passes
+            passes += cost.forwards + cost.gradients  # a backward pass in the images is about a forward pass
     return step * parallel.device_count() * run.total_steps, forward * passes * config.evaluation.limit
 
 

@@ -46,7 +46,7 @@ def derivatives(dx: np.ndarray) -> np.ndarray:
 
 
 def slopes(dx: np.ndarray, reach: float | None) -> np.ndarray:
-    """What attacks follow at each dx, with a reach (balls linf and l2inf) and without (l1, l2, l21)."""
+    """What attacks follow at each dx, with a reach (balls linf and l2inf) and without (l2)."""
     images, delta, gradient = at(dx)
     return np.asarray(flow.slope(images, delta, gradient, reach)[:, 0, PIXEL, 1])
 
@@ -75,7 +75,7 @@ def draw_slopes(axes: Axes, dx: np.ndarray) -> None:
     axes.axhline(0, color="0.6", lw=0.8)
     axes.plot(dx, derivatives(dx), color=DERIVATIVE, lw=2, label="derivative")
     axes.plot(dx, slopes(dx, REACH), color=CHORD, lw=2, label="followed in linf and l2inf balls: the best chord")
-    other = "followed in other balls: from the nearest grid line to its better side"
+    other = "followed in l2 balls: from the nearest grid line to its better side"
     axes.plot(dx, slopes(dx, None), color=CHORD, lw=1.5, ls=":", label=other)
     axes.set_ylabel("slope in dx")
     axes.set_xlabel("dx in pixels, within a linf ball of radius 1.5")

@@ -88,7 +88,7 @@ def compared(model: Any, images: np.ndarray, labels: np.ndarray, norm: str, pixe
 def main(_: list[str]) -> None:
     """Measures the cases that the file does not have yet."""
     F, path = flags.FLAGS, Path(flags.FLAGS.out)
-    found = origin.kept(path, {"cases": {}})
+    found, traced = origin.kept(path, {"cases": {}}), origin.trace()
     found |= {"versions": versions()}
     for workdir in map(Path, F.workdir):
         _, model, images, labels = runs.correctly_classified(workdir, F.count)
@@ -98,7 +98,7 @@ def main(_: list[str]) -> None:
                 if case in found["cases"]:
                     continue
                 measured = compared(model, images, labels, norm, float(pixels))
-                found["cases"][case] = measured | origin.trace()
+                found["cases"][case] = measured | traced
                 print(case, found["cases"][case], flush=True)
                 origin.keep(path, found)
 

@@ -32,12 +32,12 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
         "pgd": dict(kind="pgd", **search),
         "apgd": dict(kind="apgd", **search),
     }
-    start = time.perf_counter()
+    start, traced = time.perf_counter(), trace()
     reports = rj.evaluate(
         options.workdirs, attacks, limit=options.images, data_dir=options.data_dir, checks=0, pictures=0
     )
     found = {Path(workdir).name: report for workdir, report in reports.items()}
-    whole = trace() | {"seconds": round(time.perf_counter() - start), "evaluations": found}
+    whole = traced | {"seconds": round(time.perf_counter() - start), "evaluations": found}
     keep(Path(options.out), whole)
 
 

@@ -45,7 +45,7 @@ PGD = dict(steps=20, restarts=2, keep="highest_loss")
 
 
 def main(options: flags.FlagValues, overrides: list[str]) -> None:
-    start, out = time.perf_counter(), Path(options.out)
+    start, out, origin = time.perf_counter(), Path(options.out), source()
     loaded = [runs.load(workdir, data_dir=options.data_dir) for workdir in options.workdirs]
     models = {name: run.logits_fn for name, run in zip(options.names, loaded, strict=True)}
     test = loaded[0].dataset.test
@@ -59,7 +59,7 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
                  for name, f in models.items()}
         for radius in options.radii
     }  # fmt: skip
-    whole = source() | {
+    whole = origin | {
         "attack": f"pgd, {PGD}", "images": len(images), "of the first": options.images,
         "workdirs": {name: run.config.to_dict()["terms"] for name, run in zip(options.names, loaded, strict=True)},
         "seconds": round(time.perf_counter() - start), "median distances": distances, "radii": found,

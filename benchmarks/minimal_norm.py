@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from absl import flags
 
-import origin
+from origin import also, keep, kept, source
 from robust_jax import attacks, cli
 from robust_jax.attacks.define import Problem, cost_of
 from robust_jax.extensions import choose
@@ -138,6 +138,7 @@ def measured(
 
 def main(options: flags.FlagValues, _: list[str]) -> None:
     """Runs all, prints a line for each."""
+    origin = source("adv-lib", "torch")
     for norm in options.norms:
         choose("norms", norm, P)
     for workdir in map(Path, options.workdirs):
@@ -162,16 +163,14 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
                     found["seconds"] = round(time.perf_counter() - start, 1)
                     print(f"{workdir.name} {norm} {gradients} {name}: {found}", flush=True)
                     if options.out:
-                        _write(Path(options.out), f"{workdir.name} {norm}", name, gradients, found)
+                        _write(Path(options.out), origin, f"{workdir.name} {norm}", name, gradients, found)
 
 
-def _write(out: Path, table: str, name: str, gradients: int, found: dict[str, Any]) -> None:
-    page = origin.kept(out, {"smallest": {}})
-    source = origin.source("adv-lib", "torch")
-    commands = page.get("commands", [])
-    page |= source | {"commands": commands + [source["command"]] * (source["command"] not in commands), "seed": 0}
+def _write(out: Path, origin: dict[str, Any], table: str, name: str, gradients: int, found: dict[str, Any]) -> None:
+    page = kept(out, {"smallest": {}})
+    page |= also(page, origin) | {"seed": 0}
     page["smallest"].setdefault(table, {}).setdefault(name, {})[str(gradients)] = found
-    origin.keep(out, page)
+    keep(out, page)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from origin import also, keep, kept, packed, source, unpacked
+from origin import also, keep, kept, packed, refuse_others, source, unpacked
 from robust_jax import attacks, cli, losses
 from robust_jax.spaces import threat_models
 from robust_jax.spaces.flow import flow
@@ -200,6 +200,7 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
     for ball, (name, (run, model, images, labels)) in product(balls, loaded.items()):
         case = Case(model, images, labels, ball, jax.random.key(options.seed))
         entry = found["cases"].setdefault(f"{name}/{ball}", {})
+        refuse_others(entry, {"images": len(images), "seed": options.seed}, f"{path}: {name}/{ball}")
         for attack, rows, seconds in _measured(case, entry, chosen, options.again):
             entry["broken"][attack], entry["seconds"][attack] = [packed(row) for row in rows], seconds
             known = {k: np.stack([unpacked(row, len(images)) for row in b]) for k, b in entry["broken"].items()}

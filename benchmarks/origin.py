@@ -58,6 +58,16 @@ def source(*packages: str, module: str = "") -> dict[str, Any]:
     return trace(module) | {"versions": versions() | named}
 
 
+def refuse_others(found: Mapping[str, Any], today: Mapping[str, Any], where: str) -> None:
+    """Raises ValueError if the numbers that a file holds under a name were measured with other settings."""
+    other = {key: found[key] for key, value in today.items() if key in found and found[key] != value}
+    if other:
+        raise ValueError(
+            f"{where} was measured with {other}, and now has {dict(today)}: these do not belong into one table. "
+            f"Give the settings of then, or another file to --out."
+        )
+
+
 def also(found: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
     """The source of a table's numbers once more are measured: commands and revisions are added to those it names."""
     joined = {"command": "; ", "revision": ", "}
@@ -66,8 +76,12 @@ def also(found: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def portable(command: str) -> str:
-    """A command without what is of one machine: the data's folder, and the folders that absolute paths are in."""
-    return re.sub(r"(?<=[ =,])/[^\s,]*/(?=[^\s,/]+/[^\s,/]+)", "", re.sub(r" --data_dir=\S+", "", command))
+    """A command without what is of one machine: the data's folder, and the folders that absolute paths are in.
+
+    What is left of a path begins with runs, benchmarks or docs, or is its last two names.
+    """
+    known, two = r"[^\s,]*?/(?=(?:runs|benchmarks|docs)/)", r"[^\s,]*/(?=[^\s,/]+/[^\s,/]+)"
+    return re.sub(rf"(?<=[ =,])/(?:{known}|{two})", "", re.sub(r" --data_dir=\S+", "", command))
 
 
 def revision() -> str:

@@ -27,7 +27,7 @@ import torch
 from absl import flags
 from pyautoattack import AutoAttack
 
-from origin import also, keep, kept, packed, source, unpacked
+from origin import also, keep, kept, packed, refuse_others, source, unpacked
 from robust_jax import cli
 from robust_jax.attacks.auto import parts
 from robust_jax.spaces.threat_models import ThreatModel
@@ -53,8 +53,8 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
     chosen = selected(dict.fromkeys(NAMES), options.attacks)
     out, origin = Path(options.out) if options.out else None, source("pyautoattack", "torch")
     for given in options.workdirs:
-        workdir, *settings = given.split(":")
-        ball = {"norm": "linf", "radius": "0.3"} | dict(setting.split("=") for setting in settings)
+        workdir, *parts = given.split(":")
+        ball = {"norm": "linf", "radius": "0.3"} | dict(part.split("=") for part in parts)
         threat = ThreatModel("additive", ball["norm"], float(ball["radius"]))
         run, bound, images, labels = correctly_classified(Path(workdir), options.images)
         network = converted(run.config.model.name, run.model, run.variables, run.dataset.image_shape).eval()
@@ -66,7 +66,9 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
         row = f"{Path(workdir).name}, {ball['norm']} {ball['radius']}"
         table = kept(out, {"parity": {}})
         found = table["parity"].setdefault(row, {})
-        found |= {"images": len(images), "steps": options.steps, "queries": options.queries}
+        settings = {"images": len(images), "steps": options.steps, "queries": options.queries}
+        refuse_others(found, settings, f"{out}: {row}")
+        found |= settings
         for library, seed, name in product(options.libraries, options.seeds, chosen):
             seeds = found.setdefault(library, {}).setdefault(name, {})
             if seed not in seeds:

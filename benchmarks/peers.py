@@ -27,7 +27,7 @@ import torch
 import torchattacks
 from absl import flags
 
-from origin import also, keep, kept, source
+from origin import also, keep, kept, refuse_others, source
 from robust_jax import attacks, cli, models
 from robust_jax.spaces.threat_models import ThreatModel
 from runs import correctly_classified, selected
@@ -171,10 +171,12 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
     table, origin = kept(out, {"peers": {}}), source("foolbox", "torchattacks", "torch")
     name = f"{Path(options.workdir).name}, linf {options.radius:g}, l2 {options.l2_radius:g}"
     found = table["peers"].setdefault(name, {"attacks": {}})
-    found |= {
+    settings = {
         "images": len(images), "batch": options.batch, "queries": options.queries, "steps": steps,
-        "constants": constants, "largest difference of logits": float(f"{gap:.1e}"),
+        "constants": constants,
     }  # fmt: skip
+    refuse_others(found, settings, f"{out}: {name}")
+    found |= settings | {"largest difference of logits": float(f"{gap:.1e}")}
     for attack, row in chosen.items():
         cells = found["attacks"].setdefault(attack, {})
         for library, attacked in runs(row, bound, network):

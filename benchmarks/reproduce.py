@@ -68,16 +68,17 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
     rows = options.rows or list(table.rows)
     for row, seed in product(rows, table.seeds):
         plan.config(row, seed)  # a mistake in a row is told now, not after hours
+    traced = trace()
     for row in rows:
         jax.clear_caches()  # no other row uses its programs, and a process can map only a limited number
         for seed in table.seeds:
             if options.train_only or not plan.has(_stored(path, row, seed), row, seed):
-                run(plan, row, seed, None if options.train_only else path)
+                run(plan, row, seed, None if options.train_only else path, traced)
     if path.exists():
         print(rendered(path))
 
 
-def run(plan: Plan, row: str, seed: int, path: Path | None) -> None:
+def run(plan: Plan, row: str, seed: int, path: Path | None, traced: dict[str, Any]) -> None:
     """Trains a row with a seed, and measures it if there is a file for the numbers; a run that diverges is told."""
     try:
         config, chosen = plan.chosen(row, seed)
@@ -86,7 +87,7 @@ def run(plan: Plan, row: str, seed: int, path: Path | None) -> None:
         print(f"{row}, seed {seed}, is left out: {error}", file=sys.stderr, flush=True)
         return
     if path:
-        _keep(path, plan.table, row, seed, {"choice": chosen} | measure(plan.table, config, workdir))
+        _keep(path, plan.table, row, seed, {"choice": chosen} | traced | measure(plan.table, config, workdir))
 
 
 class Plan(NamedTuple):
@@ -118,7 +119,10 @@ class Plan(NamedTuple):
             tried[f"{value:g}"] = self._validated(row, self.config(row, first, value))
             if tried[f"{value:g}"] >= least - 1e-9:
                 break
-        return self.config(row, seed, value), {"key": choice.key, "tried": tried, "least": least, "chosen": value}
+        return self.config(row, seed, value), {"key": choice.key, "tried": tried, "least": least, "chosen": value} | {
+            "like": choice.like,
+            "within": choice.within,
+        }
 
     def _validated(self, row: str, config: ConfigDict) -> float:
         """The best validation accuracy of a run; 0 if it diverges."""
@@ -136,6 +140,10 @@ class Plan(NamedTuple):
         if (choice is None) != (chosen is None):
             return False
         if choice and list(chosen["tried"]) != [f"{value:g}" for value in choice.values][: len(chosen["tried"])]:
+            return False
+        if choice and any(
+            chosen.get(key, given) != given for key, given in choice._asdict().items() if key != "values"
+        ):
             return False
         today = settings(self.config(row, seed, chosen and chosen["chosen"]))
         return not saved_config.differing(stored["settings"], today)
@@ -177,7 +185,7 @@ def measure(table: Table, config: ConfigDict, workdir: Path) -> dict[str, Any]:
     for name, ball in table.universal.items():
         threat = ThreatModel(ball.perturbation, "linf", ball.radius)
         universal[name] = universal_rates(runs.load(workdir, **place), threat, ball.examples)
-    return trace() | {
+    return {
         "settings": settings(config), "training": training(workdir), "evaluation": report, "broken": broken,
         "universal": universal,
     }  # fmt: skip

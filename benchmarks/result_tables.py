@@ -159,10 +159,7 @@ def _smallest(path: Path, measured: Mapping[str, Any]) -> str:
             name = f"`{attack}`" if not attack.startswith("peer ") else f"adversarial-library, `{attack[5:]}`"
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
         lines.append("")
-    commands = "; ".join(f"`{command}`" for command in measured["commands"])
-    note = f"Seed {measured['seed']}, {_versions(measured)}; on {measured['hardware']}, "
-    note += f"revision {measured['revision']}; {path.name}"
-    return "\n".join([*lines, f"{note}, from {commands}."])
+    return "\n".join([*lines, f"Seed {measured['seed']}, {_versions(measured)}. {_source(measured, path)}"])
 
 
 def _median(found: Mapping[str, Any] | None) -> str:

@@ -48,10 +48,11 @@ ROWS: dict[str, tuple[str, str | None, int]] = {
     "plain": ("standard", None, 3),
     "igr": ("igr", "double_backprop", 6),
     "fgr": ("fgr", "double_backprop", 6),
-    "fgr directional": ("fgr", "directional", 7),
-    "fgr finite_difference": ("fgr", "finite_difference", 7),
-    "lfr": ("lfr", None, 6 + 4 * INNER),
-    "adt": ("adt", None, 3 + 2 * INNER),
+    # Of their own 7; the classification loss has a backward pass of its own.
+    "fgr directional": ("fgr", "directional", 9),
+    "fgr finite_difference": ("fgr", "finite_difference", 9),
+    "lfr": ("lfr", None, 3 + 6 + 4 * INNER + 2),
+    "adt": ("adt", None, 3 + 2 * INNER + 1),
 }
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from jax.interpreters import partial_eval
 
 
 class Timed(NamedTuple):
@@ -41,7 +42,8 @@ def traced_flops(function: Callable[..., Any], *args: Any) -> float:
     A loop with a fixed number of iterations counts as many times, where XLA's own analysis counts it once; a
     `while_loop`, whose number of iterations is unknown, counts once here too.
     """
-    return _of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
+    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    return _of_jaxpr(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])  # without what nothing needs
 
 
 def _of_jaxpr(jaxpr: Any) -> float:

@@ -6,14 +6,15 @@ direction in image space (J the transpose of the pullback), ``<g, u>`` is the de
 
 - ``double_backprop`` differentiates φ(g) itself: reverse over reverse, the cheapest where the classification loss
   shares the pass (6 forward-equivalents against 3 of a plain step).
-- ``directional`` differentiates ``jvp(ℓ, v)``: reverse over forward, exact too, 7 forward-equivalents.
-- ``finite_difference`` differentiates ``‖v‖ (ℓ(x + h v / ‖v‖) - ℓ(x)) / h`` (Finlay & Oberman 2019), 7 too, with no
-  second derivative of the model. Errors, relative to the direction's length: ``h/2 |∂_θ ∂²_v̂ ℓ|`` from truncation (in a
-  smooth model), plus about ``ε_machine |∇_θ ℓ| / h`` from rounding. ‖v‖ is the batch's largest, and no example moves
-  further than h. In a ReLU network crossing a kink within h causes an error of O(1), so h must be small: on a digits
-  CNN in float32 the error was 3% with the default 1e-4, and larger than the gradient with 1e-2. Such errors are rare
-  but 1 / h times too large, so train with ``optimizer.clip_norm`` (with Adam, a penalty ended at 0.3 without it, at
-  2e-5 with it, and at 1e-3 by double backpropagation). Not for bfloat16.
+- ``directional`` differentiates ``jvp(ℓ, v)``: reverse over forward, exact too, 7 forward-equivalents, and 9 with a
+  classification loss, whose backward pass is not shared.
+- ``finite_difference`` differentiates ``‖v‖ (ℓ(x + h v / ‖v‖) - ℓ(x)) / h`` (Finlay & Oberman 2019), at the same cost,
+  with no second derivative of the model. Errors, relative to the direction's length: ``h/2 |∂_θ ∂²_v̂ ℓ|`` from
+  truncation (in a smooth model), plus about ``ε_machine |∇_θ ℓ| / h`` from rounding. ‖v‖ is the batch's largest, and no
+  example moves further than h. In a ReLU network crossing a kink within h causes an error of O(1), so h must be small:
+  on a digits CNN in float32 the error was 3% with the default 1e-4, and larger than the gradient with 1e-2. Such errors
+  are rare but 1 / h times too large, so train with ``optimizer.clip_norm`` (with Adam, a penalty ended at 0.3 without
+  it, at 2e-5 with it, and at 1e-3 by double backpropagation). Not for bfloat16.
 
 Gradients are those of the SUM of the losses: unless examples are coupled, example i's norm is that of its own loss,
 whatever the batch. Under train-mode BatchNorm only the batch mean of a penalty is meaningful.
