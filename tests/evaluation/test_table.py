@@ -53,3 +53,11 @@ def test_where_the_table_is_too_wide_intervals_have_lines_of_their_own(monkeypat
         table.show(reports)
         lines = capsys.readouterr().out.splitlines()
         assert all(len(line) <= width for line in lines) and sum(line.count(cell) for line in lines) == 4
+
+
+def test_options_that_are_not_by_default_are_part_of_the_effort():
+    given = dict(steps=20, restarts=3, loss="margin", early_stop=True, keep="best", step_size=0.01)
+    assert table.effort_of({"settings": {"attack": "pgd", **given}}) == (
+        "pgd, 20 steps × 3 restarts, loss=margin, step_size=0.01"
+    )
+    assert table.effort_of({"settings": {"attack": "own", "steps": 5, "depth": 3}}) == "own, 5 steps"

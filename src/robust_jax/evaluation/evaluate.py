@@ -133,7 +133,7 @@ def evaluate(
         raise ValueError("evaluate got no workdir: give at least one folder that robust-jax train wrote")
     given: dict[str, Any] = {
         "split": split, "limit": limit, "batch_size": batch_size, "seed": seed, "worst_case_only": worst_case_only,
-        "checks": checks, "pictures": pictures, "surfaces": surfaces, "signs": signs,
+        "checks": checks, "pictures": pictures, "surfaces": surfaces, "signs": signs, "checkpoint": checkpoint,
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     Settings(**given)  # what the call says is checked before anything is loaded
@@ -150,7 +150,7 @@ def evaluate(
         settings = Settings.of(restored.config, given)
         chosen = chosen_attacks(restored.config.attacks if attacks is None else attacks, data_dir, trust, objects)
         name = None if several_differ else out
-        place = _place(folder, restored, chosen, settings, name, checkpoint, attacks is None)
+        place = _place(folder, restored, chosen, settings, name, attacks is None)
         with (
             explained(folder, "Attacks that finished are kept in evaluation_unfinished if that could be written"),
             _waiting(place, save_adversarial and parallel.is_main()) as waiting,
@@ -202,7 +202,6 @@ def _place(
     attacks: Mapping[str, Attack],
     settings: Settings,
     name: str | None,
-    checkpoint: str | None,
     own_attacks: bool,
 ) -> Place:
     """Where an evaluation goes."""
@@ -215,5 +214,5 @@ def _place(
     identity = naming.identity_of(settings, attacks, first, n, restored.variables, restored.step)
     if name is not None:
         return Place(workdir / FOLDER, identity, (name,), is_given=True)
-    names = naming.names_of(identity, settings, restored.config, len(source), checkpoint, own_attacks)
+    names = naming.names_of(identity, settings, restored.config, len(source), own_attacks)
     return Place(workdir / FOLDER, identity, names)

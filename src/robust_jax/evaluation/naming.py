@@ -48,7 +48,6 @@ def names_of(
     settings: Settings,
     config: ConfigDict,
     available: int,
-    checkpoint: str | None = None,
     own_attacks: bool = True,
 ) -> tuple[str, ...]:
     """Names for an evaluation, the best first: its split, then words for what is not as the workdir's config says.
@@ -60,7 +59,6 @@ def names_of(
       settings: how it is measured.
       config: of the workdir.
       available: the number of examples of the split.
-      checkpoint: which one is evaluated, if it is not left to the config.
       own_attacks: whether the attacks are left to the config.
     """
     own = Settings.of(config, {})
@@ -70,8 +68,8 @@ def names_of(
         words.append("all" if n == available else f"first_{n}")
     if settings.seed != own.seed:
         words.append(f"seed_{settings.seed}")
-    if checkpoint not in (None, config.evaluation.checkpoint):
-        words.append(checkpoint)
+    if settings.checkpoint != own.checkpoint:
+        words.append(settings.checkpoint)
     if settings.worst_case_only != own.worst_case_only:
         words.append("worst_case_only" if settings.worst_case_only else "each_attack_alone")
     if identity["checks"] != min(own.checks, n):

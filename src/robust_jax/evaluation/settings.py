@@ -21,6 +21,7 @@ class Settings:
     Attributes:
       split: "test", "validation" or "train".
       limit: the number of examples, the first ones of the split; 0: all.
+      checkpoint: "best" on validation, or "latest".
       batch_size: examples at a time.
       worst_case_only: whether each attack sees only what those before it have not broken.
       checks: the number of images on which signs of masked gradients are looked for; 0: only by `masking.glance`.
@@ -36,6 +37,7 @@ class Settings:
 
     split: str = "test"
     limit: int = 0
+    checkpoint: str = "best"
     batch_size: int = 250
     worst_case_only: bool = False
     checks: int = 64

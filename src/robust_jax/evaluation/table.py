@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from robust_jax.files import printable
+from robust_jax.attacks import ATTACKS
+from robust_jax.files import plain, printable
 
 Reports = Mapping[str, Mapping[str, Any]]
 """Workdir -> the content of the evaluation.json of one of its evaluations."""
@@ -145,10 +147,18 @@ def threat_of(attack: Mapping[str, Any]) -> str:
 
 
 def effort_of(attack: Mapping[str, Any]) -> str:
-    """The attack's effort, "pgd, 20 steps × 3 restarts", and the model that it was made on if that is another."""
+    """The attack's effort, "pgd, 20 steps × 3 restarts, loss=margin", and the model that it was made on if another."""
     settings = attack["settings"]
     steps = "".join(f", {settings[key]} {key}" for key in ("steps", "queries") if settings.get(key) is not None)
     restarts = f" × {settings['restarts']} restarts" if settings.get("restarts", 1) != 1 else ""
     source = f", made on {settings['source']}" if "source" in settings else ""
     left = ", on what was left" if attack.get("after") else ""
-    return f"{settings['attack']}{steps}{restarts}{source}{left}"
+    return f"{settings['attack']}{steps}{restarts}{_options(settings)}{source}{left}"
+
+
+def _options(settings: Mapping[str, Any]) -> str:
+    """The options that are not by default, besides those that `effort_of` has and one that changes no result."""
+    known = inspect.signature(ATTACKS[settings["attack"]]).parameters if settings["attack"] in ATTACKS else {}
+    told = {"steps", "queries", "restarts", "early_stop"}
+    other = {k: v for k, v in settings.items() if k in known and k not in told and v != plain(known[k].default)}
+    return "".join(f", {k}={v}" for k, v in other.items() if isinstance(v, str | int | float))

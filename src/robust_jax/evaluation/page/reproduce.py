@@ -34,7 +34,8 @@ def evaluation(folder: Path, report: Mapping[str, Any]) -> str:
     attacks = {name: _attack(entry) for name, entry in report["attacks"].items()}
     lines = [f"    {name!r}: {spec},\n" for name, spec in attacks.items()]
     given: dict[str, Any] = {"split": report.get("split"), "limit": report["clean"]["n"]}
-    given |= {"seed": report.get("seed"), "checks": report.get("checks")}
+    given |= {key: report.get(key) for key in ("checkpoint", "seed", "checks")}
+    given |= {"signs": tuple(report["signs"])} if report.get("signs") else {}
     given |= {"worst_case_only": True} if any("after" in entry for entry in report["attacks"].values()) else {}
     options = "".join(f", {key}={value!r}" for key, value in given.items() if value is not None)
     call = f"rj.evaluate({str(folder)!r}, attacks{options})"
