@@ -37,7 +37,7 @@ def linear(weights, images):
     return images.reshape(len(images), -1) @ weights
 
 
-MODEL = jax.tree_util.Partial(linear, jnp.asarray(WEIGHTS))
+MODEL = rj.model(linear, jnp.asarray(WEIGHTS))
 MODEL_CORRECT = MARGINS.argmax(1) == LABELS
 
 
