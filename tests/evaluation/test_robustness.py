@@ -88,7 +88,7 @@ def test_linear_model_has_the_robust_accuracy_of_the_closed_form():
 
 
 def test_a_transfer_attack_is_made_on_its_source_and_scored_on_the_model():
-    other = jax.tree_util.Partial(linear, MODEL.args[0] + RNG.normal(size=WEIGHTS.shape).astype(np.float32))
+    other = rj.model(linear, MODEL.weights + RNG.normal(size=WEIGHTS.shape).astype(np.float32))
     options = dict(key=jax.random.key(0))
     run = lambda model, attack: robustness(model, cut(32), {"a": attack}, **options).attacks["a"]  # noqa: E731
     attack = dataclasses.replace(margin_attack(0.08), curve=())
