@@ -119,10 +119,8 @@ class Plan(NamedTuple):
             tried[f"{value:g}"] = self._validated(row, self.config(row, first, value))
             if tried[f"{value:g}"] >= least - 1e-9:
                 break
-        return self.config(row, seed, value), {"key": choice.key, "tried": tried, "least": least, "chosen": value} | {
-            "like": choice.like,
-            "within": choice.within,
-        }
+        found = choice.rule() | {"tried": tried, "least": least, "chosen": value}
+        return self.config(row, seed, value), found
 
     def _validated(self, row: str, config: ConfigDict) -> float:
         """The best validation accuracy of a run; 0 if it diverges."""
@@ -141,10 +139,8 @@ class Plan(NamedTuple):
             return False
         if choice and list(chosen["tried"]) != [f"{value:g}" for value in choice.values][: len(chosen["tried"])]:
             return False
-        if choice and any(
-            chosen.get(key, given) != given for key, given in choice._asdict().items() if key != "values"
-        ):
-            return False
+        if choice and choice.rule() != {key: chosen.get(key, given) for key, given in choice.rule().items()}:
+            return False  # what older numbers lack of the rule has not changed since
         today = settings(self.config(row, seed, chosen and chosen["chosen"]))
         return not saved_config.differing(stored["settings"], today)
 

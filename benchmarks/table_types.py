@@ -24,6 +24,10 @@ class Choice(NamedTuple):
     like: str
     within: float = 0.5
 
+    def rule(self) -> dict[str, Any]:
+        """All but the values, of which not all need have been tried."""
+        return {"key": self.key, "like": self.like, "within": self.within}
+
 
 class Row(NamedTuple):
     """One way of training: what is printed, and its config `NAME[:ARGUMENT][:KEY=VALUE...]`."""

@@ -30,7 +30,7 @@ def test_two_workdirs_leave_everything_the_design_lists(workdirs, tmp_path, caps
         assert report == json.loads(json.dumps(reports[str(folder.parents[1])]))
         assert set(report) == {
             "clean", "attacks", "worst_case", "split", "checkpoint", "checkpoint_step", "batch_norm", "precision",
-            "class_names", "signs", "warnings", "versions", "seed", "checks", "name", "identity", "pictures",
+            "class_names", "warnings", "versions", "seed", "checks", "name", "identity", "pictures",
         }  # fmt: skip
         assert (report["split"], report["checkpoint_step"], report["batch_norm"]) == ("test", 7, "none")
         assert (report["precision"], report["seed"], report["warnings"]) == ("float32", 0, [])

@@ -76,12 +76,10 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
     workdirs = [workdir for workdir in options.workdir if workdir]
     if not workdirs:
         raise ValueError("attack needs a workdir: robust-jax attack runs/digits_fgr --attack=pgd ...")
-    if not options.attack:
-        choose("--attack", "", ATTACKS, ", or module:name of your own")
+    if ":" not in (options.attack or ""):
+        choose("--attack", options.attack or "", ATTACKS, ", or module:name of your own")
     if ":" in f"{options.attack}{options.space}{options.option}":
         cli.search_current_folder()  # the user names a part of a module
-    else:
-        choose("--attack", options.attack, ATTACKS, ", or module:name of your own")
     name = options.name or options.attack.rpartition(":")[2]
     names = ("split", "limit", "seed", "batch_size", "checks", "pictures", "checkpoint", "data_dir", "out")
     given: dict[str, Any] = {key: options[key].value for key in names if options[key].value is not None}

@@ -130,7 +130,6 @@ def measure(
         "split": settings.split,
         "checkpoint": settings.checkpoint,
         "checkpoint_step": int(restored.step),
-        "signs": list(settings.signs),
         "batch_norm": "eval" if "batch_stats" in restored.variables else "none",
         "precision": settings.precision,
         "versions": versions(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -158,7 +158,15 @@ def effort_of(attack: Mapping[str, Any]) -> str:
 
 def _options(settings: Mapping[str, Any]) -> str:
     """The options that are not by default, besides those that `effort_of` has and one that changes no result."""
-    known = inspect.signature(ATTACKS[settings["attack"]]).parameters if settings["attack"] in ATTACKS else {}
-    told = {"steps", "queries", "restarts", "early_stop"}
-    other = {k: v for k, v in settings.items() if k in known and k not in told and v != plain(known[k].default)}
+    if (function := ATTACKS.get(settings["attack"])) is None:
+        return ""
+    told = {"attack", "source", "steps", "queries", "restarts", "early_stop"}
+    other = not_by_default(function, {k: v for k, v in settings.items() if k not in told})
     return "".join(f", {k}={v}" for k, v in other.items() if isinstance(v, str | int | float))
+
+
+def not_by_default(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, as a report has them, that are not the defaults of a function."""
+    parameters = inspect.signature(function).parameters.values()
+    defaults = {p.name: plain(p.default) for p in parameters if p.default is not p.empty}
+    return {k: v for k, v in options.items() if k not in defaults or defaults[k] != v}

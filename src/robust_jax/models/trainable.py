@@ -51,9 +51,8 @@ def trainable(network: Any, variables: Variables | None = None) -> Network:
     if isinstance(network, NNXNetwork | LinenNetwork):
         return network
     if isinstance(network, nn.Module):
-        train = inspect.signature(type(network).__call__).parameters.get("train")
-        if variables is None and train is not None and train.default is not train.empty:
-            return network  # initialised without it
+        if variables is None and _may_be_told_to_train(network):
+            return network
         held = None if variables is None else jax.tree.map(jnp.asarray, checked_variables(variables))
         return LinenNetwork(network, held)
     if is_nnx(network):
@@ -62,6 +61,12 @@ def trainable(network: Any, variables: Variables | None = None) -> Network:
         f"model: {described(network)} cannot be trained here: give a module of Linen or NNX. For networks of other "
         f"libraries docs/training_your_own.md has the training loops."
     )
+
+
+def _may_be_told_to_train(network: nn.Module) -> bool:
+    """Whether a module takes ``train``, and can be initialised without it."""
+    train = inspect.signature(type(network).__call__).parameters.get("train")
+    return train is not None and train.default is not train.empty
 
 
 def is_nnx(network: Any) -> bool:

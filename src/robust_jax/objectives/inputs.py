@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from robust_jax.options import Convert, Range
 from robust_jax.options.hints import described
-from robust_jax.spaces import norms
+from robust_jax.spaces import norms, per_example
 from robust_jax.spaces.perturbations import Images
 
 Labels = Int[Array, " b"] | Float[Array, "b k"]
@@ -83,17 +83,27 @@ class Model(NamedTuple):
 def as_model(model: Any) -> Model:
     """A model, or a function ``images -> logits`` that is the same in training and in evaluation.
 
+    Its logits are in single precision at least: losses are computed from them.
+
     Raises:
       ValueError: anything else.
     """
     if isinstance(model, Model):
-        return model
+        return _widened(model)
     if not callable(model):
         raise ValueError(
             f"model is {described(model)}: give robust_jax.objectives.Model(train, eval), or a function of images that "
             f"returns logits."
         )
-    return Model(lambda images: (model(images), {}), model)
+    return _widened(Model(lambda images: (model(images), {}), model))
+
+
+def _widened(model: Model) -> Model:
+    def train(images: Images) -> tuple[Float[Array, "b k"], Any]:
+        logits, state = model.train(images)
+        return per_example.widened(logits), state
+
+    return model._replace(train=train, eval=lambda images: per_example.widened(model.eval(images)))
 
 
 def classes_of(labels: Labels) -> Int[Array, " b"]:

@@ -236,7 +236,6 @@ def look(model: Model, point: Point, labels: Labels, mode: Mode = "train") -> tu
 
     def loss_fn(x: Images) -> tuple[PerExample, Any]:
         logits, state = model.train(x) if mode == "train" else (model.eval(x), None)
-        logits = per_example.widened(logits)
         return losses.cross_entropy(logits, labels), (logits, state)
 
     loss, gradient, (logits, state) = per_example.value_and_gradient(loss_fn, point.images, has_aux=True)

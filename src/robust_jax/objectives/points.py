@@ -58,8 +58,7 @@ class Point(NamedTuple):
 
 
 def _logits_fn(model: Model, batch_norm: Mode) -> LogitsFn:
-    run = model.eval if batch_norm == "eval" else lambda x: model.train(x)[0]
-    return lambda x: per_example.widened(run(x))
+    return model.eval if batch_norm == "eval" else lambda x: model.train(x)[0]
 
 
 def _loss_of(logits_fn: LogitsFn, labels: Labels) -> Callable[[Images], Float[Array, " b"]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from robust_jax.attacks import ATTACKS
 from robust_jax.config import base
+from robust_jax.evaluation.table import not_by_default
 from robust_jax.files import plain, printable
 from robust_jax.objectives.points import POINTS
 from robust_jax.objectives.terms import TERMS
@@ -35,7 +35,7 @@ def evaluation(folder: Path, report: Mapping[str, Any]) -> str:
     lines = [f"    {name!r}: {spec},\n" for name, spec in attacks.items()]
     given: dict[str, Any] = {"split": report.get("split"), "limit": report["clean"]["n"]}
     given |= {key: report.get(key) for key in ("checkpoint", "seed", "checks")}
-    given |= {"signs": tuple(report["signs"])} if report.get("signs") else {}
+    given |= {"signs": tuple(signs)} if (signs := report.get("identity", {}).get("signs")) else {}
     given |= {"worst_case_only": True} if any("after" in entry for entry in report["attacks"].values()) else {}
     options = "".join(f", {key}={value!r}" for key, value in given.items() if value is not None)
     call = f"rj.evaluate({str(folder)!r}, attacks{options})"
@@ -55,12 +55,9 @@ def _attack(entry: Mapping[str, Any]) -> str:
 
 def _options(spec: Mapping[str, Any], known: Mapping[str, Any]) -> str:
     """The options of a part that are not by default, as keyword arguments."""
-    defaults = {}
-    if (part := known.get(str(spec.get("kind")))) is not None:
-        parameters = inspect.signature(part).parameters.values()
-        defaults = {p.name: plain(p.default) for p in parameters if p.default is not p.empty}
-    shown = {k: _tuples(v) for k, v in spec.items() if k not in defaults or defaults[k] != v}
-    return ", ".join(f"{k}={v!r}" for k, v in shown.items())
+    part = known.get(str(spec.get("kind")))
+    shown = spec if part is None else not_by_default(part, spec)
+    return ", ".join(f"{k}={_tuples(v)!r}" for k, v in shown.items())
 
 
 def _perturbation(name: str) -> Any:
