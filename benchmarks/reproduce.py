@@ -2,11 +2,12 @@
 
 python benchmarks/reproduce.py TABLE [--size=short|full] [--rows=standard,fgr_300] [--fraction=0.01] [--data_dir=DIR]
 
-Started again it resumes: neither what is trained nor what is measured is done again, unless its config has changed; a
-row that the file has is not trained either. A row that diverges is told and left out, a value that is tried and
-diverges counts as an accuracy of 0. The numbers go to TABLE_SIZE.json in `--out`, each with its config, command, seed,
-hardware, seconds, versions and revision, and the table is printed. `--fraction=0.01` tries everything at one percent of
-its epochs and images; such a trial, and one with `--config.KEY=VALUE`, keeps its numbers in the folder of its runs.
+Started again it resumes: neither what is trained nor what is measured is done again, unless its config has changed.
+The file is enough to go on without the runs: neither a row that it has is trained again nor a weight that was tried.
+A row that diverges is told and left out, a value that is tried and diverges counts as an accuracy of 0. The numbers go
+to TABLE_SIZE.json in `--out`, each with its config, command, seed, hardware, seconds, versions and revision, and the
+table is printed. `--fraction=0.01` tries everything at one percent of its epochs and images; such a trial, and one with
+`--config.KEY=VALUE`, keeps its numbers in the folder of its runs.
 benchmarks/tables.py defines the tables, benchmarks/estimates.py says how long they take.
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import reduce
 from itertools import product
 from operator import getitem
@@ -64,7 +65,7 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
     name = f"{options.table}_{options.size}"
     folder = Path(options.workdir).expanduser() / (name + (f"_{options.fraction:g}" if trial else ""))
     path = (folder if trial else Path(options.out).expanduser()) / f"{name}.json"
-    plan = Plan(table, folder, keys, options.fraction)
+    plan = Plan(table, folder, keys, options.fraction, path)
     rows = options.rows or list(table.rows)
     for row, seed in product(rows, table.seeds):
         plan.config(row, seed)  # a mistake in a row is told now, not after hours
@@ -73,36 +74,42 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
         jax.clear_caches()  # no other row uses its programs, and a process can map only a limited number
         for seed in table.seeds:
             if options.train_only or not plan.has(_stored(path, row, seed), row, seed):
-                run(plan, row, seed, None if options.train_only else path, traced)
-    if path.exists():
+                run(plan, row, seed, None if options.train_only else traced)
+    if kept(path, {}).get("rows"):
         print(rendered(path))
 
 
-def run(plan: Plan, row: str, seed: int, path: Path | None, traced: dict[str, Any]) -> None:
-    """Trains a row with a seed, and measures it if there is a file for the numbers; a run that diverges is told."""
+def run(plan: Plan, row: str, seed: int, traced: dict[str, Any] | None) -> None:
+    """Trains a row with a seed, and measures it if it is said where numbers come from; a run that diverges is told."""
     try:
         config, chosen = plan.chosen(row, seed)
         workdir = plan.trained(row, config)
     except loop.NonFiniteLossError as error:
         print(f"{row}, seed {seed}, is left out: {error}", file=sys.stderr, flush=True)
         return
-    if path:
-        _keep(path, plan.table, row, seed, {"choice": chosen} | traced | measure(plan.table, config, workdir))
+    if traced:
+        numbers = {"choice": chosen} | traced | measure(plan.table, config, workdir)
+        _keep(plan.path, plan.table, "rows", lambda rows: _with(rows, plan.table, row, seed, numbers))
 
 
 class Plan(NamedTuple):
-    """A table, the folder of its runs, overrides of all rows, and the fraction of epochs and images."""
+    """A table, the folder of its runs, overrides of all rows, the fraction of epochs and images, and its file."""
 
     table: Table
     folder: Path
     keys: list[str]
     fraction: float
+    path: Path
+
+    def workdir(self, row: str, config: ConfigDict) -> Path:
+        """The folder of a run: its name has the weight, if that is chosen, and the seed."""
+        choice = self.table.rows[row].choice
+        weight = f"_{reduce(getitem, choice.key.split('.'), config):g}" if choice else ""
+        return self.folder / f"{row}{weight}_{config.seed}"
 
     def trained(self, row: str, config: ConfigDict) -> Path:
         """The workdir of a run, which is trained if it is not yet."""
-        choice = self.table.rows[row].choice
-        weight = f"_{reduce(getitem, choice.key.split('.'), config):g}" if choice else ""
-        workdir = self.folder / f"{row}{weight}_{config.seed}"
+        workdir = self.workdir(row, config)
         print(f"== {workdir}", flush=True)
         loop.train(config, workdir)
         return workdir
@@ -123,12 +130,20 @@ class Plan(NamedTuple):
         return self.config(row, seed, value), found
 
     def _validated(self, row: str, config: ConfigDict) -> float:
-        """The best validation accuracy of a run; 0 if it diverges."""
+        """The best validation accuracy of a run, 0 if it diverges; what the file knows of it is not trained again."""
+        measured, name, today = _stored(self.path, row, config.seed), self.workdir(row, config).name, settings(config)
+        if measured and not saved_config.differing(measured["settings"], today):
+            return _best(measured["training"])
+        tried = kept(self.path, {}).get("tried", {}).get(name)
+        if tried and not saved_config.differing(tried["settings"], today):
+            return float(tried["accuracy"])
         try:
-            return max(accuracy for _, accuracy in training(self.trained(row, config))["validation"])
+            accuracy = _best(training(self.trained(row, config)))
         except loop.NonFiniteLossError as error:
             print(f"{row}: {error}", file=sys.stderr, flush=True)
             return 0.0
+        _keep(self.path, self.table, "tried", lambda known: known | {name: {"accuracy": accuracy, "settings": today}})
+        return accuracy
 
     def has(self, stored: Mapping[str, Any] | None, row: str, seed: int) -> bool:
         """Whether stored numbers of a row are those of its config today, with all columns."""
@@ -199,23 +214,33 @@ def training(workdir: Path) -> dict[str, Any]:
     return {"steps": step, "seconds": round(seconds), "validation": curve}
 
 
+def _best(trained: Mapping[str, Any]) -> float:
+    """The best validation accuracy of what `training` gave."""
+    return max(accuracy for _, accuracy in trained["validation"])
+
+
 def _stored(path: Path, row: str, seed: int) -> dict[str, Any] | None:
     """The numbers that there are."""
-    rows = kept(path, {"rows": {}})["rows"]
+    rows = kept(path, {}).get("rows", {})
     found: dict[str, Any] | None = rows.get(row, {"seeds": {}})["seeds"].get(str(seed))
     return found
 
 
-def _keep(path: Path, table: Table, row: str, seed: int, numbers: dict[str, Any]) -> None:
-    """Adds the numbers of a run to what the file holds now: another process may write other rows."""
+def _with(rows: Mapping[str, Any], table: Table, row: str, seed: int, numbers: dict[str, Any]) -> dict[str, Any]:
+    """The rows of a file and the numbers of a run, in the order of the table and of the seeds."""
+    seeds = sorted((rows.get(row, {"seeds": {}})["seeds"] | {str(seed): numbers}).items(), key=lambda s: int(s[0]))
+    more = dict(rows) | {row: {"label": table.rows[row].label, "seeds": dict(seeds)}}
+    return {name: more[name] for name in table.rows if name in more}
+
+
+def _keep(path: Path, table: Table, part: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Changes a part of the file as it is now: another process may have written other rows."""
     whole: dict[str, Any] = {"title": table.title, "pairs": table.pairs, "columns": list(table.attacks)}
     whole |= {"worst": table.worst, "universal": {name: ball._asdict() for name, ball in table.universal.items()}}
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{path}.lock"):
-        rows = kept(path, {"rows": {}})["rows"]
-        seeds = sorted((rows.get(row, {"seeds": {}})["seeds"] | {str(seed): numbers}).items(), key=lambda s: int(s[0]))
-        rows[row] = {"label": table.rows[row].label, "seeds": dict(seeds)}
-        keep(path, whole | {"rows": {name: rows[name] for name in table.rows if name in rows}})
+        found = kept(path, {"rows": {}})
+        keep(path, found | whole | {part: change(found.get(part, {}))})
 
 
 if __name__ == "__main__":

@@ -157,7 +157,7 @@ def test_the_largest_weight_near_standard_accuracy_is_chosen(script):
             def _validated(self, row, config, accuracies=accuracies):
                 return accuracies[config[2]]
 
-        config, tried = Plan(table, Path("x"), [], 1.0).chosen("mine", 1)
+        config, tried = Plan(table, Path("x"), [], 1.0, Path("x.json")).chosen("mine", 1)
         chosen.append((*config, tried["tried"]))
     assert chosen == [
         ("mine", 1, 3.0, {"3": 0.97}),
@@ -169,7 +169,7 @@ def test_the_largest_weight_near_standard_accuracy_is_chosen(script):
 def test_every_row_of_every_table_has_a_config_and_its_pairs_and_columns_exist(script):
     reproduce, tables = script("reproduce"), script("tables")
     for name, size, table in [(name, size, t) for name, sizes in tables.TABLES.items() for size, t in sizes.items()]:
-        plan = reproduce.Plan(table, Path("x"), [], 1.0)
+        plan = reproduce.Plan(table, Path("x"), [], 1.0, Path("x.json"))
         # tests/config has every method
         rows = {"standard": table.rows["standard"]} if name.endswith("_methods") else table.rows
         for row, (_, _, choice) in rows.items():
@@ -184,7 +184,7 @@ def test_numbers_are_those_of_the_config_today_though_they_are_older_than_a_key_
     reproduce, tables = script("reproduce"), script("tables")
     table = tables.TABLES["mnist_smooth"]["short"]
     stored = json.loads((ROOT / "docs" / "results" / "mnist_smooth_short.json").read_text())["rows"]
-    plan = reproduce.Plan(table, Path("x"), ["data.data_dir=elsewhere"], 1.0)
+    plan = reproduce.Plan(table, Path("x"), ["data.data_dir=elsewhere"], 1.0, Path("x.json"))
     for row, found in stored.items():
         assert plan.has(found["seeds"]["0"], row, 0), row
     one = stored["silu_igr_l2"]["seeds"]["0"]
@@ -208,9 +208,19 @@ def test_a_value_that_diverges_is_not_chosen_and_a_row_that_diverges_is_left_out
     choice = types.Choice("terms.igr.weight", (3.0, 1.0), like="plain")
     rows = {"plain": types.Row("", "digits_igr:terms.igr.weight=0.5"), "mine": types.Row("", "digits_igr", choice)}
     table = types.Table("", rows, (), {}, {}, 10, (0,), ())
-    config, chosen = reproduce.Plan(table, tmp_path / "runs", [], 1.0).chosen("mine", 0)
+    plan = reproduce.Plan(table, tmp_path / "runs", [], 1.0, tmp_path / "mine.json")
+    config, chosen = plan.chosen("mine", 0)
     assert config.terms.igr.weight == 1.0 and chosen["tried"] == {"3": 0.0, "1": 0.9}
     assert "mine: at step 1" in capsys.readouterr().err
+
+    elsewhere = plan._replace(folder=tmp_path / "elsewhere")
+    assert elsewhere.chosen("mine", 0)[1] == chosen and not elsewhere.folder.exists()  # the file knows them
+    assert [path.name for path in tmp_path.glob("*.json")] == ["mine.json"] and not json.loads(plan.path.read_text())[
+        "rows"
+    ]
+    other = elsewhere._replace(keys=["epochs=3"])
+    assert other.chosen("mine", 0)[1] == chosen and (other.folder / "plain_0").exists()  # not with another config
+    plan.path.unlink()
 
     broken = table._replace(rows={"plain": types.Row("", "digits_igr:terms.igr.weight=2")})
     monkeypatch.setitem(reproduce.TABLES, "broken", {"short": broken})
