@@ -85,7 +85,7 @@ def cell(measured: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _notes(path: Path, measured: Mapping[str, Any]) -> list[str]:
-    """What the numbers are: images, seeds, attacks, paired tests, warnings, and where they come from."""
+    """What the numbers are: images, seeds, where they come from; folded: attacks, weights, paired tests, warnings."""
     rows = measured["rows"]
     runs = [run for row in rows.values() for run in row["seeds"].values()]
     report = runs[0]["evaluation"]
@@ -100,27 +100,35 @@ def _notes(path: Path, measured: Mapping[str, Any]) -> list[str]:
     by = each(run["settings"]["select_by"] for run in runs)
     best = f"the best on {'clean' if by == 'clean' else f'attacked (`{by}`)'} validation images"
     last = {run["settings"]["evaluation"]["checkpoint"] for run in runs} == {"latest"}
-    notes = [
+    note = (
         f"Accuracy in per cent on the first {images} test images, seeds {seeds}: with 95% Wilson intervals, or mean ± "
         f"standard deviation over the seeds. The checkpoint is {'the last' if last else best}. *Minutes* are of "
         f"training. "
         f"Measured on {each(run['hardware'] for run in runs)}, "
         f"jax {each(run['evaluation']['versions']['jax'] for run in runs)}, "
-        f"revision {each(run['revision'] for run in runs)}. All numbers, with configs and commands: {path.name}.",
-        "",
+        f"revision {each(run['revision'] for run in runs)}. All numbers, with configs and commands: {path.name}."
+    )
+    attacks = [
         *(f"- `{column}`: {attack(report['attacks'][column])}" for column in measured["columns"]),
         *(f"- {name}: per image the worst of {', '.join(f'`{c}`' for c in several)}"
           for name, several in measured["worst"].items()),
         *(f"- {name}: {_universal(ball)}" for name, ball in measured["universal"].items()),
-        "",
-        *_choices(rows),
     ]  # fmt: skip
-    if compared := [line for pair in measured["pairs"] for line in _compared(measured, *pair)]:
-        notes += ["Images that only one of two rows classifies correctly, the first (+) or the second (−), with p of "
-                  "the exact McNemar test, not corrected for the number of tests:", "", *compared, ""]  # fmt: skip
     warned = {f"- {row['label']}, seed {s}: {w}" for row in rows.values() for s, run in row["seeds"].items()
               for w in run["evaluation"]["warnings"]}  # fmt: skip
-    return notes + (["Warnings:", "", *sorted(warned), ""] if warned else [])
+    return [
+        note,
+        *_folded("Attacks", attacks),
+        *_folded("Weights", _choices(rows)),
+        *_folded("Validation accuracy by epoch", _curves(rows)),
+        *_folded("Paired tests", _paired(measured)),
+        *(["", "Warnings:", "", *sorted(warned)] if warned else []),
+    ]
+
+
+def _folded(summary: str, lines: Sequence[str]) -> list[str]:
+    """Markdown that a reader opens; nothing if there is nothing to see."""
+    return ["", "<details>", f"<summary>{summary}</summary>", "", *lines, "", "</details>"] if lines else []
 
 
 def attack(measured: Mapping[str, Any]) -> str:
@@ -147,27 +155,57 @@ def _choices(rows: Mapping[str, Any]) -> list[str]:
         if choice := next(iter(row["seeds"].values())).get("choice"):
             tried = ", ".join(f"{100 * accuracy:.1f} at {value}" for value, accuracy in choice["tried"].items())
             lines.append(f"- {row['label']}: {choice['chosen']:g} ({tried}; needed {100 * choice['least']:.1f})")
-    head = "Weights: the largest of those tried whose clean accuracy on validation images is as needed, or the last:"
-    return [head, "", *lines, ""] if lines else []
+    head = "The largest of those tried whose clean accuracy on validation images is as needed, or the last:"
+    return [head, "", *lines] if lines else []
 
 
-def _compared(measured: Mapping[str, Any], name: str, baseline: str) -> list[str]:
-    """A line per seed of two rows, on the images that both were attacked on."""
-    rows, lines = measured["rows"], []
+def _curves(rows: Mapping[str, Any], columns: int = 12) -> list[str]:
+    """The clean accuracy on validation images during training, the mean over seeds, at evenly spaced measurements."""
+    curves = {}
+    for row in rows.values():
+        seeds = [dict(seed["training"]["validation"]) for seed in row["seeds"].values()]
+        curves[row["label"]] = {
+            at: np.mean([seed[at] for seed in seeds]) for at in seeds[0] if all(at in seed for seed in seeds)
+        }
+    epochs = sorted({at for curve in curves.values() for at in curve})
+    if len(epochs) < 2:
+        return []
+    shown = [epochs[i] for i in np.unique(np.linspace(0, len(epochs) - 1, columns).round().astype(int))]
+    lines = [
+        f"| {label} | " + " | ".join(f"{100 * curve[at]:.1f}" if at in curve else "" for at in shown) + " |"
+        for label, curve in curves.items()
+    ]
+    return ["| training | " + " | ".join(f"{at:.3g}" for at in shown) + " |", "|---" * (1 + len(shown)) + "|", *lines]
+
+
+def _paired(measured: Mapping[str, Any]) -> list[str]:
+    """A table with a line per pair of rows and seed, on the images that both were attacked on."""
+    columns = {column: [column] for column in measured["columns"]} | measured["worst"]
+    lines = [line for pair in measured["pairs"] for line in _compared(measured["rows"], columns, *pair)]
+    if not lines:
+        return []
+    heads = ["seed", *_named(measured["columns"]), *measured["worst"]]
+    about = (
+        "Images that only one of two rows classifies correctly, the first (+) or the second (−), with p of the exact "
+        "McNemar test, not corrected for the number of tests:"
+    )
+    return [about, "", "| first (+) against second (−) | " + " | ".join(heads) + " |",
+            "|---" * (1 + len(heads)) + "|", *lines]  # fmt: skip
+
+
+def _compared(rows: Mapping[str, Any], columns: Mapping[str, Sequence[str]], name: str, baseline: str) -> list[str]:
     if not {name, baseline} <= rows.keys():
         return []
-    row, other = rows[name], rows[baseline]
-    single = {column: [column] for column in measured["columns"]}
+    row, other, lines = rows[name], rows[baseline], []
     for seed in sorted(row["seeds"].keys() & other["seeds"].keys(), key=int):
         cells = [
-            _mcnemar(column, *(_broken(one["seeds"][seed], several) for one in (row, other)))
-            for column, several in (single | measured["worst"]).items()
+            _mcnemar(*(_broken(one["seeds"][seed], several) for one in (row, other))) for several in columns.values()
         ]
-        lines.append(f"- {row['label']} against {other['label']}, seed {seed}: " + ", ".join(cells))
+        lines.append(f"| {row['label']} against {other['label']} | {seed} | " + " | ".join(cells) + " |")
     return lines
 
 
-def _mcnemar(column: str, ours: np.ndarray, theirs: np.ndarray) -> str:
+def _mcnemar(ours: np.ndarray, theirs: np.ndarray) -> str:
     plus, minus = int((theirs & ~ours).sum()), int((ours & ~theirs).sum())
     p = binomtest(plus, plus + minus).pvalue if plus + minus else 1.0
-    return f"`{column}` +{plus} −{minus} (p {'< 1e-4' if p < 1e-4 else f'= {p:.2g}'})"
+    return f"+{plus} −{minus}, p {'< 1e-4' if p < 1e-4 else f'= {p:.2g}'}"

@@ -67,7 +67,8 @@ def test_a_table_has_columns_for_worst_cases_and_universal_perturbations_and_a_l
         evaluation["attacks"] = {name: measured | attack for name in broken}
         rates = {"one": {"targeted universal success": 0.25, "untargeted universal": 0.75}}
         bits = {name: packed(np.isin(np.arange(10), images)) for name, images in broken.items()}
-        return {"evaluation": evaluation, "broken": bits, "universal": rates, "training": {"seconds": 90},
+        training = {"seconds": 90, "validation": [[0.5, 0.25], [0.999, 0.5]]}
+        return {"evaluation": evaluation, "broken": bits, "universal": rates, "training": training,
                 "hardware": "cpu", "revision": "abc", "choice": None,
                 "settings": {"select_by": "a", "evaluation": {"checkpoint": "best"}}}  # fmt: skip
 
@@ -81,7 +82,10 @@ def test_a_table_has_columns_for_worst_cases_and_universal_perturbations_and_a_l
     assert "| training | clean | `a` | `b` | worst of both | one, targeted ↓ | one, untargeted | minutes |" in page
     assert "| ours | 50.0 [40.0, 60.0] |" in page and "| 25.0 | 75.0 | 1.5 |" in page
     assert "70.0 [39.7, 89.2]" in page  # 3 of 10 broken by either
-    assert "ours against theirs, seed 0: `a` +6 −0 (p = 0.031), `b` +0 −1 (p = 1), `worst of both` +5 −0" in page
+    assert "| first (+) against second (−) | seed | `a` | `b` | worst of both |" in page
+    assert "| ours against theirs | 0 | +6 −0, p = 0.031 | +0 −1, p = 1 | +5 −0, p = 0.062 |" in page
+    assert page.count("<details>") == page.count("</details>") == 3  # no weight is chosen
+    assert "| training | 0.5 | 1 |\n|---|---|---|\n| ours | 25.0 | 50.0 |" in page
     assert "the best on attacked (`a`) validation images" in page
     assert "- ours, seed 0: steep" in page and "flow linf 1.5, made from 100 training" in page
     some = tables.rendered(tmp_path / "t.json", "theirs").splitlines()
