@@ -175,7 +175,7 @@ def _curves(rows: Mapping[str, Any], columns: int = 12) -> list[str]:
         f"| {label} | " + " | ".join(f"{100 * curve[at]:.1f}" if at in curve else "" for at in shown) + " |"
         for label, curve in curves.items()
     ]
-    return ["| training | " + " | ".join(f"{at:.3g}" for at in shown) + " |", "|---" * (1 + len(shown)) + "|", *lines]
+    return ["| training | " + " | ".join(f"{round(at, 1):g}" for at in shown) + " |", "|---" * (1 + len(shown)) + "|", *lines]
 
 
 def _paired(measured: Mapping[str, Any]) -> list[str]:
