@@ -15,11 +15,15 @@ from robust_jax.evaluation.statistics import wilson_interval
 
 def whole(path: Path, measured: Mapping[str, Any]) -> str:
     """All rows, what the numbers are, paired tests, and where they come from."""
+    measured = dict(measured) | {"rows": {name: _with_columns(row, measured) for name, row in measured["rows"].items()}}
     columns, worst, universal = measured["columns"], measured["worst"], measured["universal"]
     heads = [f"{name}, {which}" for name in universal for which in ("targeted ↓", "untargeted")]
     lines = [f"**{measured['title']}**", "", *_head([*_named(columns), *worst, *heads, "minutes"])]
     for row in measured["rows"].values():
         seeds = list(row["seeds"].values())
+        if not seeds:
+            lines.append(f"| {_label(row)}" + " |" * lines[2].count("|"))
+            continue
         cells = [
             *_attacked(seeds, columns),
             *(cell([_worst(seed, several) for seed in seeds]) for several in worst.values()),
@@ -30,7 +34,7 @@ def whole(path: Path, measured: Mapping[str, Any]) -> str:
             for which in ("targeted universal success", "untargeted universal")
         ]
         minutes = np.mean([seed["training"]["seconds"] for seed in seeds]) / 60
-        lines.append(f"| {row['label']} | " + " | ".join(cells) + f" | {minutes:.3g} |")
+        lines.append(f"| {_label(row)} | " + " | ".join(cells) + f" | {minutes:.3g} |")
     return "\n".join([*lines, "", *_notes(path, measured)])
 
 
@@ -40,8 +44,23 @@ def excerpt(path: Path, measured: Mapping[str, Any], rows: Sequence[str]) -> str
     lines = _head(_named(columns))
     for name in rows:
         row = measured["rows"][name]
-        lines.append(f"| {row['label']} | " + " | ".join(_attacked(list(row["seeds"].values()), columns)) + " |")
+        lines.append(f"| {_label(row)} | " + " | ".join(_attacked(list(row["seeds"].values()), columns)) + " |")
     return "\n".join([*lines, "", f"Accuracy in per cent; rows of {path.name}."])
+
+
+def _with_columns(row: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with those of its runs that have all columns: the others are older than one of them."""
+    attacks, universal = set(measured["columns"]), set(measured["universal"])
+    complete = {
+        s: r for s, r in row["seeds"].items() if attacks <= set(r["broken"]) and universal <= set(r["universal"])
+    }
+    return dict(row) | {"seeds": complete}
+
+
+def _label(row: Mapping[str, Any]) -> str:
+    """What is printed of a row, with the number of seeds that diverged: the others are better than all."""
+    lost = len(row.get("diverged", {}))
+    return row["label"] + (f" ({lost} of {lost + len(row['seeds'])} seeds diverged)" if lost else "")
 
 
 def _head(heads: Sequence[str]) -> list[str]:
@@ -88,6 +107,8 @@ def _notes(path: Path, measured: Mapping[str, Any]) -> list[str]:
     """What the numbers are: images, seeds, where they come from; folded: attacks, weights, paired tests, warnings."""
     rows = measured["rows"]
     runs = [run for row in rows.values() for run in row["seeds"].values()]
+    if not runs:
+        return [f"Nothing is measured yet. All numbers, with configs and commands: {path.name}."]
     report = runs[0]["evaluation"]
 
     def each(values: Any) -> str:
@@ -97,6 +118,8 @@ def _notes(path: Path, measured: Mapping[str, Any]) -> list[str]:
         each(run["evaluation"]["clean"]["n"] for run in runs),
         each(s for r in rows.values() for s in r["seeds"]),
     )
+    # Of the code that measured, and of that which trained.
+    revisions = [one["revision"] for run in runs for one in (run, run.get("began")) if one]
     by = each(run["settings"]["select_by"] for run in runs)
     best = f"the best on {'clean' if by == 'clean' else f'attacked (`{by}`)'} validation images"
     last = {run["settings"]["evaluation"]["checkpoint"] for run in runs} == {"latest"}
@@ -106,7 +129,7 @@ def _notes(path: Path, measured: Mapping[str, Any]) -> list[str]:
         f"training. "
         f"Measured on {each(run['hardware'] for run in runs)}, "
         f"jax {each(run['evaluation']['versions']['jax'] for run in runs)}, "
-        f"revision {each(run['revision'] for run in runs)}. All numbers, with configs and commands: {path.name}."
+        f"revision {each(revisions)}. All numbers, with configs and commands: {path.name}."
     )
     attacks = [
         *(f"- `{column}`: {attack(report['attacks'][column])}" for column in measured["columns"]),
@@ -141,10 +164,10 @@ def attack(measured: Mapping[str, Any]) -> str:
 
 
 def _universal(ball: Mapping[str, Any]) -> str:
+    made = f"{ball['perturbation']} linf {ball['radius']}, made from {ball['examples']} {ball.get('split', 'training')}"
     return (
-        f"one δ for all images, {ball['perturbation']} linf {ball['radius']}, made from {ball['examples']} training "
-        f"images: the images of other classes that it turns into its target, averaged over all targets, and the "
-        f"accuracy under an untargeted one, on at most 1,000 test images"
+        f"one δ for all images, {made} images: the images of other classes that it turns into its target, averaged "
+        f"over all targets, and the accuracy under an untargeted one, on at most 1,000 test images"
     )
 
 
@@ -152,7 +175,7 @@ def _choices(rows: Mapping[str, Any]) -> list[str]:
     """How weights were chosen."""
     lines = []
     for row in rows.values():
-        if choice := next(iter(row["seeds"].values())).get("choice"):
+        if choice := next(iter(row["seeds"].values()), {}).get("choice"):
             tried = ", ".join(f"{100 * accuracy:.1f} at {value}" for value, accuracy in choice["tried"].items())
             lines.append(f"- {row['label']}: {choice['chosen']:g} ({tried}; needed {100 * choice['least']:.1f})")
     head = "The largest of those tried whose clean accuracy on validation images is as needed, or the last:"
@@ -164,6 +187,8 @@ def _curves(rows: Mapping[str, Any], columns: int = 12) -> list[str]:
     curves = {}
     for row in rows.values():
         seeds = [dict(seed["training"]["validation"]) for seed in row["seeds"].values()]
+        if not seeds:
+            continue
         curves[row["label"]] = {
             at: np.mean([seed[at] for seed in seeds]) for at in seeds[0] if all(at in seed for seed in seeds)
         }
@@ -175,7 +200,11 @@ def _curves(rows: Mapping[str, Any], columns: int = 12) -> list[str]:
         f"| {label} | " + " | ".join(f"{100 * curve[at]:.1f}" if at in curve else "" for at in shown) + " |"
         for label, curve in curves.items()
     ]
-    return ["| training | " + " | ".join(f"{round(at, 1):g}" for at in shown) + " |", "|---" * (1 + len(shown)) + "|", *lines]
+    return [
+        "| training | " + " | ".join(f"{round(at, 1):g}" for at in shown) + " |",
+        "|---" * (1 + len(shown)) + "|",
+        *lines,
+    ]
 
 
 def _paired(measured: Mapping[str, Any]) -> list[str]:
@@ -198,6 +227,8 @@ def _compared(rows: Mapping[str, Any], columns: Mapping[str, Sequence[str]], nam
         return []
     row, other, lines = rows[name], rows[baseline], []
     for seed in sorted(row["seeds"].keys() & other["seeds"].keys(), key=int):
+        if len({one["seeds"][seed]["evaluation"]["clean"]["n"] for one in (row, other)}) > 1:
+            continue  # one is older than a change of their number
         cells = [
             _mcnemar(*(_broken(one["seeds"][seed], several) for one in (row, other))) for several in columns.values()
         ]

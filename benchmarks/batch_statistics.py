@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from robust_jax import cli, data
+from robust_jax import cli
 from robust_jax.objectives import make_objective
 from robust_jax.objectives.inputs import Model
 from robust_jax.workdir import runs
@@ -25,7 +25,8 @@ flags.DEFINE_integer("limit", 500, "Validation images.")
 
 
 def main(options: flags.FlagValues, overrides: list[str]) -> None:
-    config, model, variables, dataset, step = runs.load(options.workdir, "latest")
+    trained = runs.load(options.workdir, "latest")
+    config, model, variables, _, step = trained
     params = variables["params"]
     points = {options.point: config.points[options.point].to_dict()}
     objective = make_objective(points, {"ce": dict(kind="cross_entropy", at=options.point)})
@@ -41,7 +42,7 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
         given = {"params": params, "batch_stats": statistics}
         return model.apply(given, images, train=True, mutable=["batch_stats"])[1]["batch_stats"]
 
-    images, labels = data.first_examples(dataset.train, options.batches * config.batch_size)
+    images, labels = trained.examples(options.batches * config.batch_size, "train")
     found = {name: variables["batch_stats"] for name in ("clean", "point", "both")}
     for i in range(options.batches):
         part = slice(i * config.batch_size, (i + 1) * config.batch_size)
@@ -50,7 +51,7 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
         found["point"] = updated(found["point"], point)
         found["both"] = updated(updated(found["both"], images[part]), point)
 
-    images, labels = data.first_examples(dataset.validation, options.limit)
+    images, labels = trained.examples(options.limit, "validation")
     print(f"{options.workdir}, step {step}: accuracy on {len(images)} validation images")
     for name, statistics in {"of training": variables["batch_stats"], **found}.items():
         logits = model.apply({"params": params, "batch_stats": statistics}, images, train=False)

@@ -27,7 +27,7 @@ from scipy.stats import spearmanr
 
 import robust_jax as rj
 from origin import keep, source
-from robust_jax import cli, data
+from robust_jax import cli
 from robust_jax.evaluation import flow_bounds, landscape_pictures, landscapes
 from robust_jax.workdir import runs
 
@@ -48,8 +48,7 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
     start, out, origin = time.perf_counter(), Path(options.out), source()
     loaded = [runs.load(workdir, data_dir=options.data_dir) for workdir in options.workdirs]
     models = {name: run.logits_fn for name, run in zip(options.names, loaded, strict=True)}
-    test = loaded[0].dataset.test
-    images, labels = (jnp.asarray(np.asarray(v)) for v in data.first_examples(test, options.images))
+    images, labels = (jnp.asarray(np.asarray(v)) for v in loaded[0].examples(options.images))
     right = np.all([np.asarray(jax.jit(f)(images)).argmax(-1) == labels for f in models.values()], 0)
     images, labels = images[right], labels[right]
     distances = draw(models, images, labels, options, out)

@@ -13,7 +13,7 @@ import jax
 from absl import flags
 
 import robust_jax as rj
-from robust_jax import cli, data
+from robust_jax import cli
 from robust_jax.config.validation import number
 from robust_jax.evaluation import pictures
 from robust_jax.workdir import runs
@@ -24,9 +24,8 @@ flags.DEFINE_integer("count", 10, "Test images.")
 
 
 def main(options: flags.FlagValues, overrides: list[str]) -> None:
-    _, model, variables, dataset, _ = runs.load(options.workdir)
-    logits_fn = rj.bind(model, variables)
-    images, labels = data.first_examples(dataset.test, options.count)
+    trained = runs.load(options.workdir)
+    logits_fn, (images, labels) = trained.logits_fn, trained.examples(options.count)
 
     @jax.jit
     def steepest(logits_fn, images, threat):

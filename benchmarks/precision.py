@@ -18,7 +18,7 @@ from absl import flags
 
 from measurements import report
 from origin import source
-from robust_jax import cli, data, losses
+from robust_jax import cli, losses
 from robust_jax.penalties import gradient_norms
 from robust_jax.workdir import runs
 
@@ -44,8 +44,8 @@ def found(model: Any, variables: Any, images: jax.Array, labels: jax.Array) -> t
 
 def errors(workdir: Path, count: int) -> dict[str, Any]:
     """The relative errors of one network, in per cent."""
-    _, model, variables, dataset, _ = runs.load(workdir)
-    images, labels = data.first_examples(dataset.train, count)
+    trained = runs.load(workdir)
+    model, variables, (images, labels) = trained.model, trained.variables, trained.examples(count, "train")
     full, half = (
         jax.jit(found, static_argnums=0)(model.clone(dtype=jnp.dtype(dtype)), variables, images, labels)
         for dtype in ("float32", "bfloat16")

@@ -15,19 +15,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import reduce
 from itertools import product
 from operator import getitem
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import filelock
 import jax
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
+import table_files
 from origin import keep, kept, packed, trace
 from result_tables import RESULTS, rendered
 from robust_jax import cli
@@ -63,33 +63,46 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
         raise ValueError("--config.attacks: the attacks of a table are those of benchmarks/tables.py; edit them there.")
     keys += [f"data.data_dir={options.data_dir}"] if options.data_dir else []
     name = f"{options.table}_{options.size}"
-    folder = Path(options.workdir).expanduser() / (name + (f"_{options.fraction:g}" if trial else ""))
-    path = (folder if trial else Path(options.out).expanduser()) / f"{name}.json"
-    plan = Plan(table, folder, keys, options.fraction, path)
+    place = Path(options.workdir).expanduser() / (name + (f"_{options.fraction:g}" if trial else ""))
+    path = (place if trial else Path(options.out).expanduser()) / f"{name}.json"
+    plan = Plan(table, place, keys, options.fraction, path)
     rows = options.rows or list(table.rows)
     for row, seed in product(rows, table.seeds):
         plan.config(row, seed)  # a mistake in a row is told now, not after hours
     traced = trace()
+    if traced["revision"].endswith("+") and not trial:
+        print(f"The code is not that of a commit ({traced['revision']}): nobody can make these numbers again.",
+              file=sys.stderr, flush=True)  # fmt: skip
+    failed = []
     for row in rows:
         jax.clear_caches()  # no other row uses its programs, and a process can map only a limited number
         for seed in table.seeds:
-            if options.train_only or not plan.has(_stored(path, row, seed), row, seed):
-                run(plan, row, seed, None if options.train_only else traced)
+            if options.train_only or not plan.has(row, seed):
+                try:
+                    run(plan, row, seed, traced, measured=not options.train_only)
+                except ValueError as error:  # of this run alone: the others go on
+                    failed.append(f"{row}, seed {seed}: {error}")
+                    print(failed[-1], file=sys.stderr, flush=True)
     if kept(path, {}).get("rows"):
         print(rendered(path))
+    if failed:
+        raise ValueError("\n".join([f"{len(failed)} runs are missing:", *failed]))
 
 
-def run(plan: Plan, row: str, seed: int, traced: dict[str, Any] | None) -> None:
-    """Trains a row with a seed, and measures it if it is said where numbers come from; a run that diverges is told."""
+def run(plan: Plan, row: str, seed: int, traced: dict[str, Any], measured: bool) -> None:
+    """Trains a row with a seed and measures it; that it diverged is written too."""
+    config, chosen = plan.chosen(row, seed)
     try:
-        config, chosen = plan.chosen(row, seed)
-        workdir = plan.trained(row, config)
+        workdir = plan.trained(row, config, traced)
     except loop.NonFiniteLossError as error:
         print(f"{row}, seed {seed}, is left out: {error}", file=sys.stderr, flush=True)
+        if measured:
+            lost = traced | {"error": str(error), "settings": settings(config)}
+            table_files.add(plan.path, plan.table, row, seed, lost, part="diverged")
         return
-    if traced:
+    if measured:
         numbers = {"choice": chosen} | traced | measure(plan.table, config, workdir)
-        _keep(plan.path, plan.table, "rows", lambda rows: _with(rows, plan.table, row, seed, numbers))
+        table_files.add(plan.path, plan.table, row, seed, numbers)
 
 
 class Plan(NamedTuple):
@@ -107,10 +120,12 @@ class Plan(NamedTuple):
         weight = f"_{reduce(getitem, choice.key.split('.'), config):g}" if choice else ""
         return self.folder / f"{row}{weight}_{config.seed}"
 
-    def trained(self, row: str, config: ConfigDict) -> Path:
-        """The workdir of a run, which is trained if it is not yet."""
+    def trained(self, row: str, config: ConfigDict, traced: Mapping[str, Any]) -> Path:
+        """The workdir of a run, which is trained if it is not yet; beside it is written where its training began."""
         workdir = self.workdir(row, config)
         print(f"== {workdir}", flush=True)
+        if not workdir.exists():
+            keep(began(workdir), traced)
         loop.train(config, workdir)
         return workdir
 
@@ -120,7 +135,10 @@ class Plan(NamedTuple):
         if not choice:
             return self.config(row, seed), None
         value, first = choice.values[0], self.table.seeds[0]
-        least = self._validated(choice.like, self.config(choice.like, first)) - choice.within / 100
+        like = self._validated(choice.like, self.config(choice.like, first))
+        if not like:
+            raise ValueError(f"its weight is chosen to be like {choice.like}, which diverged.")
+        least = like - choice.within / 100
         tried: dict[str, float] = {}
         for value in choice.values:
             tried[f"{value:g}"] = self._validated(row, self.config(row, first, value))
@@ -131,24 +149,30 @@ class Plan(NamedTuple):
 
     def _validated(self, row: str, config: ConfigDict) -> float:
         """The best validation accuracy of a run, 0 if it diverges; what the file knows of it is not trained again."""
-        measured, name, today = _stored(self.path, row, config.seed), self.workdir(row, config).name, settings(config)
-        if measured and not saved_config.differing(measured["settings"], today):
-            return _best(measured["training"])
-        tried = kept(self.path, {}).get("tried", {}).get(name)
-        if tried and not saved_config.differing(tried["settings"], today):
-            return float(tried["accuracy"])
-        try:
-            accuracy = _best(training(self.trained(row, config)))
-        except loop.NonFiniteLossError as error:
-            print(f"{row}: {error}", file=sys.stderr, flush=True)
-            return 0.0
-        _keep(self.path, self.table, "tried", lambda known: known | {name: {"accuracy": accuracy, "settings": today}})
+        known, today = table_files.stored(self.path, row, config.seed), settings(config)
+        if known and table_files.same_weights(known["settings"], today):
+            return _best(known["training"])
+        name = self.workdir(row, config).name
+        if (accuracy := table_files.tried(self.path, name, today)) is None:
+            try:
+                accuracy = _best(training(self.trained(row, config, trace())))
+            except loop.NonFiniteLossError as error:
+                print(f"{row}: {error}", file=sys.stderr, flush=True)
+                accuracy = 0.0
+            table_files.add_tried(self.path, self.table, name, accuracy, today)
         return accuracy
 
-    def has(self, stored: Mapping[str, Any] | None, row: str, seed: int) -> bool:
+    def has(self, row: str, seed: int) -> bool:
+        """Whether the file has the numbers of a row's config today, with all columns, or that it diverged."""
+        lost = table_files.stored(self.path, row, seed, "diverged")
+        choice = self.table.rows[row].choice
+        if lost and not choice:
+            return table_files.same_weights(lost["settings"], settings(self.config(row, seed)))
+        stored = table_files.stored(self.path, row, seed)
+        return stored is not None and self.is_todays(stored, row, seed)
+
+    def is_todays(self, stored: Mapping[str, Any], row: str, seed: int) -> bool:
         """Whether stored numbers of a row are those of its config today, with all columns."""
-        if stored is None or stored["universal"].keys() != self.table.universal.keys():
-            return False
         choice, chosen = self.table.rows[row].choice, stored["choice"]
         if (choice is None) != (chosen is None):
             return False
@@ -157,7 +181,7 @@ class Plan(NamedTuple):
         if choice and choice.rule() != {key: chosen.get(key, given) for key, given in choice.rule().items()}:
             return False  # what older numbers lack of the rule has not changed since
         today = settings(self.config(row, seed, chosen and chosen["chosen"]))
-        return not saved_config.differing(stored["settings"], today)
+        return table_files.same_numbers(stored, today, self.table)
 
     def config(self, row: str, seed: int, value: float | None = None) -> ConfigDict:
         """The config of a row with a value of what is chosen, by default the first that is tried."""
@@ -174,6 +198,8 @@ def config_for(table: Table, row: str, seed: int, keys: list[str], fraction: flo
     config.epochs *= fraction
     config.schedule.boundaries = tuple(fraction * epoch for epoch in config.schedule.boundaries)
     config.evaluation.update(split="test", limit=max(round(table.images * fraction), 10), pictures=0)
+    if table.images > 1000:  # on a GPU: attacks stop early, and those images that are left have to fill it
+        config.evaluation.batch_size = 2000
     return config
 
 
@@ -197,9 +223,14 @@ def measure(table: Table, config: ConfigDict, workdir: Path) -> dict[str, Any]:
         threat = ThreatModel(ball.perturbation, "linf", ball.radius)
         universal[name] = universal_rates(runs.load(workdir, **place), threat, ball.examples)
     return {
-        "settings": settings(config), "training": training(workdir), "evaluation": report, "broken": broken,
-        "universal": universal,
+        "settings": settings(config), "training": training(workdir), "began": kept(began(workdir), {}),
+        "evaluation": report, "broken": broken, "universal": universal, "balls": table_files.balls(table),
     }  # fmt: skip
+
+
+def began(workdir: Path) -> Path:
+    """The file beside a workdir that says where its training began, with which code."""
+    return workdir.with_name(f"{workdir.name}.json")
 
 
 def training(workdir: Path) -> dict[str, Any]:
@@ -216,31 +247,7 @@ def training(workdir: Path) -> dict[str, Any]:
 
 def _best(trained: Mapping[str, Any]) -> float:
     """The best validation accuracy of what `training` gave."""
-    return max(accuracy for _, accuracy in trained["validation"])
-
-
-def _stored(path: Path, row: str, seed: int) -> dict[str, Any] | None:
-    """The numbers that there are."""
-    rows = kept(path, {}).get("rows", {})
-    found: dict[str, Any] | None = rows.get(row, {"seeds": {}})["seeds"].get(str(seed))
-    return found
-
-
-def _with(rows: Mapping[str, Any], table: Table, row: str, seed: int, numbers: dict[str, Any]) -> dict[str, Any]:
-    """The rows of a file and the numbers of a run, in the order of the table and of the seeds."""
-    seeds = sorted((rows.get(row, {"seeds": {}})["seeds"] | {str(seed): numbers}).items(), key=lambda s: int(s[0]))
-    more = dict(rows) | {row: {"label": table.rows[row].label, "seeds": dict(seeds)}}
-    return {name: more[name] for name in table.rows if name in more}
-
-
-def _keep(path: Path, table: Table, part: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Changes a part of the file as it is now: another process may have written other rows."""
-    whole: dict[str, Any] = {"title": table.title, "pairs": table.pairs, "columns": list(table.attacks)}
-    whole |= {"worst": table.worst, "universal": {name: ball._asdict() for name, ball in table.universal.items()}}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(f"{path}.lock"):
-        found = kept(path, {"rows": {}})
-        keep(path, found | whole | {part: change(found.get(part, {}))})
+    return float(max(accuracy for _, accuracy in trained["validation"]))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from robust_jax import cli, data, models
+from robust_jax import cli, models
 from robust_jax.config.command_line import overridden
 from robust_jax.extensions import choose
 from robust_jax.workdir import runs
@@ -31,9 +31,7 @@ def correctly_classified(workdir: Path, count: int) -> tuple[runs.Trained, model
     """
     run = runs.load(workdir)
     bound = models.bind(run.model, run.variables)
-    images, labels = (
-        np.asarray(v) for v in data.first_examples(run.dataset.test, min(4 * count, len(run.dataset.test)))
-    )
+    images, labels = (np.asarray(v) for v in run.examples(min(4 * count, len(run.dataset.test))))
     right = np.flatnonzero(np.asarray(jax.jit(bound)(images)).argmax(-1) == labels)[:count]
     return run, bound, images[right], labels[right]
 

@@ -17,7 +17,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import robust_jax as rj
-from robust_jax import data
 from robust_jax.workdir import runs
 
 flags.DEFINE_list("workdirs", [], "Of train.py: standard training first.")
@@ -137,7 +136,7 @@ def main(_: list[str]) -> None:
     flag = flags.FLAGS
     trained = [runs.load(workdir, "best", flag.data_dir or None) for workdir in flag.workdirs]
     models = {name: run.logits_fn for name, run in zip(flag.names, trained, strict=True)}
-    images, labels = data.first_examples(trained[0].dataset.test, flag.count)
+    images, labels = trained[0].examples(flag.count)
     standard = models[flag.names[0]]
     spaces(standard, images[0], labels[0]).savefig(Path(flag.out) / "spaces.png", dpi=110)
     front(models, images, labels, flag.count).savefig(Path(flag.out) / "front.png", dpi=110)

@@ -38,11 +38,12 @@ class Row(NamedTuple):
 
 
 class Universal(NamedTuple):
-    """One δ for all images, made from the first ``examples`` training images."""
+    """One δ for all images, made from the first ``examples`` images of a split, which none was trained on."""
 
     perturbation: str
     radius: float
     examples: int = 100
+    split: str = "validation"
 
 
 class Table(NamedTuple):

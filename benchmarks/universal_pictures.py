@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 
 import robust_jax as rj
-from robust_jax import cli, data
+from robust_jax import cli
 from robust_jax.evaluation import pictures
 from robust_jax.workdir import runs
 from universal_rates import towards
@@ -32,7 +32,7 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
     for name, workdir in zip(options.names, options.workdirs, strict=True):
         trained = runs.load(workdir, data_dir=options.data_dir)
         logits_fn = rj.bind(trained.model, trained.variables)
-        images, labels = data.first_examples(trained.dataset.train, options.examples)
+        images, labels = trained.examples(options.examples, "train")
         classes = range(trained.dataset.num_classes)
         # Of every image, but the same for all.
         rows[name] = np.stack([towards(logits_fn, images, c, threat, jax.random.key(c))[0] for c in classes])

@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from robust_jax import attacks, data, models
+from robust_jax import attacks
 from robust_jax.spaces.threat_models import ThreatModel
 from robust_jax.workdir.runs import Trained
 
@@ -30,20 +30,20 @@ def _predicted(logits_fn, threat, images, delta):
 
 
 def universal_rates(trained: Trained, threat: ThreatModel, count: int) -> dict[str, float]:
-    """How one δ, made from the first ``count`` training images, changes predictions on at most 1,000 test images.
+    """How one δ, made from the first ``count`` validation images, changes predictions on at most 1,000 test images.
 
-    Targeted: the fraction of images of other classes that are then classified as the target, averaged over all
-    classes. Untargeted: the accuracy that is left. At the precision of the run's config.
+    Not from training images: region adversarial training has seen the δ of these. Targeted: the fraction of images of
+    other classes that are then classified as the target, averaged over all classes. Untargeted: the accuracy that is
+    left. At the precision of the run's config.
     """
     with jax.default_matmul_precision(trained.config.precision):
         return _rates(trained, threat, count)
 
 
 def _rates(trained: Trained, threat: ThreatModel, count: int) -> dict[str, float]:
-    _, model, variables, dataset, _ = trained
-    logits_fn = models.bind(model, variables)
-    images, labels = data.first_examples(dataset.train, count)
-    held_out, truth = data.first_examples(dataset.test, min(len(dataset.test), 1000))
+    dataset, logits_fn = trained.dataset, trained.logits_fn
+    images, labels = trained.examples(count, "validation")
+    held_out, truth = trained.examples(min(len(dataset.test), 1000))
 
     predicted = partial(_predicted, logits_fn, threat, held_out)
     rates = []

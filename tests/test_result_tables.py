@@ -1,5 +1,7 @@
 """Tables of results: the page is that of the files, weights are chosen as the rule says, every row has its config."""
 
+import copy
+import functools
 import importlib
 import json
 import re
@@ -190,13 +192,28 @@ def test_numbers_are_those_of_the_config_today_though_they_are_older_than_a_key_
     stored = json.loads((ROOT / "docs" / "results" / "mnist_smooth_short.json").read_text())["rows"]
     plan = reproduce.Plan(table, Path("x"), ["data.data_dir=elsewhere"], 1.0, Path("x.json"))
     for row, found in stored.items():
-        assert plan.has(found["seeds"]["0"], row, 0), row
+        assert plan.is_todays(found["seeds"]["0"], row, 0), row
     one = stored["silu_igr_l2"]["seeds"]["0"]
-    assert not plan.has(None, "silu_igr_l2", 0) and not plan.has(one, "gelu_igr_l2", 0)
-    assert not plan._replace(keys=["epochs=2"]).has(one, "silu_igr_l2", 0)
-    assert not plan._replace(table=table._replace(universal={"new": None})).has(one, "silu_igr_l2", 0)
+    todays = functools.partial(plan.is_todays, row="silu_igr_l2", seed=0)
+    assert not plan.has("silu_igr_l2", 0) and not plan.is_todays(one, "gelu_igr_l2", 0)
+    assert not plan._replace(keys=["epochs=2"]).is_todays(one, "silu_igr_l2", 0)
+    assert plan._replace(keys=["evaluation.batch_size=9", "writers=()"]).is_todays(one, "silu_igr_l2", 0)
+    new = table._replace(universal={"new": script("table_types").Universal("flow", 1.0)})
+    assert not plan._replace(table=new).is_todays(one, "silu_igr_l2", 0)
     tried = one["choice"] | {"tried": {"30": 0.1} | one["choice"]["tried"]}
-    assert not plan.has(one | {"choice": tried}, "silu_igr_l2", 0)
+    assert not todays(one | {"choice": tried})
+
+    def with_attacks(change):
+        evaluation = one["evaluation"] | {"attacks": change(copy.deepcopy(one["evaluation"]["attacks"]))}
+        return one | {"evaluation": evaluation}
+
+    def other_default(attacks):
+        attacks["flow_apgd"]["settings"]["rho"] = 0.7
+        return attacks
+
+    assert todays(with_attacks(lambda attacks: attacks))
+    assert not todays(with_attacks(other_default))
+    assert not todays(with_attacks(lambda attacks: {"flow_pgd": attacks["flow_pgd"]}))
 
 
 def test_a_value_that_diverges_is_not_chosen_and_a_row_that_diverges_is_left_out(script, tmp_path, monkeypatch, capsys):
@@ -210,13 +227,14 @@ def test_a_value_that_diverges_is_not_chosen_and_a_row_that_diverges_is_left_out
 
     monkeypatch.setattr(reproduce.loop, "train", train)
     choice = types.Choice("terms.igr.weight", (3.0, 1.0), like="plain")
-    rows = {"plain": types.Row("", "digits_igr:terms.igr.weight=0.5"), "mine": types.Row("", "digits_igr", choice)}
+    rows = {"plain": types.Row("plain", "digits_igr:terms.igr.weight=0.5"), "mine": types.Row("", "digits_igr", choice)}
     table = types.Table("", rows, (), {}, {}, 10, (0,), ())
     plan = reproduce.Plan(table, tmp_path / "runs", [], 1.0, tmp_path / "mine.json")
     config, chosen = plan.chosen("mine", 0)
     assert config.terms.igr.weight == 1.0 and chosen["tried"] == {"3": 0.0, "1": 0.9}
     assert "mine: at step 1" in capsys.readouterr().err
 
+    assert json.loads((plan.folder / "mine_1_0.json").read_text()).keys() == {"command", "hardware", "revision"}
     elsewhere = plan._replace(folder=tmp_path / "elsewhere")
     assert elsewhere.chosen("mine", 0)[1] == chosen and not elsewhere.folder.exists()  # the file knows them
     assert [path.name for path in tmp_path.glob("*.json")] == ["mine.json"] and not json.loads(plan.path.read_text())[
@@ -226,9 +244,22 @@ def test_a_value_that_diverges_is_not_chosen_and_a_row_that_diverges_is_left_out
     assert other.chosen("mine", 0)[1] == chosen and (other.folder / "plain_0").exists()  # not with another config
     plan.path.unlink()
 
-    broken = table._replace(rows={"plain": types.Row("", "digits_igr:terms.igr.weight=2")})
+    broken = table._replace(rows={"plain": types.Row("plain", "digits_igr:terms.igr.weight=2")})
     monkeypatch.setitem(reproduce.TABLES, "broken", {"short": broken})
     options = dict(table="broken", size="short", rows=None, workdir=str(tmp_path), data_dir="", fraction=1.0)
     options |= dict(out=str(tmp_path), train_only=False)
     reproduce.main(type("Flags", (), options), [])
-    assert "plain, seed 0, is left out: at step 1" in capsys.readouterr().err and not list(tmp_path.glob("*.json"))
+    told = capsys.readouterr()
+    assert "plain, seed 0, is left out: at step 1" in told.err and "Nothing is measured yet." in told.out
+    assert "| plain (1 of 1 seeds diverged)" in told.out
+    assert json.loads((tmp_path / "broken_short.json").read_text())["rows"]["plain"]["diverged"]["0"]["error"]
+    reproduce.main(type("Flags", (), options), [])
+    assert "is left out" not in capsys.readouterr().err  # it is not trained again
+
+    worse = broken._replace(rows={"plain": broken.rows["plain"], "mine": rows["mine"], "fine": rows["plain"]})
+    monkeypatch.setitem(reproduce.TABLES, "broken", {"short": worse})
+    monkeypatch.setattr(reproduce, "measure", lambda *_: {"seeds": {}})
+    monkeypatch.setattr(reproduce, "rendered", str)
+    with pytest.raises(ValueError, match="1 runs are missing:\nmine, seed 0: its weight is chosen to be like plain"):
+        reproduce.main(type("Flags", (), options), [])
+    assert "fine" in json.loads((tmp_path / "broken_short.json").read_text())["rows"]  # the others go on

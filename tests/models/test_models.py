@@ -26,6 +26,7 @@ IMAGES = (
             *("resnet20", "resnet32", "resnet56"),
             *("wrn_16_4", "wrn_16_8", "wrn_28_10", "wrn_34_10"),
             "preact_resnet18",
+            *("resnet18", "resnet20_xia"),
         )
     }
 )
@@ -74,6 +75,8 @@ def variables_of(model, images):
         ("wrn_28_10", 36_479_194),
         ("wrn_34_10", 46_160_474),
         ("preact_resnet18", 11_171_146),
+        ("resnet18", 11_173_962),
+        ("resnet20_xia", 11_469_386),
     ],
 )
 def test_parameters_and_output(name, parameters):
@@ -97,7 +100,7 @@ def test_every_model_but_vgg_takes_28_and_32_pixels(name):
         assert logits.shape == (1, 7) and logits.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("name", ["small_cnn", "vgg11", "mlp", "resnet20", "wrn_16_4", "preact_resnet18"])
+@pytest.mark.parametrize("name", ["small_cnn", "vgg11", "mlp", "resnet20", "resnet18", "wrn_16_4", "preact_resnet18"])
 def test_activation_is_the_only_one(name):
     images = sample(name, 1)
 
@@ -220,7 +223,14 @@ def test_both_convolutions_give_the_same_gradients(name="digits_cnn"):
 @pytest.mark.parametrize(
     ("name", "least"),
     [("digits_cnn", 2), ("small_cnn", 16), ("vgg11", 32), ("vgg19", 32), ("mlp", 1), ("maxout_mlp", 1)]
-    + [("maxout_cnn", 18), ("maxout_cifar", 10), ("resnet20", 4), ("wrn_16_4", 4), ("preact_resnet18", 8)],
+    + [
+        ("maxout_cnn", 18),
+        ("maxout_cifar", 10),
+        ("resnet20", 4),
+        ("wrn_16_4", 4),
+        ("preact_resnet18", 8),
+        ("resnet18", 8),
+    ],
 )
 def test_least_size(name, least):
     model, channels = models.create(name, num_classes=10), IMAGES[name][-1]

@@ -11,7 +11,7 @@ import pytest
 from jax import lax
 
 from robust_jax import models
-from robust_jax.models.resnet import PreActResNet, ResNet, WideResNet
+from robust_jax.models.resnet import FourStageResNet, PreActResNet, ResNet, WideResNet
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -19,6 +19,7 @@ TINY = {
     "resnet": (ResNet(num_classes=5, depth=8), (9, 6, 3)),
     "wrn": (WideResNet(num_classes=5, depth=10, width=2), (9, 6, 3)),
     "preact_resnet": (PreActResNet(num_classes=5, blocks=(1, 1, 1, 1)), (9, 8, 3)),
+    "four_stages": (FourStageResNet(num_classes=5, blocks=(1, 1, 1, 1)), (9, 8, 3)),
 }
 
 
@@ -69,6 +70,12 @@ def basic(block, x, stride):
     return jax.nn.relu(y + jnp.zeros_like(y).at[..., : x.shape[-1]].set(x[:, ::stride, ::stride]))
 
 
+def projected(block, x, stride):
+    y = jax.nn.relu(block.norm(0, block.conv(0, x, stride)))
+    y = block.norm(1, block.conv(1, y))
+    return jax.nn.relu(y + (block.norm(2, block.conv(2, x, stride)) if "Conv_2" in block.params else x))
+
+
 def preact(block, x, stride):
     z = jax.nn.relu(block.norm(0, x))
     projected = int("Conv_2" in block.params)  # then the first convolution is the shortcut's
@@ -76,16 +83,20 @@ def preact(block, x, stride):
     return block.conv(projected + 1, y) + (block.conv(0, z, stride) if projected else x)
 
 
+BLOCKS = {"resnet": ("BasicBlock", basic), "four_stages": ("ProjectedBlock", projected)}
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_eval_mode_equals_the_reference(name):
     model, variables, images = sample(name)
     top = Reference(variables)
-    block, stages = (basic, 3) if name == "resnet" else (preact, 3 if name == "wrn" else 4)
+    kind, block = BLOCKS.get(name, ("PreActBlock", preact))
+    stages = 3 if name in ("resnet", "wrn") else 4
     x = top.conv(0, images)
-    if name == "resnet":
+    if name in BLOCKS:
         x = jax.nn.relu(top.norm(0, x))
     for i in range(stages):
-        inner = Reference(variables, [f"{'BasicBlock' if block is basic else 'PreActBlock'}_{i}"])
+        inner = Reference(variables, [f"{kind}_{i}"])
         x = block(inner, x, 2 if i else 1)
     if name == "wrn":
         x = jax.nn.relu(top.norm(0, x))
@@ -97,7 +108,8 @@ def test_eval_mode_equals_the_reference(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "maps"), [("resnet", (3, 2, 64)), ("wrn", (3, 2, 128)), ("preact_resnet", (2, 1, 512))]
+    ("name", "maps"),
+    [("resnet", (3, 2, 64)), ("wrn", (3, 2, 128)), ("preact_resnet", (2, 1, 512)), ("four_stages", (2, 1, 512))],
 )
 def test_maps_halve_rounding_up(name, maps):
     model, shape = TINY[name]

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+from robust_jax import data
 from robust_jax.config import base, build, complete
 from robust_jax.spaces.perturbations import Perturbation
 from robust_jax.training.step import init_state
@@ -173,6 +174,24 @@ def test_restore(tmp_path):
         runs.load(tmp_path, "newest")
     with pytest.raises(ValueError, match="is no workdir of robust-jax train"):
         runs.load(tmp_path / "nowhere")
+
+
+def test_examples_are_those_of_an_evaluation_resized_as_the_config_says(tmp_path):
+    runs.claim(config(data__eval_resize=12), tmp_path)
+    save(tmp_path, "best", 3)
+    found = runs.load(tmp_path)
+    for split in ("train", "validation", "test"):
+        images, labels = found.examples(9, split)
+        source = getattr(found.dataset, split)
+        (evaluated,) = data.Batches(source, 9, 16, resize=12)
+        np.testing.assert_array_equal(images, evaluated["image"][:9])
+        np.testing.assert_array_equal(labels, evaluated["label"][:9])
+        assert images.shape == (9, 8, 8, 1) and (images != data.first_examples(source, 9)[0]).any()
+    assert (found.examples(9)[1] == labels).all()  # of the test split
+    with pytest.raises(ValueError, match="split='val' is unknown"):
+        found.examples(9, "val")
+    with pytest.raises(ValueError, match="361 examples are asked for"):
+        found.examples(361)
 
 
 def test_a_config_that_is_a_folder_or_was_changed_is_named(tmp_path):

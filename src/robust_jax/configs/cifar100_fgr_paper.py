@@ -1,6 +1,6 @@
 """FGR of VGG-13 on CIFAR-100 with the settings of its paper, see cifar10_fgr_paper.py. Not run yet.
 
-python train.py --config=cifar100_fgr_paper:fgr --workdir=runs/fgr [--config.model.name=resnet20]
+python train.py --config=cifar100_fgr_paper:fgr --workdir=runs/fgr [--config.model.name=resnet20_xia]
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,7 @@ python train.py --config=cifar10_methods:trades --workdir=runs/cifar10_trades --
 
 The methods are the functions of robust_jax.config.methods. The defaults are PreActResNet-18, linf 8/255, 10 steps of
 2/255, and 200 epochs of SGD at 0.1, a tenth of it after 100 and 150 epochs (Rice et al. 2020). lfr_wrn is lfr with
-WRN-28-10; MART's paper has a ResNet-18; FGR as in its paper is cifar10_fgr_paper.py. These runs need a GPU, and none
+WRN-28-10; FGR as in its paper is cifar10_fgr_paper.py. These runs need a GPU, and none
 has been run to the end yet. Images are normalised within the model, which some of the papers do not do. A tenth of the
 training images is set aside to choose the checkpoint on, for `PAPERS` under a short PGD: late in such long runs robust
 accuracy falls while clean accuracy rises (Rice et al. 2020).
@@ -29,7 +29,7 @@ PAPERS: dict[str, tuple[str, float, dict[str, Any]]] = {
     "fgsm_rs": ("preact_resnet18", 8 / 255, WONG | {"schedule.learning_rate": 0.2}),
     "gradalign": ("preact_resnet18", 8 / 255, WONG | {"schedule.learning_rate": 0.3}),
     "trades": ("wrn_34_10", 0.031, ZHANG | {"points.attacked.step_size": 0.007, "terms.kl.weight": 6.0}),
-    "mart": ("preact_resnet18", 0.031, ZHANG | {
+    "mart": ("resnet18", 0.031, ZHANG | {
         "points.attacked.step_size": 0.007, "epochs": 120.0, "schedule.learning_rate": 0.01,
         "optimizer.weight_decay": 3.5e-3,
     }),

@@ -51,7 +51,7 @@ class Batches:
         size += -size % 8  # so that it splits over the devices of any usual host
         for batch in eval_batches(self.source, size, limit=self.n):
             images = to_float(jnp.asarray(batch["image"]))
-            yield batch | {"image": augment.resize_and_center_crop(images, self.resize) if self.resize else images}
+            yield batch | {"image": augment.resize_and_center_crop(images, self.resize)}
 
 
 def train_batches(
@@ -133,8 +133,14 @@ def _split(blocks: Iterator[Batch]) -> Iterator[Batch]:
             yield {k: v[i] for k, v in block.items()}
 
 
-def first_examples(source: Source, count: int) -> tuple[Float[Array, "n h w c"], Int[Array, " n"]]:
+def first_examples(source: Source, count: int, resize: int = 0) -> tuple[Float[Array, "n h w c"], Int[Array, " n"]]:
     """The first ``count`` images, as floats in [0, 1], and their labels.
+
+    Args:
+      source: the examples.
+      count: how many.
+      resize: the length that the images' shorter side is resized to before a centre crop, a run's
+        ``config.data.eval_resize``; 0 for none. `Trained.examples` gives it.
 
     Raises:
       ValueError: if the source has fewer.
@@ -142,7 +148,8 @@ def first_examples(source: Source, count: int) -> tuple[Float[Array, "n h w c"],
     if count > len(source):
         raise ValueError(f"{count} examples are asked for, but {source.name} has {len(source)}.")
     batch = source.take(np.arange(count))
-    return to_float(jnp.asarray(batch["image"])), jnp.asarray(batch["label"])
+    images = augment.resize_and_center_crop(to_float(jnp.asarray(batch["image"])), resize)
+    return images, jnp.asarray(batch["label"])
 
 
 def eval_batches(

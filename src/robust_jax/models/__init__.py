@@ -19,7 +19,7 @@ from robust_jax.models.digits_cnn import DigitsCNN
 from robust_jax.models.maxout import MaxoutCIFAR, MaxoutCNN, MaxoutMLP
 from robust_jax.models.mlp import MLP
 from robust_jax.models.network import COLLECTIONS, LinenNetwork, Made, Network, NNXNetwork
-from robust_jax.models.resnet import PreActResNet, ResNet, WideResNet
+from robust_jax.models.resnet import FourStageResNet, PreActResNet, ResNet, WideResNet
 from robust_jax.models.small_cnn import SmallCNN
 from robust_jax.models.torch_weights import from_torch, to_torch
 from robust_jax.models.trainable import checked_variables, is_nnx, trainable
@@ -28,9 +28,9 @@ from robust_jax.options import Range
 from robust_jax.options.signatures import check_arguments, checks_arguments
 
 __all__ = [
-    "COLLECTIONS", "MODELS", "BoundModel", "DigitsCNN", "LinenNetwork", "MLP", "MaxoutCIFAR", "MaxoutCNN", "MaxoutMLP",
-    "Model", "NNXNetwork", "Network", "PreActResNet", "ResNet", "SmallCNN", "VGG", "WideResNet", "bind",
-    "checked_variables", "create", "from_torch", "model", "to_torch", "trainable",
+    "COLLECTIONS", "MODELS", "BoundModel", "DigitsCNN", "FourStageResNet", "LinenNetwork", "MLP", "MaxoutCIFAR",
+    "MaxoutCNN", "MaxoutMLP", "Model", "NNXNetwork", "Network", "PreActResNet", "ResNet", "SmallCNN", "VGG",
+    "WideResNet", "bind", "checked_variables", "create", "from_torch", "model", "to_torch", "trainable",
 ]  # fmt: skip
 
 MODELS: dict[str, Callable[..., Any]] = {

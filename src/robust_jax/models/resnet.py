@@ -1,4 +1,4 @@
-"""Residual networks with BatchNorm: ResNet for CIFAR, WideResNet and PreActResNet."""
+"""Residual networks with BatchNorm: ResNet for CIFAR and for ImageNet, WideResNet and PreActResNet."""
 
 from __future__ import annotations
 
@@ -33,9 +33,22 @@ class BasicBlock(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 f"]:
         y = self.activation(self.norm()(self.conv(self.features, strides=self.stride)(x)))
         y = self.norm()(self.conv(self.features)(y))
-        shortcut = x[:, :: self.stride, :: self.stride]
-        shortcut = jnp.pad(shortcut, ((0, 0), (0, 0), (0, 0), (0, self.features - x.shape[-1])))
-        return self.activation(y + shortcut)
+        return self.activation(y + self.shortcut(x))
+
+    def shortcut(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 f"]:
+        """The input in the shape of the result."""
+        x = x[:, :: self.stride, :: self.stride]
+        return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, self.features - x.shape[-1])))
+
+
+class ProjectedBlock(BasicBlock):
+    """A `BasicBlock` with option B: where size or channels change, the shortcut is a 1x1 convolution and BatchNorm."""
+
+    def shortcut(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 f"]:
+        """The input itself, or its projection."""
+        if self.stride == 1 and x.shape[-1] == self.features:
+            return x
+        return self.norm()(self.conv(self.features, kernel_size=(1, 1), strides=self.stride, padding=0)(x))
 
 
 class PreActBlock(nn.Module):
@@ -63,7 +76,7 @@ class PreActBlock(nn.Module):
 
 
 class _Residual(nn.Module):
-    """What the three networks share: 3x3 convolutions without bias, BatchNorm, the mean over the last map.
+    """What the networks share: 3x3 convolutions without bias, BatchNorm, the mean over the last map.
 
     With `remat` only the input of each block is kept for the backward passes; the rest is computed again.
     """
@@ -137,6 +150,27 @@ class ResNet(_Residual):
         return self.logits(self.stages(x, BasicBlock, (16, 32, 64), 3 * [blocks], **parts))
 
 
+class FourStageResNet(_Residual):
+    """ResNet of He et al. 2016 for ImageNet (arXiv:1512.03385), begun for images of 32 pixels.
+
+    A convolution of 64 channels with stride 1 and no pooling, then `blocks` `ProjectedBlock`s of 64, 128, 256 and 512
+    channels, all stages but the first with stride 2. Convolutions start Kaiming-normal (fan-out) as torchvision's.
+    ResNet-18, the default, has 11,173,962 parameters for 3 channels and 10 classes, as in
+    github.com/kuangliu/pytorch-cifar. `resnet20_xia`, with a third block of 128 channels, has 11,469,386: it is what
+    the code of Xia & Li 2021 calls ResNet-20. BatchNorm as in `VGG`; `activation` is one of `layers.ACTIVATIONS`.
+    """
+
+    blocks: tuple[int, int, int, int] = (2, 2, 2, 2)
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b classes"]:
+        layers.check_images(images, f"resnet{2 * sum(self.blocks) + 2}", least=8)
+        parts = self.parts(fan_out_normal, train)
+        x = layers.normalize(images, self.mean, self.std, self.dtype)
+        x = parts["activation"](parts["norm"]()(parts["conv"](64)(x)))
+        return self.logits(self.stages(x, ProjectedBlock, (64, 128, 256, 512), self.blocks, **parts))
+
+
 class WideResNet(_Residual):
     """WRN-depth-width of Zagoruyko & Komodakis 2016 (arXiv:1605.07146), of depth 6n + 4.
 
@@ -191,4 +225,6 @@ PRESETS = {
     **{f"resnet{depth}": partial(ResNet, depth=depth) for depth in (20, 32, 56)},
     **{f"wrn_{d}_{w}": partial(WideResNet, depth=d, width=w) for d, w in ((16, 4), (16, 8), (28, 10), (34, 10))},
     "preact_resnet18": PreActResNet,
+    "resnet18": FourStageResNet,
+    "resnet20_xia": partial(FourStageResNet, blocks=(2, 3, 2, 2)),
 }

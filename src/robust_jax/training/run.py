@@ -123,5 +123,6 @@ def _first_state(run: Run, optimizer: optax.GradientTransformation, objective: O
     """The state before the first step, on the host."""
     variables = build.init_variables(run.model, run.dataset.image_shape, run.config.seed)
     checks.check_logits(run.config.model.name, run.model, variables, run.dataset)
-    memory = objective.remember(partial(data.first_examples, run.dataset.train), run.dataset.num_classes)
+    examples = partial(data.first_examples, run.dataset.train, resize=run.config.data.eval_resize)
+    memory = objective.remember(examples, run.dataset.num_classes)
     return jax.device_get(init_state(variables, optimizer, run.config.optimizer.ema, memory))

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import logging
+from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from robust_jax import data, files, parallel
 from robust_jax.config.build import create_model, load_dataset, shapes_of_variables
+from robust_jax.config.defaults import SPLITS
 from robust_jax.config.objects import NONE, Objects
-from robust_jax.extensions import is_object
+from robust_jax.extensions import choose, is_object
 from robust_jax.models.bound import BoundModel, bind
 from robust_jax.models.network import Network
 from robust_jax.options.signatures import checks_arguments
@@ -35,6 +37,19 @@ class Trained(NamedTuple):
     def logits_fn(self) -> BoundModel:
         """The trained model as a function of images, for attacks and penalties."""
         return bind(self.model, self.variables)
+
+    def examples(self, count: int, split: str = "test") -> tuple[Float[Array, "n h w c"], Int[Array, " n"]]:
+        """The first images of a split as they are evaluated, resized if the config says so, and their labels.
+
+        Args:
+          count: how many.
+          split: "train", "validation" or "test".
+
+        Raises:
+          ValueError: if there is no such split, or it has fewer images.
+        """
+        choose("split", split, SPLITS)
+        return data.first_examples(getattr(self.dataset, split), count, self.config.data.eval_resize)
 
     def __repr__(self) -> str:
         return f"Trained({self.config.model.name} on {self.config.data.name}, step {self.step})"

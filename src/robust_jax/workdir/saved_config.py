@@ -86,6 +86,12 @@ def differing(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") ->
     return {k: (was.get(k), now.get(k)) for k in sorted(was.keys() | now.keys()) if was.get(k) != now.get(k)}
 
 
+def changed(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> dict[str, tuple[Any, Any]]:
+    """What of `differing` changes weights, or the checkpoint that is chosen as the best."""
+    selecting = f"attacks.{new['select_by']}."
+    return {k: v for k, v in differing(old, new, path).items() if k.startswith(selecting) or _is_fixed(k)}
+
+
 def check_same(
     there: Path, old: Mapping[str, Any], new: Mapping[str, Any], way_out: str = "take another workdir"
 ) -> None:
@@ -94,10 +100,8 @@ def check_same(
     Raises:
       ValueError: names the keys that differ, of those that change weights.
     """
-    selecting = f"attacks.{new['select_by']}."
-    different = differing(old, new, f"{there}: ")
-    if changed := {k: values for k, values in different.items() if k.startswith(selecting) or _is_fixed(k)}:
-        was = ", ".join(f"{k}: {was!r} there, {now!r} now" for k, (was, now) in changed.items())
+    if different := changed(old, new, f"{there}: "):
+        was = ", ".join(f"{k}: {was!r} there, {now!r} now" for k, (was, now) in different.items())
         raise ValueError(f"{there} is of another config ({was}): {way_out}.")
 
 
