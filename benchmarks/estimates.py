@@ -39,7 +39,7 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
         choose("tables", name, TABLES)
         if options.size not in TABLES[name]:
             continue
-        plan = Plan(TABLES[name][options.size], Path("unused"), keys, 1.0)
+        plan = Plan(TABLES[name][options.size], Path("unused"), keys, 1.0, Path("unused"))
         each = [minutes(plan, row, options.gflops) for row in plan.table.rows]
         training, attacks = (sum(of) for of in zip(*each, strict=True))
         rows.append({"table": name, "training, minutes": training, "attacks, minutes": attacks})

@@ -5,8 +5,7 @@ python train.py --config=cifar10_vgg11_fgr --workdir=runs/cifar10_fgr --config.d
 The reference penalises the gradient of the batch-mean loss (batch 128) in normalised units: its coefficient is
 λ / 128² (31 / 2)² here, so 300, 200, 100 are the weights 4.40, 2.93, 1.47 (and 0 is the control, random start alone):
 --config.terms.fgr.weight=1.47. Its numbers, clean and under its attack: 85.36 and 55.15% at 300, 86.02 and 53.06% at
-200, 87.24 and 47.95% at 100. Two epochs were run (validation accuracy 47.3 and 49.3%; 2.6 s a step on two CPU
-cores), not yet all 80; cifar10_vgg11_standard says what differs.
+200, 87.24 and 47.95% at 100. Not run to the end yet; cifar10_vgg11_standard says what differs.
 """
 
 from ml_collections import ConfigDict
