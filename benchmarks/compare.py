@@ -36,7 +36,7 @@ flags.DEFINE_list("configs", ["digits_standard", "digits_fgr"], "Names of config
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Of training and attacks.")
 flags.DEFINE_string("workdir", "runs/compare", "Every run gets a folder in it.")
 flags.DEFINE_string("split", "test", "test, or validation to choose hyper-parameters on.")
-flags.DEFINE_integer("universal", 0, "Validation images that one universal δ is made from, to measure that too; 0: none.")
+flags.DEFINE_integer("universal", 0, "Validation images for one universal δ, to measure that too; 0: none.")
 flags.DEFINE_list("universal_radii", ["0.25", "0.75"], "Of additive and flow linf, for the universal δ.")
 flags.DEFINE_integer("jobs", 1, "Configs to run at once, each in a process with one thread.")
 flags.DEFINE_integer("limit", 0, "Images to measure on; 0: as each config says.")

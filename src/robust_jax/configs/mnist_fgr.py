@@ -2,8 +2,8 @@
 
 python train.py --config=mnist_fgr --workdir=runs/mnist_fgr [--config.data.data_dir=DIR]
 
-The control, random start alone, is --config.terms.fgr.weight=0. What it reaches: table `mnist` of benchmarks/reproduce.py.
-About 25 minutes of one CPU core.
+The control, random start alone, is --config.terms.fgr.weight=0. What it reaches: table `mnist` of
+benchmarks/reproduce.py. About 25 minutes of one CPU core.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,8 @@
 
 python train.py --config=mnist_igr --workdir=runs/mnist_igr [--config.data.data_dir=DIR]
 
-docs/results.md says how λ was chosen on validation; what it reaches: table `mnist` of benchmarks/reproduce.py. About 25 minutes of one CPU core.
+docs/results.md says how λ was chosen on validation; what it reaches: table `mnist` of
+benchmarks/reproduce.py. About 25 minutes of one CPU core.
 
 The paper's λ, of half the squared norm of the mean loss's gradient over a batch of B, is λ / (2 B) here.
 """
