@@ -65,11 +65,11 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
     name = f"{options.table}_{options.size}"
     place = Path(options.workdir).expanduser() / (name + (f"_{options.fraction:g}" if trial else ""))
     path = (place if trial else Path(options.out).expanduser()) / f"{name}.json"
-    plan = Plan(table, place, keys, options.fraction, path)
+    traced = trace()
+    plan = Plan(table, place, keys, options.fraction, path, traced)
     rows = options.rows or list(table.rows)
     for row, seed in product(rows, table.seeds):
         plan.config(row, seed)  # a mistake in a row is told now, not after hours
-    traced = trace()
     if traced["revision"].endswith("+") and not trial:
         print(f"The code is not that of a commit ({traced['revision']}): nobody can make these numbers again.",
               file=sys.stderr, flush=True)  # fmt: skip
@@ -79,7 +79,7 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
         for seed in table.seeds:
             if options.train_only or not plan.has(row, seed):
                 try:
-                    run(plan, row, seed, traced, measured=not options.train_only)
+                    run(plan, row, seed, measured=not options.train_only)
                 except ValueError as error:  # of this run alone: the others go on
                     failed.append(f"{row}, seed {seed}: {error}")
                     print(failed[-1], file=sys.stderr, flush=True)
@@ -89,30 +89,34 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
         raise ValueError("\n".join([f"{len(failed)} runs are missing:", *failed]))
 
 
-def run(plan: Plan, row: str, seed: int, traced: dict[str, Any], measured: bool) -> None:
+def run(plan: Plan, row: str, seed: int, measured: bool) -> None:
     """Trains a row with a seed and measures it; that it diverged is written too."""
     config, chosen = plan.chosen(row, seed)
     try:
-        workdir = plan.trained(row, config, traced)
+        workdir = plan.trained(row, config)
     except loop.NonFiniteLossError as error:
         print(f"{row}, seed {seed}, is left out: {error}", file=sys.stderr, flush=True)
         if measured:
-            lost = traced | {"error": str(error), "settings": settings(config)}
+            lost = plan.traced | {"error": str(error), "settings": settings(config)}
             table_files.add(plan.path, plan.table, row, seed, lost, part="diverged")
         return
     if measured:
-        numbers = {"choice": chosen} | traced | measure(plan.table, config, workdir)
+        numbers = {"choice": chosen} | plan.traced | measure(plan.table, config, workdir)
         table_files.add(plan.path, plan.table, row, seed, numbers)
 
 
 class Plan(NamedTuple):
-    """A table, the folder of its runs, overrides of all rows, the fraction of epochs and images, and its file."""
+    """A table, the folder of its runs, overrides of all rows, the fraction of epochs and images, and its file.
+
+    ``traced`` is where its numbers come from, taken at the start: the code may change while it runs.
+    """
 
     table: Table
     folder: Path
     keys: list[str]
     fraction: float
     path: Path
+    traced: dict[str, Any] = {}
 
     def workdir(self, row: str, config: ConfigDict) -> Path:
         """The folder of a run: its name has the weight, if that is chosen, and the seed."""
@@ -120,12 +124,12 @@ class Plan(NamedTuple):
         weight = f"_{reduce(getitem, choice.key.split('.'), config):g}" if choice else ""
         return self.folder / f"{row}{weight}_{config.seed}"
 
-    def trained(self, row: str, config: ConfigDict, traced: Mapping[str, Any]) -> Path:
+    def trained(self, row: str, config: ConfigDict) -> Path:
         """The workdir of a run, which is trained if it is not yet; beside it is written where its training began."""
         workdir = self.workdir(row, config)
         print(f"== {workdir}", flush=True)
         if not workdir.exists():
-            keep(began(workdir), traced)
+            keep(began(workdir), self.traced)
         loop.train(config, workdir)
         return workdir
 
@@ -155,7 +159,7 @@ class Plan(NamedTuple):
         name = self.workdir(row, config).name
         if (accuracy := table_files.tried(self.path, name, today)) is None:
             try:
-                accuracy = _best(training(self.trained(row, config, trace())))
+                accuracy = _best(training(self.trained(row, config)))
             except loop.NonFiniteLossError as error:
                 print(f"{row}: {error}", file=sys.stderr, flush=True)
                 accuracy = 0.0
