@@ -12,20 +12,23 @@ from scipy.stats import binomtest
 from origin import unpacked
 from robust_jax.evaluation.statistics import wilson_interval
 
+UNCHECKED = "Further signs of masked gradients, which take more attacks, were not looked for."
+
 
 def whole(path: Path, measured: Mapping[str, Any]) -> str:
     """All rows, what the numbers are, paired tests, and where they come from."""
     measured = dict(measured) | {"rows": {name: _with_columns(row, measured) for name, row in measured["rows"].items()}}
-    columns, worst, universal = measured["columns"], measured["worst"], measured["universal"]
+    worst, universal = measured["worst"], measured["universal"]
     heads = [f"{name}, {which}" for name in universal for which in ("targeted ↓", "untargeted")]
-    lines = [f"**{measured['title']}**", "", *_head([*_named(columns), *worst, *heads, "minutes"])]
+    shown = _shown(measured)
+    lines = [f"**{measured['title']}**", "", *_head([*_named(shown), *worst, *heads, "minutes"])]
     for row in measured["rows"].values():
         seeds = list(row["seeds"].values())
         if not seeds:
             lines.append(f"| {_label(row)}" + " |" * lines[2].count("|"))
             continue
         cells = [
-            *_attacked(seeds, columns),
+            *_attacked(seeds, shown),
             *(cell([_worst(seed, several) for seed in seeds]) for several in worst.values()),
         ]
         cells += [
@@ -40,12 +43,20 @@ def whole(path: Path, measured: Mapping[str, Any]) -> str:
 
 def excerpt(path: Path, measured: Mapping[str, Any], rows: Sequence[str]) -> str:
     """Some rows, under the attacks alone."""
-    columns = measured["columns"]
-    lines = _head(_named(columns))
-    for name in rows:
-        row = measured["rows"][name]
-        lines.append(f"| {_label(row)} | " + " | ".join(_attacked(list(row["seeds"].values()), columns)) + " |")
-    return "\n".join([*lines, "", f"Accuracy in per cent; rows of {path.name}."])
+    return "\n".join([*_each({name: measured["rows"][name] for name in rows}, measured["columns"]), "",
+                      f"Accuracy in per cent; rows of {path.name}."])  # fmt: skip
+
+
+def _each(rows: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
+    """A table of rows under each of these attacks."""
+    cells = {_label(row): _attacked(list(row["seeds"].values()), columns) for row in rows.values() if row["seeds"]}
+    return [*_head(_named(columns)), *(f"| {label} | " + " | ".join(found) + " |" for label, found in cells.items())]
+
+
+def _shown(measured: Mapping[str, Any]) -> list[str]:
+    """The attacks that have a column: not those of which the worst is shown."""
+    hidden = {column for several in measured["worst"].values() for column in several}
+    return [column for column in measured["columns"] if column not in hidden]
 
 
 def _with_columns(row: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,9 +130,12 @@ def _notes(path: Path, measured: Mapping[str, Any]) -> list[str]:
         each(s for r in rows.values() for s in r["seeds"]),
     )
     # Of the code that measured, and of that which trained.
-    revisions = [one["revision"] for run in runs for one in (run, run.get("began")) if one]
-    by = each(run["settings"]["select_by"] for run in runs)
-    best = f"the best on {'clean' if by == 'clean' else f'attacked (`{by}`)'} validation images"
+    revisions = [
+        one["revision"] for run in runs for one in (run, run.get("began"), *run.get("later", {}).values()) if one
+    ]
+    chosen_by = {run["settings"]["select_by"] for run in runs}
+    by = " or ".join("clean" if one == "clean" else f"attacked (`{one}`)" for one in sorted(chosen_by))
+    best = f"the best on {by} validation images"
     last = {run["settings"]["evaluation"]["checkpoint"] for run in runs} == {"latest"}
     note = (
         f"Accuracy in per cent on the first {images} test images, seeds {seeds}: with 95% Wilson intervals, or mean ± "
@@ -141,11 +155,13 @@ def _notes(path: Path, measured: Mapping[str, Any]) -> list[str]:
               for w in run["evaluation"]["warnings"]}  # fmt: skip
     return [
         note,
+        *_folded("Accuracy under each attack", _each(rows, measured["columns"]) if measured["worst"] else []),
         *_folded("Attacks", attacks),
         *_folded("Weights", _choices(rows)),
         *_folded("Validation accuracy by epoch", _curves(rows)),
         *_folded("Paired tests", _paired(measured)),
         *(["", "Warnings:", "", *sorted(warned)] if warned else []),
+        *([] if any(run["settings"]["evaluation"]["checks"] for run in runs) else ["", UNCHECKED]),
     ]
 
 
@@ -164,10 +180,11 @@ def attack(measured: Mapping[str, Any]) -> str:
 
 
 def _universal(ball: Mapping[str, Any]) -> str:
-    made = f"{ball['perturbation']} linf {ball['radius']}, made from {ball['examples']} {ball.get('split', 'training')}"
+    images = f"{ball['examples']} {ball.get('split', 'training')} images"
+    made = f"{ball['perturbation']} linf {ball['radius']}, made in {ball.get('epochs', 20)} passes over {images}"
     return (
-        f"one δ for all images, {made} images: the images of other classes that it turns into its target, averaged "
-        f"over all targets, and the accuracy under an untargeted one, on at most 1,000 test images"
+        f"one δ for all images, {made}: the images of other classes that it turns into its target, averaged over all "
+        f"targets, and the accuracy under an untargeted one, on at most 1,000 test images"
     )
 
 
@@ -177,7 +194,9 @@ def _choices(rows: Mapping[str, Any]) -> list[str]:
     for row in rows.values():
         if choice := next(iter(row["seeds"].values()), {}).get("choice"):
             tried = ", ".join(f"{100 * accuracy:.1f} at {value}" for value, accuracy in choice["tried"].items())
-            lines.append(f"- {row['label']}: {choice['chosen']:g} ({tried}; needed {100 * choice['least']:.1f})")
+            met = max(choice["tried"].values()) >= choice["least"] - 1e-9
+            needed = f"needed {100 * choice['least']:.1f}" + ("" if met else ", not reached")
+            lines.append(f"- {row['label']}: {choice['chosen']:g} ({tried}; {needed})")
     head = "The largest of those tried whose clean accuracy on validation images is as needed, or the last:"
     return [head, "", *lines] if lines else []
 

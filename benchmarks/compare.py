@@ -84,7 +84,7 @@ def measure(column: str, given: dict[str, Any], overrides: list[str]) -> list[di
         if given["universal"]:
             trained = load(workdir)
             for space, radius in zip(("additive", "flow"), given["universal_radii"], strict=True):
-                found = universal_rates(trained, ThreatModel(space, "linf", float(radius)), given["universal"])
+                found = universal_rates(trained, ThreatModel(space, "linf", float(radius)), given["universal"], 100)
                 report["attacks"] |= {f"{name} {space} {radius}": {"accuracy": rate} for name, rate in found.items()}
         reports.append(report)
     jax.clear_caches()  # no other config uses its programs, and a process can map only a limited number

@@ -2,11 +2,12 @@
 
 python benchmarks/reproduce.py TABLE [--size=short|full] [--rows=standard,fgr_300] [--fraction=0.01] [--data_dir=DIR]
 
-Started again it resumes: neither what is trained nor what is measured is done again, unless its config has changed.
-The file is enough to go on without the runs: neither a row that it has is trained again nor a weight that was tried.
-A row that diverges is told and left out, a value that is tried and diverges counts as an accuracy of 0. The numbers go
-to TABLE_SIZE.json in `--out`, each with its config, command, seed, hardware, seconds, versions and revision, and the
-table is printed. `--fraction=0.01` tries everything at one percent of its epochs and images; such a trial, and one with
+Started again it resumes: neither what is trained nor what is measured is done again, unless its config has changed. If
+only attacks are new or changed, and the run is still there, these alone are measured. The file is enough to go on
+without the runs: neither a row that it has is trained again nor a weight that was tried. A row that diverges is told
+and left out, a value that is tried and diverges counts as an accuracy of 0. The numbers go to TABLE_SIZE.json in
+`--out`, each with its config, command, seed, hardware, seconds, versions and revision, and the table is printed.
+`--fraction=0.01` tries everything at one percent of its epochs and images; such a trial, and one with
 `--config.KEY=VALUE`, keeps its numbers in the folder of its runs.
 benchmarks/tables.py defines the tables, benchmarks/estimates.py says how long they take.
 """
@@ -37,7 +38,7 @@ from robust_jax.spaces.threat_models import ThreatModel
 from robust_jax.training import loop
 from robust_jax.workdir import runs, saved_config
 from runs import config_of
-from table_types import Table
+from table_types import Table, Universal
 from tables import TABLES
 from universal_rates import universal_rates
 
@@ -62,6 +63,8 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
     if any(key.startswith("attacks.") for key in keys):
         raise ValueError("--config.attacks: the attacks of a table are those of benchmarks/tables.py; edit them there.")
     keys += [f"data.data_dir={options.data_dir}"] if options.data_dir else []
+    # On a GPU attacks stop early, and those images that are left have to fill it.
+    keys += ["evaluation.batch_size=2000"] if options.size == "full" else []
     name = f"{options.table}_{options.size}"
     place = Path(options.workdir).expanduser() / (name + (f"_{options.fraction:g}" if trial else ""))
     path = (place if trial else Path(options.out).expanduser()) / f"{name}.json"
@@ -80,7 +83,11 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
             if options.train_only or not plan.has(row, seed):
                 try:
                     run(plan, row, seed, measured=not options.train_only)
-                except ValueError as error:  # of this run alone: the others go on
+                except (
+                    ValueError,
+                    OSError,
+                    jax.errors.JaxRuntimeError,
+                ) as error:  # of this run alone: the others go on
                     failed.append(f"{row}, seed {seed}: {error}")
                     print(failed[-1], file=sys.stderr, flush=True)
     if kept(path, {}).get("rows"):
@@ -101,8 +108,7 @@ def run(plan: Plan, row: str, seed: int, measured: bool) -> None:
             table_files.add(plan.path, plan.table, row, seed, lost, part="diverged")
         return
     if measured:
-        numbers = {"choice": chosen} | plan.traced | measure(plan.table, config, workdir)
-        table_files.add(plan.path, plan.table, row, seed, numbers)
+        table_files.add(plan.path, plan.table, row, seed, plan.measured(row, config, workdir) | {"choice": chosen})
 
 
 class Plan(NamedTuple):
@@ -132,6 +138,19 @@ class Plan(NamedTuple):
             keep(began(workdir), self.traced)
         loop.train(config, workdir)
         return workdir
+
+    def measured(self, row: str, config: ConfigDict, workdir: Path) -> dict[str, Any]:
+        """The numbers of a run; of these, what the file has of the very same network is not measured again."""
+        known, trained = table_files.stored(self.path, row, config.seed), training(workdir)
+        columns: set[str] = set()
+        if known and known["training"]["validation"] == trained["validation"]:
+            columns = table_files.todays(known, settings(config), self.table)
+        balls = known.get("balls", {}) if known and columns else {}
+        attacks = {name: attack for name, attack in config.attacks.items() if name not in columns}
+        universal = {name: b for name, b in self.table.universal.items() if balls.get(name) != b._asdict()}
+        new = self.traced | measure(config, workdir, attacks, universal)
+        new |= {"training": trained, "balls": table_files.balls(self.table)}
+        return table_files.joined(known, new, self.table, columns) if known and columns else new
 
     def chosen(self, row: str, seed: int) -> tuple[ConfigDict, dict[str, Any] | None]:
         """The config of a row, and how its weight was chosen; see `table_types.Choice`."""
@@ -184,6 +203,9 @@ class Plan(NamedTuple):
             return False
         if choice and choice.rule() != {key: chosen.get(key, given) for key, given in choice.rule().items()}:
             return False  # what older numbers lack of the rule has not changed since
+        like = choice and table_files.stored(self.path, choice.like, self.table.seeds[0])
+        if choice and like and abs(_best(like["training"]) - choice.within / 100 - chosen["least"]) > 1e-9:
+            return False  # it was chosen to be like another run
         today = settings(self.config(row, seed, chosen and chosen["chosen"]))
         return table_files.same_numbers(stored, today, self.table)
 
@@ -198,12 +220,11 @@ def config_for(table: Table, row: str, seed: int, keys: list[str], fraction: flo
     """The config of a row in its table's size; training checks the table's attacks before it begins."""
     config = config_of(table.rows[row].config, [*table.common, f"seed={seed}"], keys)
     config.attacks = ConfigDict(table.attacks)
-    config.select_by = table.select_by or config.select_by
+    if ":select_by=" not in table.rows[row].config:
+        config.select_by = table.select_by or config.select_by
     config.epochs *= fraction
     config.schedule.boundaries = tuple(fraction * epoch for epoch in config.schedule.boundaries)
     config.evaluation.update(split="test", limit=max(round(table.images * fraction), 10), pictures=0)
-    if table.images > 1000:  # on a GPU: attacks stop early, and those images that are left have to fill it
-        config.evaluation.batch_size = 2000
     return config
 
 
@@ -214,21 +235,27 @@ def settings(config: ConfigDict) -> dict[str, Any]:
     return kept
 
 
-def measure(table: Table, config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """The numbers of one run: its training, its accuracies, and which images each attack broke."""
+def measure(
+    config: ConfigDict, workdir: Path, attacks: Mapping[str, Any], balls: Mapping[str, Universal]
+) -> dict[str, Any]:
+    """The numbers of one run: its accuracies, which images each attack broke, and what one δ for all images does."""
     place = dict(data_dir=config.data.data_dir or None, trust=("tables",))
-    report = evaluate(workdir, config.attacks, **config.evaluation.to_dict(), **place)[str(workdir)]
-    per_example = np.load(stored.folder_of(workdir, report["name"]) / stored.EXAMPLES)
-    broken = {name: packed(per_example[f"{name}/broken"]) for name in report["attacks"]}
-    for accuracies in (report["clean"], *report["attacks"].values(), report.get("worst_case", {})):
-        accuracies.pop("per_class", None)  # which the workdir keeps
+    report: dict[str, Any] = {"attacks": {}, "warnings": []}
+    broken = {}
+    if attacks:
+        report = evaluate(workdir, attacks, **config.evaluation.to_dict(), **place)[str(workdir)]
+        per_example = np.load(stored.folder_of(workdir, report["name"]) / stored.EXAMPLES)
+        broken = {name: packed(per_example[f"{name}/broken"]) for name in report["attacks"]}
+        report.pop("worst_case", None)  # of these attacks; that of the columns follows from `broken`
+        for accuracies in (report["clean"], *report["attacks"].values()):
+            accuracies.pop("per_class", None)  # which the workdir keeps
     universal = {}
-    for name, ball in table.universal.items():
+    for name, ball in balls.items():
         threat = ThreatModel(ball.perturbation, "linf", ball.radius)
-        universal[name] = universal_rates(runs.load(workdir, **place), threat, ball.examples)
+        universal[name] = universal_rates(runs.load(workdir, **place), threat, ball.examples, ball.epochs)
     return {
-        "settings": settings(config), "training": training(workdir), "began": kept(began(workdir), {}),
-        "evaluation": report, "broken": broken, "universal": universal, "balls": table_files.balls(table),
+        "settings": settings(config), "began": kept(began(workdir), {}), "evaluation": report, "broken": broken,
+        "universal": universal,
     }  # fmt: skip
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,17 +42,49 @@ def same_weights(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 
 def same_numbers(run: Mapping[str, Any], settings: Mapping[str, Any], table: Table) -> bool:
-    """Whether numbers of a run are those of a config today, with all columns.
+    """Whether numbers of a run are those of a config today, with all columns."""
+    same_attacks = run["evaluation"]["attacks"].keys() == table.attacks.keys() == todays(run, settings, table)
+    return bool(same_attacks and run.get("balls", {}) == balls(table))
+
+
+def todays(run: Mapping[str, Any], settings: Mapping[str, Any], table: Table) -> set[str]:
+    """The attacks of today whose numbers a run has, if they are of the network and the images of a config today.
 
     Attacks are compared with all their settings: a default may have changed since.
     """
     differing = saved_config.differing(run["settings"], settings)
     if any(not key.startswith(FREE) for key in differing) or not same_weights(run["settings"], settings):
-        return False
-    today = identity.attacks_of(chosen_attacks(table.attacks, trust=("tables",)))
+        return set()
     measured = run["evaluation"]["attacks"]
-    same_attacks = measured.keys() == today.keys() and all(_same(measured[name], today[name]) for name in today)
-    return bool(same_attacks and run.get("balls", {}) == balls(table))
+    today = identity.attacks_of(chosen_attacks(table.attacks, trust=("tables",)))
+    return {name for name, attack in today.items() if name in measured and _same(measured[name], attack)}
+
+
+def joined(known: Mapping[str, Any], new: Mapping[str, Any], table: Table, columns: set[str]) -> dict[str, Any]:
+    """Numbers of a run with columns that were measured later, of the same network and images.
+
+    Args:
+      known: the numbers of the run; ``later`` says where those come from that are newer than the others.
+      new: the numbers of the attacks and universal perturbations that it lacked.
+      table: whose columns they are.
+      columns: the attacks of which ``known`` has the numbers of today.
+    """
+    old, added = known["evaluation"], new["evaluation"]
+    gone = (old["attacks"].keys() | added["attacks"].keys()) - columns
+    warnings = [w for w in old["warnings"] if not any(re.search(rf"\b{name}\b", w) for name in gone)]
+    source = {key: new[key] for key in ("command", "revision", "hardware")}
+    merged = dict(known) | {key: new[key] for key in ("settings", "balls")}
+    for key in ("broken", "universal"):
+        merged[key] = known[key] | new[key]
+    attacks = old["attacks"] | added["attacks"]
+    merged["evaluation"] = old | {
+        "attacks": {name: attacks[name] for name in table.attacks},
+        "warnings": list(dict.fromkeys([*warnings, *added["warnings"]])),
+    }
+    merged["broken"] = {name: merged["broken"][name] for name in table.attacks}
+    merged["universal"] = {name: merged["universal"][name] for name in table.universal}
+    later = {name: source for name in (*added["attacks"], *new["universal"])}
+    return merged | {"later": known.get("later", {}) | later}
 
 
 def _same(measured: Mapping[str, Any], today: Mapping[str, Any]) -> bool:

@@ -38,12 +38,17 @@ class Row(NamedTuple):
 
 
 class Universal(NamedTuple):
-    """One δ for all images, made from the first ``examples`` images of a split, which none was trained on."""
+    """One δ for all images, made in ``epochs`` passes over the first ``examples`` images of a split not trained on.
+
+    Many passes: region adversarial training makes its own δ in 20, and must not be judged by the search it was trained
+    against.
+    """
 
     perturbation: str
     radius: float
     examples: int = 100
     split: str = "validation"
+    epochs: int = 100
 
 
 class Table(NamedTuple):
@@ -60,7 +65,8 @@ class Table(NamedTuple):
       pairs: of rows that are compared image by image, the better one first if the table's claim holds.
       universal: the name of two further columns -> a δ for all images, whose targeted success and the accuracy under
         whose untargeted one they are.
-      select_by: what chooses the checkpoint on validation images, "clean" or a column; empty: as the config says.
+      select_by: the column that chooses checkpoints on validation images, where a row's config has no select_by of its
+        own; empty: as the config says.
     """
 
     title: str

@@ -19,9 +19,9 @@ def towards(logits_fn, images, target, threat, key, epochs=20):
     return made.delta
 
 
-@jax.jit
-def _untargeted(logits_fn, images, labels, threat, key):
-    return attacks.universal_gradient(logits_fn, images, labels, threat, key=key, epochs=20).delta
+@partial(jax.jit, static_argnames="epochs")
+def _untargeted(logits_fn, images, labels, threat, key, epochs):
+    return attacks.universal_gradient(logits_fn, images, labels, threat, key=key, epochs=epochs).delta
 
 
 @jax.jit
@@ -29,18 +29,18 @@ def _predicted(logits_fn, threat, images, delta):
     return logits_fn(attacks.apply_universal(threat, images, delta)).argmax(-1)
 
 
-def universal_rates(trained: Trained, threat: ThreatModel, count: int) -> dict[str, float]:
-    """How one δ, made from the first ``count`` validation images, changes predictions on at most 1,000 test images.
+def universal_rates(trained: Trained, threat: ThreatModel, count: int, epochs: int) -> dict[str, float]:
+    """How one δ, made in ``epochs`` passes over ``count`` validation images, changes predictions on 1,000 test images.
 
     Not from training images: region adversarial training has seen the δ of these. Targeted: the fraction of images of
     other classes that are then classified as the target, averaged over all classes. Untargeted: the accuracy that is
     left. At the precision of the run's config.
     """
     with jax.default_matmul_precision(trained.config.precision):
-        return _rates(trained, threat, count)
+        return _rates(trained, threat, count, epochs)
 
 
-def _rates(trained: Trained, threat: ThreatModel, count: int) -> dict[str, float]:
+def _rates(trained: Trained, threat: ThreatModel, count: int, epochs: int) -> dict[str, float]:
     dataset, logits_fn = trained.dataset, trained.logits_fn
     images, labels = trained.examples(count, "validation")
     held_out, truth = trained.examples(min(len(dataset.test), 1000))
@@ -48,9 +48,9 @@ def _rates(trained: Trained, threat: ThreatModel, count: int) -> dict[str, float
     predicted = partial(_predicted, logits_fn, threat, held_out)
     rates = []
     for target in range(dataset.num_classes):
-        delta = towards(logits_fn, images, target, threat, jax.random.key(target))
+        delta = towards(logits_fn, images, target, threat, jax.random.key(target), epochs=epochs)
         rates.append(float((predicted(delta) == target)[truth != target].mean()))
-    uap = _untargeted(logits_fn, images, labels, threat, jax.random.key(0))
+    uap = _untargeted(logits_fn, images, labels, threat, jax.random.key(0), epochs=epochs)
     return {
         "targeted universal success": float(np.mean(rates)),
         "untargeted universal": float((predicted(uap) == truth).mean()),

@@ -266,7 +266,7 @@ def warn_of_sigma(space: Perturbation, sigma: Any, images: Any) -> None:
     """Warns, once, of noise that leaves nothing of an image: intensities above 1, flows longer than the image."""
     parts = space.parts or (space,)
     sigmas = sigma if space.parts and isinstance(sigma, tuple | list) else (sigma,) * len(parts)
-    for part, value in zip(parts, sigmas, strict=True):
+    for part, value in zip(parts, sigmas, strict=False):  # `gaussian_delta` refuses another number of them
         most = {"additive": 1, "flow": max(images.shape[1:3])}.get(part.name)
         if most and _concrete(value) and np.max(value) > most:
             text = (

@@ -41,7 +41,7 @@ def cross_entropy(logits: Float[Array, "b k"], labels: Int[Array, " b"] | Float[
 def _check_labels(logits: Array, **labels: Array) -> None:
     """Raises ValueError for a label, by its name here, that is none of the classes, where values are known."""
     for name, given in labels.items():
-        if isinstance(logits, jax.core.Tracer) or isinstance(given, jax.core.Tracer) or not given.size:
+        if isinstance(given, jax.core.Tracer) or not given.size:
             continue
         low, high, classes = int(np.min(given)), int(np.max(given)), logits.shape[-1]
         if low < 0 or high >= classes:
@@ -50,7 +50,7 @@ def _check_labels(logits: Array, **labels: Array) -> None:
 
 def _check_probabilities(logits: Array, labels: Array) -> None:
     """Raises ValueError for soft labels that are no probabilities, where values are known."""
-    if isinstance(logits, jax.core.Tracer) or isinstance(labels, jax.core.Tracer) or not labels.size:
+    if isinstance(labels, jax.core.Tracer) or not labels.size:
         return
     values = np.asarray(labels, float)
     low, off = values.min(), np.abs(values.sum(-1) - 1).max()

@@ -27,7 +27,8 @@ def load_dataset(config: Mapping[str, Any], objects: Objects = NONE) -> data.Dat
     """The dataset of a config, its training split cut to ``data.limit``.
 
     Raises:
-      ValueError: what `robust_jax.data.load` raises; a dataset object that is not given.
+      ValueError: what `robust_jax.data.load` raises; a dataset object that is not given; images whose fingerprint is
+        another one than that of the config, if it has one.
     """
     c = config["data"]
     if objects.dataset is not None:
@@ -37,12 +38,17 @@ def load_dataset(config: Mapping[str, Any], objects: Objects = NONE) -> data.Dat
     else:
         own = {option: c[option] for option in ("size", "resize", "test")}
         dataset = data.load(c["name"], c["data_dir"] or None, c["validation"], config["seed"], **own)
-    if not c["limit"]:
-        return dataset
-    if not 0 < c["limit"] <= len(dataset.train):
-        raise ValueError(f"data.limit={c['limit']}: give 1 to {len(dataset.train)} training images, or 0 for all.")
-    few = np.random.RandomState(config["seed"]).permutation(len(dataset.train))[: c["limit"]]
-    return data.Dataset(**{**vars(dataset), "train": dataset.train.subset(np.sort(few))})
+    if c["limit"]:
+        if not 0 < c["limit"] <= len(dataset.train):
+            raise ValueError(f"data.limit={c['limit']}: give 1 to {len(dataset.train)} training images, or 0 for all.")
+        few = np.random.RandomState(config["seed"]).permutation(len(dataset.train))[: c["limit"]]
+        dataset = data.Dataset(**{**vars(dataset), "train": dataset.train.subset(np.sort(few))})
+    if c["fingerprint"] and c["fingerprint"] != (now := data.fingerprint(dataset)):
+        raise ValueError(
+            f"the images of data.name={c['name']!r} are not those that the run was trained with: their fingerprint is "
+            f"{now!r}, not data.fingerprint={c['fingerprint']!r}. Put back those, or train another run on these."
+        )
+    return dataset
 
 
 def create_model(

@@ -82,6 +82,7 @@ def base(dataset: str = "digits", model: str = "digits_cnn") -> ConfigDict:
                 "size": 0,
                 "resize": "crop",
                 "test": 0.2,
+                "fingerprint": "",  # of images of one's own, filled in when training begins: other images are refused
                 # mixup, cutmix: α of the Beta distribution of the share of an image and its label; 0: none.
                 "augment": {"resize": 0, "padding": 0, "flip": False, "mixup": 0.0, "cutmix": 0.0},
                 "eval_resize": 0,  # resize and centre-crop of validation and test images

@@ -67,9 +67,18 @@ def complete(config: ConfigDict) -> ConfigDict:
     _check_names(config)
     for section in KINDS:
         for name, entry in config[section].items():
-            config[section][name] = ConfigDict(_filled(entry, options_at(section, name, entry)))
+            config[section][name] = ConfigDict(with_defaults(section, name, entry))
     check(config)
     return config
+
+
+def with_defaults(section: str, name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A point, term or attack of a config with the default of every option that it lacks.
+
+    Raises:
+      ValueError: what `options_at` raises.
+    """
+    return _filled(entry, options_at(section, name, entry))
 
 
 def options_at(section: str, name: str, entry: Mapping[str, Any]) -> dict[str, Option]:

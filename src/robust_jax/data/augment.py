@@ -31,20 +31,23 @@ def augment(
       images: In [0, 1]; the result is too.
       keys: One typed key per example.
       resize: The new length of the shorter side, at least the old one; 0 for none.
-      padding: Pixels of zeros on each side, after resizing.
+      padding: Pixels of zeros on each side, after resizing; fewer than a side has.
       flip: Whether to flip each image with probability 1/2.
 
     Raises:
-      ValueError: `resize` less than the image, negative padding, wrong rank or type, or another number of keys than
-        images.
+      ValueError: `resize` less than the image, padding out of its range, wrong rank or type, or another number of keys
+        than images.
     """
     if images.ndim != 4 or keys.shape != images.shape[:1]:
         raise ValueError(f"augment takes images [B, H, W, C] and keys [B], not {images.shape} and {keys.shape}.")
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"augment takes float images, not {images.dtype}: use data.to_float.")
-    if padding < 0:
-        raise ValueError(f"padding = {padding} must not be negative.")
     height, width = images.shape[1:3]
+    if not 0 <= padding < min(height, width):
+        raise ValueError(
+            f"padding = {padding} of {height}x{width} images must be at least 0 and less than a side: other crops "
+            f"hold nothing of the image."
+        )
     images = resize_images(images, resize)
     images = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     spare = images.shape[1] - height, images.shape[2] - width

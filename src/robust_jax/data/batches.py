@@ -36,7 +36,7 @@ class Batches:
     Attributes:
       source: the examples.
       n: the number of examples.
-      batch_size: the largest number of examples in a batch.
+      batch_size: the largest number of examples in a batch, rounded up to a multiple of 8.
       resize: the length that the images' shorter side is resized to before a centre crop; 0 for none.
     """
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from robust_jax import extensions
 from robust_jax.data import builtin, stored, tfds
-from robust_jax.data.parts import Dataset, of_parts
+from robust_jax.data.parts import Dataset, mixed, of_parts
 from robust_jax.data.sources import Source
 from robust_jax.extensions import FILES
 
@@ -57,7 +57,8 @@ def load(
       test: The fraction that is set aside, the same for every seed, if images of your own have no test split.
 
     Returns:
-      The dataset; its train and validation splits are parts of one `Source`.
+      The dataset; its train and validation splits are parts of one `Source`. The examples of a dataset of your own are
+      in an order drawn once, the same for every seed, so that the first n are not all of one class.
 
     Raises:
       ValueError: An unknown name; a module or function that cannot be imported; a function that does not return two
@@ -74,7 +75,15 @@ def load(
             return source.subset(np.arange(80)), source.subset(np.arange(80, 100))
     """
     parts = _parts(name, data_dir, {"size": size, "resize": resize, "test": test})
+    if is_own(name):
+        parts = tuple(part and mixed(part) for part in parts)
     return of_parts(*parts, name=name, validation=validation, seed=seed)
+
+
+def is_own(name: str) -> bool:
+    """Whether a dataset is of the user's own files or function, so that its name says little of its images."""
+    kind, colon, _ = name.partition(":")
+    return bool(colon) and kind in FILES or extensions.module_of(name) is not None
 
 
 def _parts(name: str, data_dir: str | Path | None, options: Mapping[str, Any]) -> tuple[Source, Source | None, Source]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from robust_jax.data import pixels
-from robust_jax.data.parts import Dataset, of_parts, split_off
+from robust_jax.data.parts import Dataset, mixed, of_parts, split_off
 from robust_jax.data.sources import Source
 from robust_jax.options.hints import described
 
@@ -162,7 +162,8 @@ def dataset(
 ) -> Dataset:
     """A dataset of splits, each a `Source` or a pair (images, labels) of arrays.
 
-    Whether test images are also among the training images is not checked.
+    The examples keep their ids, which count from 0 in each split that was given, and are in an order drawn once, so
+    that the first n are not all of one class. Whether test images are also among the training images is not checked.
 
     Args:
       train: the training split.
@@ -194,7 +195,8 @@ def dataset(
                 f"{name}: the splits have images {list(first.image_shape)} of {first.num_classes} classes and "
                 f"{list(other.image_shape)} of {other.num_classes}: all need one shape and one set of classes."
             )
-    return of_parts(first, held_out, tested, name=name, validation=fraction, seed=seed)
+    held_out = None if held_out is None else mixed(held_out)
+    return of_parts(mixed(first), held_out, mixed(tested), name=name, validation=fraction, seed=seed)
 
 
 def splits_of(given: Any) -> Dataset | tuple[Source, ...]:

@@ -54,6 +54,12 @@ def of_parts(
     return Dataset(name, train.num_classes, train.image_shape, kept, held_out, test)
 
 
+def mixed(source: Source) -> Source:
+    """The examples in an order drawn once: the first n are of all classes even if the source is sorted by class."""
+    # RandomState, whose stream NumPy promises never to change.
+    return source.subset(np.random.RandomState(_TEST_SEED).permutation(len(source)))
+
+
 def split_off(source: Source, fraction: float) -> tuple[Source, Source]:
     """The source in two parts, of which the second has ``fraction`` of the examples: the same ones at every call.
 

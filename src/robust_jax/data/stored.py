@@ -111,7 +111,12 @@ def folder(
 
 def _split_folders(root: Path) -> dict[str, Path]:
     """The folder of each split; without such folders, `root` is the training split."""
-    splits = {split: root / name for split, names in _SPLITS.items() for name in names if (root / name).is_dir()}
+    there = {split: [root / name for name in names if (root / name).is_dir()] for split, names in _SPLITS.items()}
+    if twice := [found for found in there.values() if len(found) > 1]:
+        raise ValueError(
+            f"{root} has the folders {[p.name for p in twice[0]]}, which are one split: put them together."
+        )
+    splits = {split: found[0] for split, found in there.items() if found}
     if splits and "train" not in splits:
         raise ValueError(f"{root} has {[p.name for p in splits.values()]}, and no folder train.")
     return splits or {"train": root}

@@ -37,6 +37,8 @@ Mode = Literal["eval", "train"]
 """The mode of BatchNorm (and dropout) in an inner maximisation."""
 Sigma = Annotated[Any, Range(least=0, tuples=True, schedule=True)]
 """A standard deviation in units of δ: a number, or one per axis of δ; for a composition a tuple with one per part."""
+Scale = Annotated[Any, Range(tuples=True)]
+"""Units of δ: a number, or one per axis of δ; for a composition a tuple with one per part."""
 StepSize = Annotated[Any, Range(least=0, tuples=True)]
 """A step in units of δ: a number, or one per axis of δ; for a composition a tuple with one per part."""
 

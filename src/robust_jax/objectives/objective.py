@@ -177,6 +177,7 @@ def _find(
 ) -> dict[str, Point]:  # fmt: skip
     """`Objective.find` of the points that terms name, or of some of them."""
     model = as_model(model)
+    keys = per_example.example_keys(keys, len(images))
 
     def one(name: str, entry: _PointEntry) -> Point:
         check_labels(entry.function, labels)

@@ -30,6 +30,7 @@ from robust_jax.objectives.inputs import (
     Mode,
     Model,
     Norm,
+    Scale,
     Sigma,
     StepSize,
     classes_of,
@@ -177,16 +178,16 @@ def steepest(
 def roughest(
     model: Model, images: Images, labels: Labels, keys: Keys, *,
     threat: Threat, gradient: Norm | None = None, steps: Count = 10, step_size: StepSize | None = None,
-    random_start: bool = True, batch_norm: Mode = "eval",
+    random_start: bool = True, scale: Scale = 1.0, batch_norm: Mode = "eval",
 ) -> Point:  # fmt: skip
     """The point of the ball with the largest gradient norm found (LFR, Xu et al. 2020).
 
-    ``gradient`` is the norm of the gradient, by default the dual of the threat model's. See
-    `robust_jax.penalties.local_flatness.roughest`.
+    ``gradient`` is the norm of the gradient, by default the dual of the threat model's; ``scale`` multiplies the
+    gradient first: give that of the term that penalises it. See `robust_jax.penalties.local_flatness.roughest`.
     """
     found = find_roughest(
         _loss_of(_logits_fn(model, batch_norm), labels), images, threat, norm=gradient, key=keys, steps=steps,
-        step_size=step_size, random_start=random_start,
+        step_size=step_size, random_start=random_start, scale=scale,
     )  # fmt: skip
     return Point(found.images, found.delta)
 
@@ -270,7 +271,8 @@ def targeted_universal(
       keys: one per example; they draw the target classes.
       memory: the training images, and the deltas made last.
       steps_done: the number of steps before this one.
-      threat: the ball of v_t.
+      threat: the ball of v_t. Of a radius that grows by a schedule, v_t has what it was when v_t was made: from a
+        start of 0, images are not moved before the first ``refresh``.
       target: t, whose own images stay unchanged; -1 draws for each image a class other than its own.
       examples: the number of training images that v_t is made from, the first ones.
       refresh: the number of steps after which the deltas are made again.
@@ -292,6 +294,7 @@ def targeted_universal(
         return jax.lax.map(towards, jnp.arange(count) if target < 0 else jnp.array([target]))
 
     deltas = jax.lax.cond(steps_done % refresh == 0, made, lambda old: old, deltas)
+    deltas = threat_models.project(threat, deltas)  # a scheduled radius may have become smaller
     index = jnp.zeros(len(images), int)
     if target < 0:
         other = jax.vmap(lambda k: jax.random.randint(k, (), 1, count))(keys)

@@ -7,7 +7,7 @@ compare two.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from robust_jax import losses
 from robust_jax.objectives.define import marked, term
-from robust_jax.objectives.inputs import Labels, Mode, Norm
+from robust_jax.objectives.inputs import Labels, Mode, Norm, Scale
 from robust_jax.options import Positive, Range
 from robust_jax.penalties import gradient_norms
 from robust_jax.penalties.gradient_norms import Method
@@ -26,10 +26,6 @@ from robust_jax.spaces.registry import Space
 from robust_jax.spaces.threat_models import Threat
 
 PerExample = Float[Array, " b"]
-
-
-Scale = Annotated[Any, Range(tuples=True)]
-"""Units of δ: a number, or one per axis of δ; for a composition a tuple with one per part."""
 
 
 class PointOutput(NamedTuple):

@@ -14,7 +14,7 @@ direction in image space (J the transpose of the pullback), ``<g, u>`` is the de
   example moves further than h. In a ReLU network crossing a kink within h causes an error of O(1), so h must be small:
   on a digits CNN in float32 the error was 3% with the default 1e-4, and larger than the gradient with 1e-2. Such errors
   are rare but 1 / h times too large, so train with ``optimizer.clip_norm`` (with Adam, a penalty ended at 0.3 without
-  it, at 2e-5 with it, and at 1e-3 by double backpropagation). Not for bfloat16.
+  it, at 2e-5 with it, and at 1e-3 by double backpropagation). Not for half precision.
 
 Gradients are those of the SUM of the losses: unless examples are coupled, example i's norm is that of its own loss,
 whatever the batch. Under train-mode BatchNorm only the batch mean of a penalty is meaningful.
@@ -74,11 +74,16 @@ def norm_of_gradient(
       step: h of "finite_difference": how far, in L2 length in image space, the batch's longest direction is followed.
 
     Raises:
-      ValueError: an unknown method.
+      ValueError: an unknown method, or finite differences of images in half precision.
     """
     choose("method", method, METHODS)
     if method == "double_backprop":
         return penalty(gradient)
+    if method == "finite_difference" and images.dtype.itemsize < 4:
+        raise ValueError(
+            f"method=finite_difference moves images by {step:g}, which is rounded away in {images.dtype}: give float32 "
+            f"images, or another method."
+        )
     gradient = jax.lax.stop_gradient(gradient)
     # The penalty's derivative in the image gradient is J u: autodiff transposes the pullback itself.
     (_, value), direction = jax.value_and_grad(lambda g: ((p := penalty(g)).sum(), p), has_aux=True)(gradient)

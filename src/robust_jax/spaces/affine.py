@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from robust_jax.spaces import per_example
 from robust_jax.spaces.flow import pullback
 from robust_jax.spaces.perturbations import Images, Perturbation
 from robust_jax.spaces.warping import warp
@@ -16,6 +17,7 @@ from robust_jax.spaces.warping import warp
 def _affine_flow(delta: Float[Array, "b 3"], shape: tuple[int, ...]) -> Float[Array, "b h w 2"]:
     """The flow of a rotation about the image centre by delta[:, 0] degrees, then a shift (dy, dx) in pixels."""
     h, w = shape[1:3]
+    delta = per_example.widened(delta)  # bfloat16 has no fractions of a pixel beyond column 128, and few before
     y = jnp.arange(h, dtype=delta.dtype)[:, None] - (h - 1) / 2
     x = jnp.arange(w, dtype=delta.dtype) - (w - 1) / 2
     angle, dy, dx = (d[:, None, None] for d in jnp.moveaxis(delta, -1, 0))
@@ -28,7 +30,7 @@ def _affine_flow(delta: Float[Array, "b 3"], shape: tuple[int, ...]) -> Float[Ar
 def _affine_pullback(images: Images, gradient: Images) -> Array:
     zeros = jnp.zeros((len(images), 3), images.dtype)
     flow_vjp = jax.vjp(lambda delta: _affine_flow(delta, images.shape), zeros)[1]
-    return flow_vjp(pullback(images, gradient, "forward"))[0]
+    return flow_vjp(per_example.widened(pullback(images, gradient, "forward")))[0]
 
 
 affine = Perturbation(

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Key
 
 from robust_jax.options import Convert, Positive
 from robust_jax.options.signatures import checks_arguments
-from robust_jax.spaces import capped
+from robust_jax.spaces import capped, per_example
 
 _NAMED = {"l1": 1.0, "l2": 2.0, "linf": math.inf}
 _VECTOR = {"l2inf": "l21", "l21": "l2inf"}
@@ -61,6 +61,7 @@ def _flat(x: Array) -> Array:
 
 def _p_norm(x: Array, p: float) -> Array:
     """The l_p norm over the last axis; value and gradient 0 at 0."""
+    x = per_example.widened(x)  # float16 has no squares of small numbers, and no quotients by them
     # Not jnp.abs, whose derivative at 0 is 1.
     size = x * jax.lax.stop_gradient(jnp.sign(x))
     if p == 1:
@@ -69,21 +70,26 @@ def _p_norm(x: Array, p: float) -> Array:
         return size.max(-1)
     # Scaling by the largest entry keeps tiny and huge vectors exact, and 0 away from the root's pole.
     scale = jax.lax.stop_gradient(size.max(-1, keepdims=True))
-    unit = size / jnp.where(scale > 0, scale, 1)
+    scale = jnp.where((scale > 0) & jnp.isfinite(scale), scale, 1)
+    unit = size / scale
     total = (jnp.square(unit) if p == 2 else unit**p).sum(-1)
-    root = jnp.where(total > 0, total, 1) ** (1 / p)
-    return jnp.where(total > 0, root * scale[..., 0], 0)
+    # Compared with 0, not by >: what is not a number is no vector of length 0.
+    root = jnp.where(total == 0, 1, total) ** (1 / p)
+    return jnp.where(total == 0, 0, root * scale[..., 0])
 
 
 @checks_arguments
 def norm(x: Float[Array, "b ..."], norm: Norm, power: Positive = 1) -> Float[Array, " b"]:
-    """``‖x_i‖^power`` per example; value and gradient are 0, never NaN, at ``x_i = 0``."""
+    """``‖x_i‖^power`` per example, not finite where x_i is not; value and gradient are 0, never NaN, at ``x_i = 0``.
+
+    Half precision is widened: the result is float32.
+    """
     p = exponent(norm)
     if p is None:
         lengths = _p_norm(x.reshape(x.shape[0], -1, x.shape[-1]), 2.0)
         value = lengths.max(-1) if norm == "l2inf" else lengths.sum(-1)
     elif p == power == 2:
-        return jnp.square(_flat(x)).sum(-1)
+        return jnp.square(per_example.widened(_flat(x))).sum(-1)
     else:
         value = _p_norm(_flat(x), p)
     # Powers 1 and 2 are exact. A power below 1 has no gradient at 0, where it is taken to be 0.
@@ -91,13 +97,13 @@ def norm(x: Float[Array, "b ..."], norm: Norm, power: Positive = 1) -> Float[Arr
         return value
     if power == 2:
         return jnp.square(value)
-    return jnp.where(value > 0, jnp.where(value > 0, value, 1) ** power, 0)
+    return jnp.where(value == 0, 0, jnp.where(value == 0, 1, value) ** power)
 
 
 def _lengthen(lengths: Array, x: Array) -> Array:
     """Scales the vectors in the last axis of x (as [B, N, V]) to the given lengths [B, N]; 0 stays 0."""
     old = _p_norm(x, 2.0)
-    return x * (lengths / jnp.where(old > 0, old, 1))[..., None]
+    return (x * (lengths / jnp.where(old > 0, old, 1))[..., None]).astype(x.dtype)
 
 
 def _project_l1(x: Array) -> Array:
@@ -123,7 +129,7 @@ def project(x: Float[Array, "b ..."], norm: Norm) -> Float[Array, "b ..."]:
         return jnp.clip(x, -1, 1)
     if p == 1:
         return _project_l1(x)
-    return (_flat(x) / jnp.maximum(_p_norm(_flat(x), p), 1)[:, None]).reshape(x.shape)
+    return (_flat(x) / jnp.maximum(_p_norm(_flat(x), p), 1)[:, None]).astype(x.dtype).reshape(x.shape)
 
 
 def _fill(gradient: Array, headroom: Array) -> Array:
@@ -171,7 +177,7 @@ def steepest(
     q = p / (p - 1)
     length = _p_norm(flat, q)[:, None]
     unit = jnp.abs(flat) / jnp.where(length > 0, length, 1)
-    return (jnp.sign(flat) * unit ** (q - 1)).reshape(gradient.shape)
+    return (jnp.sign(flat) * unit ** (q - 1)).astype(gradient.dtype).reshape(gradient.shape)
 
 
 def _ball(key: Key[Array, ""], shape: tuple[int, ...], p: float) -> Array:

@@ -14,7 +14,6 @@ from jaxtyping import Array, Float, Int
 
 from robust_jax.options import Range
 from robust_jax.options.signatures import checks_arguments
-from robust_jax.spaces import per_example
 
 Sides = Annotated[Any, Range(least=1, tuples=True)]
 
@@ -55,7 +54,8 @@ def warp(
             f"got images {images.shape} and flow {flow.shape}."
         )
     b, h, w, c = images.shape
-    flow = per_example.widened(flow)  # bfloat16 has no fractions of a pixel beyond column 128, and few before
+    # bfloat16 has no fractions of a pixel beyond column 128, and few before; int8 has no column beyond 127.
+    flow = flow.astype(jnp.promote_types(flow.dtype, jnp.float32))
     rows = jnp.arange(h, dtype=flow.dtype)[:, None]
     columns = jnp.arange(w, dtype=flow.dtype)
     top, bottom, down = _cell(rows + flow[..., 0], h)

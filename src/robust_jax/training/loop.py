@@ -91,6 +91,7 @@ def train(
     tellers = list(dict.fromkeys([*find_writers(config.writers), *find_writers(writers)]))
     with jax.default_matmul_precision(config.precision):
         run, state = prepare(config, trust, objects)
+        config = run.config
         size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(state))
         with folder.claimed(workdir, size), folder.explained(workdir):
             runs.claim(config, workdir, run.total_steps)

@@ -82,7 +82,8 @@ def prepare(config: ConfigDict, trust: Sequence[str] = (), objects: Objects = NO
       objects: the dataset and the model that are given in place of those that the config names.
 
     Returns:
-      What stays the same during the run, and the state before the first step.
+      What stays the same during the run, its config with the fingerprint of images of the user's own, and the state
+      before the first step.
 
     Raises:
       ValueError: a mistake in the config.
@@ -92,6 +93,9 @@ def prepare(config: ConfigDict, trust: Sequence[str] = (), objects: Objects = NO
     if source := config.attacks.get(config.select_by, {}).get("source"):
         saved_config.read_config(source, trust)  # restored at every validation
     dataset = build.load_dataset(config, objects)
+    if data.is_own(config.data.name):
+        config = config.copy_and_resolve_references()
+        config.data.fingerprint = data.fingerprint(dataset)
     checks.check_against(config, dataset)
     model = build.create_model(config, dataset.num_classes, dataset.image_shape, objects)
     steps_per_epoch = len(dataset.train) / config.batch_size

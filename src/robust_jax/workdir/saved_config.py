@@ -9,15 +9,16 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import logging
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from robust_jax import files
 from robust_jax.config.defaults import CHOICES, RANGES, base
+from robust_jax.config.validation import KINDS, with_defaults
 from robust_jax.extensions import check_name, check_trust, choose
-from robust_jax.objectives.terms import every_term
-from robust_jax.options import options_of
+from robust_jax.options import REQUIRED
 from robust_jax.spaces.perturbations import Perturbation
 from robust_jax.workdir import checkpoints, integrity
 
@@ -110,8 +111,8 @@ def _is_fixed(key: str) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """For json: a user's perturbation, or a number of NumPy or JAX."""
-    return value.name if isinstance(value, Perturbation) else float(value)
+    """For json: a user's perturbation, or a number or an array of NumPy or JAX."""
+    return value.name if isinstance(value, Perturbation) else np.asarray(value, float).tolist()
 
 
 def swept(configs: Sequence[ConfigDict]) -> tuple[str, list[Any]] | None:
@@ -171,10 +172,20 @@ def _filled(saved: dict[str, Any], path: str, defaults: Mapping[str, Any] | None
                 raise ValueError(f"{path}{key}={str(value)[:100]!r} must be a group of keys.")
             value = _filled(value, f"{path}{key}.", filled[key])
         filled[key] = value
-    if whole:  # what every term has, whatever its kind
-        own = {name: option.default for name, option in options_of(every_term).items()}
-        filled["terms"] = {k: own | dict(v) if isinstance(v, dict) else v for k, v in filled["terms"].items()}
+    if whole:
+        for section in KINDS:
+            filled[section] = {name: _with_defaults(section, name, entry) for name, entry in filled[section].items()}
     return filled
+
+
+def _with_defaults(section: str, name: str, entry: Any) -> Any:
+    """A saved point, term or attack with the options that are newer than it; nothing is imported for it."""
+    if not isinstance(entry, dict):
+        return entry
+    known, own = KINDS[section]
+    if isinstance(entry.get("kind"), str) and entry["kind"] in known:
+        return with_defaults(section, name, entry)
+    return {option: o.default for option, o in own.items() if o.default is not REQUIRED} | entry
 
 
 def _check_values(config: dict[str, Any], path: str) -> None:
