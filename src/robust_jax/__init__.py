@@ -12,6 +12,7 @@ Names are imported when they are first used: attacking a function loads nothing 
 """
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:

@@ -43,7 +43,8 @@ def _check_labels(logits: Array, **labels: Array) -> None:
     for name, given in labels.items():
         if isinstance(given, jax.core.Tracer) or not given.size:
             continue
-        low, high, classes = int(np.min(given)), int(np.max(given)), logits.shape[-1]
+        values, classes = np.asarray(given), logits.shape[-1]  # NumPy's: no part of a program that is traced
+        low, high = int(values.min()), int(values.max())
         if low < 0 or high >= classes:
             raise ValueError(f"{name} range from {low} to {high}, but the logits have {classes} classes.")
 

@@ -84,3 +84,10 @@ def test_mistakes_are_one_message(called, capsys, flags, message):
     error = capsys.readouterr().err
     assert end.value.code == 2 and error.startswith("robust-jax attack: ") and error.count("\n") == 1
     assert re.search(message, error), error
+
+
+def test_an_option_that_is_on_or_off_takes_no_workdir_for_its_value(called):
+    flags = "--attack=pgd --space=additive --radius=0.1 --early_stop runs/a --random_start false"
+    commands.main(["attack", *flags.split()])
+    ((workdirs, attacks, _),) = called
+    assert workdirs == ["runs/a"] and attacks["pgd"]["early_stop"] is True and attacks["pgd"]["random_start"] is False

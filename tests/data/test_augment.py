@@ -118,6 +118,7 @@ def test_test_view_is_the_centre_of_the_resized_image():
     [
         (images(), 6, {"resize": 7}, "resize = 7 is less than the images' 8x8"),
         (images(), 6, {"padding": -1}, "padding = -1"),
+        (images(), 6, {"padding": 99}, "padding = 99 of .* must be at least 0 and less than a side"),
         (images(), 5, {}, r"\(6, 8, 8, 3\) and \(5,\)"),
         (images()[0], 8, {}, "augment takes images"),
         ((255 * images()).astype(np.uint8), 6, {"flip": True}, "not uint8"),

@@ -243,3 +243,43 @@ def test_pictures_have_class_names(tmp_path, monkeypatch):
     attack = {"threat": {"perturbation": "additive", "norm": "linf", "radius": 0.1}, "settings": {"attack": "pgd"}}
     report.write(tmp_path, {"attacks": {"pgd": attack}, "class_names": ["cat", "dog"]}, measured, 1)
     assert seen["class_names"] == ["cat", "dog"]
+
+
+def test_the_first_examples_are_of_all_classes_though_files_are_sorted_by_class(pets, tmp_path):
+    order = np.argsort(LABELS, kind="stable")
+    np.savez(tmp_path / "sorted.npz", images=IMAGES[order], labels=LABELS[order])
+    made = [
+        data.load(f"folder:{pets}", validation=0.3), data.load(f"npz:{tmp_path}/sorted.npz", validation=0.3),
+        data.dataset((IMAGES[order], LABELS[order]), (IMAGES[order], LABELS[order]), (IMAGES[order], LABELS[order])),
+    ]  # fmt: skip
+    for dataset in made:
+        for split in (dataset.train, dataset.validation, dataset.test):
+            few = split.take(np.arange(len(split)))["label"]
+            # Sorted, the first half has two classes at most.
+            assert len(set(few[: len(few) // 2 + 2])) == 3 and (np.diff(few) < 0).any(), split
+    other = data.load(f"folder:{pets}", validation=0.3, seed=1)
+    np.testing.assert_array_equal(made[0].test.ids, other.test.ids)  # one order for all seeds
+    whole = made[2].test.take(np.arange(30))
+    np.testing.assert_array_equal(IMAGES[order][whole["id"]], whole["image"])  # an id is a position in what was given
+
+
+def test_two_folders_of_one_split_are_refused(tmp_path):
+    for split in ("train", "val", "validation"):
+        for name in "ab":
+            picture(tmp_path / split / name / "1.png", np.zeros((4, 4), np.uint8))
+    with pytest.raises(ValueError, match=r"has the folders \['val', 'validation'\], which are one split"):
+        data.load(f"folder:{tmp_path}")
+
+
+def test_other_images_than_those_of_training_are_refused(tmp_path):
+    for place, images in (("one", IMAGES), ("two", 255 - IMAGES), ("three", IMAGES)):
+        (tmp_path / place).mkdir()
+        np.savez(tmp_path / place / "a.npz", images=images, labels=LABELS)
+    config = base("npz:a.npz")
+    config.data.data_dir = str(tmp_path / "one")
+    config.data.fingerprint = data.fingerprint(load_dataset(config))
+    config.data.data_dir = str(tmp_path / "three")
+    load_dataset(config)  # they have only been moved
+    config.data.data_dir = str(tmp_path / "two")
+    with pytest.raises(ValueError, match="the images of data.name='npz:a.npz' are not those that the run was trained"):
+        load_dataset(config)

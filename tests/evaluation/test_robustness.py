@@ -386,3 +386,52 @@ def test_options_that_are_partial_functions_tell_attacks_apart():
     one, two = (Attack(pgd, threat, {"optimizer": partial(optax.sgd, momentum=m)}) for m in (0.9, 0.1))
     assert attack_of(one) != attack_of(two)
     assert attack_of(one)["settings"]["optimizer"] == "sgd(momentum=0.9)"
+
+
+def test_what_is_not_the_same_in_every_pass_is_refused():
+    class Shuffled:
+        """A loader that shuffles anew, as PyTorch's does."""
+
+        draw = np.random.default_rng(0)
+
+        def __iter__(self):
+            order = self.draw.permutation(N)
+            return iter([(IMAGES[order], LABELS[order])])
+
+    attacks = {"pgd": Attack(pgd, ThreatModel("additive", "linf", 0.01), {"steps": 1})}
+    with pytest.raises(ValueError, match="the second pass has other examples than the first: turn shuffling"):
+        robustness(MODEL, Shuffled(), attacks, key=jax.random.key(0))
+    twice = [{"image": IMAGES[:9], "label": LABELS[:9], "id": np.arange(9)}] * 2
+    with pytest.raises(ValueError, match="two examples have the same id"):
+        robustness(MODEL, twice, attacks, key=jax.random.key(0))
+
+
+def test_an_outcome_of_another_attack_is_not_taken_for_this_one(caplog):
+    def measured(radius, **more):
+        attacks = {"pgd": Attack(pgd, ThreatModel("additive", "linf", radius), {"steps": 3})}
+        return robustness(MODEL, (IMAGES, LABELS), attacks, key=jax.random.key(0), **more).attacks["pgd"]
+
+    weak, strong = measured(1e-3), measured(0.2)
+    again = measured(0.2, finished={"pgd": weak})
+    np.testing.assert_array_equal(again.broken, strong.broken)
+    assert "The stored outcome of pgd does not fit (it is of Attack(pgd" in caplog.text
+    assert measured(0.2, finished={"pgd": dataclasses.replace(strong, seconds=99.0)}).seconds == 99.0
+
+
+def test_a_source_with_other_classes_is_refused():
+    fewer = rj.model(linear, jnp.asarray(WEIGHTS[:, :2]))
+    attack = Attack(pgd, ThreatModel("additive", "linf", 0.2), {"steps": 3}, source=Source("fewer", fewer))
+    with pytest.raises(ValueError, match="attacks.t: source='fewer' has 2 classes, and the model 3"):
+        robustness(MODEL, (IMAGES, LABELS), {"t": attack}, key=jax.random.key(0))
+
+
+def test_a_partial_function_is_its_function_and_settings():
+    threat = ThreatModel("additive", "linf", 0.2)
+    given = Attack(partial(partial(pgd, steps=5), restarts=2), threat, {"steps": 3})
+    assert given == Attack(pgd, threat, {"steps": 3, "restarts": 2})
+    assert given.all_settings()["attack"] == "pgd"
+    with pytest.raises(ValueError, match="targeted=True"):
+        Attack(partial(pgd, targeted=True), threat)
+    assert Attack(rj.attacks.grid, ThreatModel("affine", "linf", (9, 1, 1)), {"points": [3, 3, 3]}).settings == {
+        "points": (3, 3, 3)
+    }

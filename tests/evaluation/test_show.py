@@ -64,3 +64,19 @@ def test_results_are_shown_by_their_accuracies():
     summary = rj.summarise(found) | {"warnings": ["a"]}
     shown = f"clean 100.0%, step {robust:.1f}%, worst case {robust:.1f}%"
     assert repr(summary) == f"Summary({shown}; 1 warning)" and json.loads(json.dumps(summary)) == summary
+
+
+def test_files_that_it_did_not_write_are_not_replaced(tmp_path):
+    found = measured((IMAGES, LABELS))
+    rj.show(found, save=tmp_path / "mine")
+    rj.show(found, save=tmp_path / "mine")
+    cases = (({"mine": 1}, "is no evaluation: .*give another folder"), (None, "an evaluation of a workdir"))
+    for content, message in cases:
+        path = tmp_path / "mine" / "evaluation.json"
+        whole = json.loads(path.read_text()) | {"identity": {}} if content is None else content
+        path.write_text(json.dumps(whole))
+        with pytest.raises(ValueError, match=message):
+            rj.show(found, save=tmp_path / "mine")
+        assert json.loads(path.read_text()) == whole and (tmp_path / "mine" / "robustness_step.png").exists()
+        path.unlink()
+        rj.show(found, save=tmp_path / "mine")

@@ -195,6 +195,8 @@ def test_pytorch_is_attacked_without_gradients():
     logits_fn = rj.model(network)
     np.testing.assert_allclose(logits_fn(IMAGES), expected, atol=1e-5)
     assert all(module.training for module in network.modules())  # the user's own goes on training
+    np.testing.assert_allclose(rj.model(network.double())(IMAGES), expected, atol=1e-5)
+    network.float()
     result = rj.attacks.square(logits_fn, IMAGES, LABELS, PIXELS, key=KEY, queries=5)
     np.testing.assert_array_equal(result.success, logits_fn(result.images).argmax(-1) != LABELS)
     for attack, threat in (ATTACKS[name] for name in ("pgd", "pgd on flows")):
@@ -227,3 +229,38 @@ def test_penalties_differentiate_in_the_weights():
 def test_mistakes(given, message):
     with pytest.raises(ValueError, match=f"model: {message}"):
         rj.model(*given)
+
+
+class Normalised(nn.Module):
+    """Its constants are fields that are arrays."""
+
+    mean: np.ndarray
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)((x - self.mean).reshape(len(x), -1))
+
+
+def test_a_linen_module_with_arrays_for_fields_is_compared_by_them(compilations):
+    mean = np.asarray([0.1, 0.2], np.float32)
+    variables = Normalised(mean).init(jax.random.key(0), IMAGES)
+    function, threat = ATTACKS["pgd"]
+    for make in (rj.model, rj.bind):
+        if make is rj.bind:
+            module = type("WithTrain", (nn.Module,), {
+                "__annotations__": {"mean": np.ndarray},
+                "__call__": nn.compact(lambda self, x, train=False: nn.Dense(3)((x - self.mean).reshape(len(x), -1))),
+            })  # fmt: skip
+        else:
+            module = Normalised
+        variables = module(mean).init(jax.random.key(0), IMAGES)
+        one = function(make(module(mean), variables), IMAGES, LABELS, threat, key=KEY)
+        before = len(compilations)
+        again = function(make(module(mean.copy()), variables), IMAGES, LABELS, threat, key=KEY)
+        assert len(compilations) == before
+        np.testing.assert_array_equal(one.images, again.images)
+        other = make(module(mean + 1), variables)
+        np.testing.assert_array_equal(
+            function(other, IMAGES, LABELS, threat, key=KEY).success,
+            other(function(other, IMAGES, LABELS, threat, key=KEY).images).argmax(-1) != LABELS,
+        )

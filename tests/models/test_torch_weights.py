@@ -96,7 +96,34 @@ def wide_resnet():
     return models.WideResNet(num_classes=10, depth=10, width=1), (16, 16, 3), state, forward
 
 
-@pytest.mark.parametrize("network", [small_cnn, wide_resnet])
+def four_stages():
+    """ResNet-10, names and order of registration as in pytorch-cifar: a block's second BatchNorm, then its shortcut."""
+    widths = (64, 128, 256, 512)
+    state, before = random_conv("conv1", 64, 3) | random_norm("bn1", 64), 64
+    for stage, width in enumerate(widths, 1):
+        name = f"layer{stage}.0"
+        state |= random_conv(f"{name}.conv1", width, before) | random_norm(f"{name}.bn1", width)
+        state |= random_conv(f"{name}.conv2", width, width) | random_norm(f"{name}.bn2", width)
+        if before != width:
+            state |= random_conv(f"{name}.shortcut.0", width, before, size=1) | random_norm(f"{name}.shortcut.1", width)
+        before = width
+    state |= random_linear("linear", 10, 512)
+
+    def forward(x):
+        x = jax.nn.relu(norm(state, "bn1", conv(state, "conv1", x, padding=1)))
+        for stage in range(1, 5):
+            name, stride = f"layer{stage}.0", 1 if stage == 1 else 2
+            shortcut = x
+            if stage > 1:
+                shortcut = norm(state, f"{name}.shortcut.1", conv(state, f"{name}.shortcut.0", x, stride))
+            y = jax.nn.relu(norm(state, f"{name}.bn1", conv(state, f"{name}.conv1", x, stride, padding=1)))
+            x = jax.nn.relu(norm(state, f"{name}.bn2", conv(state, f"{name}.conv2", y, padding=1)) + shortcut)
+        return linear(state, "linear", x.mean((2, 3)))
+
+    return models.FourStageResNet(num_classes=10, blocks=(1, 1, 1, 1)), (8, 8, 3), state, forward
+
+
+@pytest.mark.parametrize("network", [small_cnn, wide_resnet, four_stages])
 def test_logits_are_those_of_the_network_in_pytorchs_layout(network):
     model, image_shape, state, forward = network()
     images = RNG.uniform(size=(3, *image_shape)).astype("f")
@@ -121,7 +148,7 @@ def test_a_network_that_differs_in_what_has_no_weights_is_refused():
         models.from_torch(model, state, image_shape, (images[0], logits))
 
 
-@pytest.mark.parametrize("network", [small_cnn, wide_resnet])
+@pytest.mark.parametrize("network", [small_cnn, wide_resnet, four_stages])
 def test_there_and_back_what_has_no_counterpart_is_kept(network):
     model, image_shape, state, _ = network()
     variables = models.from_torch(model, state, image_shape)

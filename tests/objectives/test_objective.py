@@ -413,3 +413,19 @@ def test_a_point_that_remembers_needs_its_memory(batch):
     point = {"one": dict(kind="universal", perturbation="additive", radius=0.1, step_size=0.01)}
     with pytest.raises(ValueError, match="points.one: it remembers: give find"):
         make_objective(point, {"ce": CE | {"at": "one"}})(model_of(parameters()), *batch)
+
+
+def test_labels_that_are_no_classes_are_refused_and_one_key_serves_all():
+    images = jnp.zeros((B, H, W, 1))
+    model = Model(lambda x: (logits_of(parameters(), x), {}), lambda x: logits_of(parameters(), x))
+    near = dict(kind="random", perturbation="additive", sigma=0.1)
+    objective = make_objective({"near": near}, {"ce": CE | {"at": "near"}})
+    key = jax.random.key(0)
+    for wrong in (-1, 3):
+        with pytest.raises(ValueError, match=f"labels range from .*{wrong}.*, but the logits have 3 classes"):
+            objective(model, images, np.full(B, wrong), key)
+    one, _ = objective(model, images, np.zeros(B, int), key)
+    each, _ = objective(model, images, np.zeros(B, int), jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(B)))
+    assert one == each
+    with pytest.raises(ValueError, match="key holds 2 keys for 5 images"):
+        objective(model, images, np.zeros(B, int), jax.random.split(key))

@@ -228,3 +228,18 @@ def test_schedules(images):
             make_objective(points_, {"igr": terms["igr"] | {"weight": wrong}})
     with pytest.raises(ValueError, match="terms.igr.power"):
         make_objective(points_, {"igr": terms["igr"] | {"power": rise}})
+
+
+def test_the_roughest_point_is_that_of_the_scaled_gradient(images):
+    ball = dict(perturbation="affine", norm="linf", radius=(10.0, 0.5, 0.5), gradient="l2", steps=3)
+    scale = (1.0, 0.0, 0.0)
+    found = find("roughest", images, scale=scale, **ball)
+
+    def length(at):
+        def loss(x):
+            return rj.losses.cross_entropy(smooth(x), LABELS)
+
+        return rj.gradient_norm(loss, at, "affine", norm="l2", scale=scale)
+
+    assert (length(found.images) >= length(find("roughest", images, **ball).images) - 1e-6).all()
+    assert not np.array_equal(found.delta, find("roughest", images, **ball).delta)

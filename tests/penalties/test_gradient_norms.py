@@ -369,3 +369,10 @@ def test_errors():
         gradient_norm(loss_fn, images, "flow", norm="l7")
     with pytest.raises(ValueError, match="composition"):
         gradient_norm(loss_fn, images, ("flow", "additive"), norm="l21")
+
+
+@pytest.mark.parametrize("half", [jnp.bfloat16, jnp.float16])
+def test_finite_differences_are_refused_in_half_precision(half):
+    images = jnp.full((2, 3, 3, 1), 0.5, half)
+    with pytest.raises(ValueError, match="method=finite_difference moves images by 0.0001, which is rounded away"):
+        gradient_norm(lambda x: x.sum((1, 2, 3)) ** 2, images, "additive", method="finite_difference")

@@ -238,3 +238,29 @@ def test_what_is_no_norm_is_an_error_that_lists_them(wrong):
     for f in (norms.exponent, norms.dual, lambda n: norms.norm(jnp.ones((1, 2)), n)):
         with pytest.raises(ValueError, match="l1.*l2.*linf"):
             f(wrong)
+
+
+@pytest.mark.parametrize("norm", ALL)
+@pytest.mark.parametrize("power", [1, 2, 0.5])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_has_no_finite_norm(norm, power, bad):
+    x = jnp.zeros((2, 4, 3, 2)).at[0, 1, 2, 0].set(bad)
+    found = np.asarray(value(x, norm, power))
+    assert not np.isfinite(found[0]) and found[1] == 0  # 0 would be a point of no slope, inside any ball
+    assert np.isinf(found[0]) == np.isinf(bad)
+
+
+@pytest.mark.parametrize("norm", ALL)
+@pytest.mark.parametrize("scale", [1.0, 3e-4, 3e-6])
+def test_half_precision_is_widened(norm, scale):
+    half = sample(scale=scale).astype(jnp.float16)
+    single = half.astype(jnp.float32)
+    for power in (1, 2):
+        found = value(half, norm, power)
+        assert found.dtype == jnp.float32
+        np.testing.assert_array_equal(found, value(single, norm, power))
+    toward = steepest(half, norm)
+    assert toward.dtype == jnp.float16
+    np.testing.assert_allclose(toward, steepest(single, norm), atol=2**-11)  # coordinates up to 1, rounded once
+    inside = project(sample(scale=4).astype(jnp.float16), norm)
+    assert inside.dtype == jnp.float16 and value(inside, norm, 1).max() <= 1 + 2**-8

@@ -240,3 +240,12 @@ def test_what_attacks_follow_over_flows_looks_to_both_sides_of_a_grid_line():
         run = partial(perturbations.apply_with_slope, space)
         theirs = jax.vjp(lambda x: flow.apply(x, delta), images)[1](wanted)[0]
         np.testing.assert_allclose(jax.vjp(lambda x, r=run: r(x, delta), images)[1](wanted)[0], theirs, rtol=1e-6)
+
+
+@pytest.mark.parametrize("half", [jnp.bfloat16, jnp.float16])
+def test_half_precision_turns_an_image_by_what_delta_says(half):
+    images, _ = sample((1, 64, 64, 1))
+    delta = jnp.asarray([[30.0, 3.0, -2.0]])  # exact in either
+    affine = get("affine")
+    np.testing.assert_array_equal(affine.apply(images, delta.astype(half)), affine.apply(images, delta))
+    assert affine.pullback_at_zero(images.astype(half), images.astype(half)).dtype == half

@@ -150,3 +150,9 @@ def test_flows_in_half_precision_move_every_column(dtype):
     flow = jnp.full((1, 2, 160, 2), 0.155, dtype)
     # Positions such as 128.155 have no bits for their fraction in half precision.
     np.testing.assert_array_equal(warp(images, flow), warp(images, flow.astype(jnp.float32)))
+
+
+def test_a_flow_of_small_whole_numbers_reaches_every_column():
+    images = jnp.asarray(np.random.default_rng(0).uniform(size=(1, 2, 200, 1)), jnp.float32)
+    flow = jnp.full((1, 2, 200, 2), 5, jnp.int8)
+    np.testing.assert_array_equal(warp(images, flow), warp(images, flow.astype(jnp.int32)))

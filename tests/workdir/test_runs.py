@@ -210,7 +210,9 @@ def test_a_config_that_is_a_folder_or_was_changed_is_named(tmp_path):
 def test_without_a_best_checkpoint_the_message_says_how_to_take_the_latest(tmp_path):
     runs.claim(config(), tmp_path)
     save(tmp_path, "latest", 9)
-    with pytest.raises(ValueError, match="no best checkpoint.*--config.evaluation.checkpoint=latest"):
+    with pytest.raises(
+        ValueError, match="checkpoint='latest', --checkpoint=latest of.*--config.evaluation.checkpoint=latest"
+    ):
         runs.load(tmp_path)
 
 
@@ -230,7 +232,7 @@ def test_with_the_best_damaged_the_latest_is_evaluated_with_a_warning(tmp_path, 
     best = tmp_path / "checkpoints" / "best" / "3"
     (best / "_CHECKPOINT_METADATA").write_bytes(b"")
     found = runs.load(tmp_path)
-    assert found.step == 9
+    assert (found.step, found.checkpoint) == (9, "latest")
     jax.tree.map(np.testing.assert_array_equal, found.variables, expected)
     assert f"{best} is damaged" in caplog.text and "latest/9 instead" in caplog.text and best.is_dir()
     (tmp_path / "checkpoints" / "latest" / "9" / "default" / "manifest.ocdbt").unlink()
@@ -342,3 +344,29 @@ def test_a_run_does_not_write_through_links_in_its_workdir(tmp_path, name):
     (tmp_path / "linked").symlink_to(elsewhere)
     runs.claim(config(), tmp_path / "linked")  # which the user named
     assert (elsewhere / "config.json").is_file()
+
+
+def test_a_log_whose_checkpoints_were_removed_is_not_replaced_by_that_of_another_config(tmp_path):
+    runs.claim(config(), tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    runs.claim(config(), tmp_path)
+    with pytest.raises(ValueError, match="seed: 0 there, 1 now"):
+        runs.claim(config(seed=1), tmp_path)
+
+
+def test_a_workdir_may_be_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    runs.claim(config(seed=3), tmp_path / "mine")
+    assert saved_config.read_config("~/mine").seed == 3
+
+
+def test_options_that_are_newer_than_a_run_have_their_defaults(tmp_path):
+    c = config()
+    c.points.rough = dict(kind="roughest", perturbation="additive", radius=0.1)
+    c.terms.own = dict(kind="nowhere:term", at="rough")  # never imported for it
+    old = saved_config.plain(c)
+    del old["attacks"]["flow"]["restarts"]
+    new = saved_config.plain(config())
+    assert saved_config.differing(old, old) == {}
+    found = saved_config.differing(old, new)
+    assert "attacks.flow.restarts" not in found and found["points.rough.scale"] == (1.0, None)

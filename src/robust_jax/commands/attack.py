@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from absl import flags, logging
@@ -21,6 +22,7 @@ from robust_jax.attacks import ATTACKS
 from robust_jax.config.command_line import literal
 from robust_jax.evaluation import evaluate
 from robust_jax.extensions import choose
+from robust_jax.options import options_of
 
 POSITIONAL = ("workdir",)
 
@@ -54,6 +56,7 @@ def rewritten(arguments: Sequence[str], options: flags.FlagValues) -> list[str]:
     """The arguments with ``--KEY=VALUE`` and ``--KEY VALUE`` as ``--option=KEY=VALUE`` where KEY is no flag."""
     found: list[str] = []
     rest = list(arguments)
+    switches = _switches(rest)
     while rest:
         argument = rest.pop(0)
         name, equals, value = argument.lstrip("-").partition("=")
@@ -64,9 +67,19 @@ def rewritten(arguments: Sequence[str], options: flags.FlagValues) -> list[str]:
                 found.append(rest.pop(0))  # the value of a flag
             continue
         if not equals:
-            value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
+            words = ["true", "True", "false", "False"] if name in switches else rest[:1]
+            follows = bool(rest) and not rest[0].startswith("--") and rest[0] in words
+            value = rest.pop(0) if follows else "true"
         found.append(f"--option={name}={value}")
     return found
+
+
+def _switches(arguments: Sequence[str]) -> set[str]:
+    """The options of the attack that the arguments name which are on or off: no value need follow."""
+    joined = [argument.partition("=")[2] for argument in arguments if argument.startswith("--attack=")]
+    apart = [value for flag, value in pairwise(arguments) if flag == "--attack"]
+    function = ATTACKS.get(next(iter([*joined, *apart]), ""))
+    return {name for name, option in options_of(function).items() if bool in option.kinds} if function else set()
 
 
 def main(options: flags.FlagValues, overrides: list[str]) -> None:

@@ -5,9 +5,10 @@ robust-jax evaluate runs/digits_standard runs/digits_fgr [--config=FILE] [--conf
 Evaluations of other attacks, examples, seeds or checkpoints lie side by side, in WORKDIR/evaluations/NAME: --out=NAME.
 --list lists them. What several workdirs share goes to comparisons/NAME beside them, or to --out=FOLDER.
 Without --config each workdir is measured by the attacks and settings of its own config. Overrides of attacks apply to
-the attacks of --config, or of the first workdir, which then serve all workdirs; data.data_dir, evaluation and attacks
-can be overridden. A workdir that names parts of your own, "my_parts:entropy", is evaluated with --trust=my_parts:
-importing a module runs its code, and a workdir may come from anyone.
+the attacks of --config, or of the first workdir, which then serve all workdirs; data.data_dir, evaluation, attacks and
+seed can be overridden. The seed is that of the attacks' draws, and without an override each workdir's own. A workdir
+that names parts of your own, "my_parts:entropy", is evaluated with --trust=my_parts: importing a module runs its code,
+and a workdir may come from anyone.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from robust_jax.files import printable
 from robust_jax.workdir import saved_config
 
 POSITIONAL = ("workdir",)
-OVERRIDABLE = ("attacks.", "evaluation.", "data.data_dir")
+OVERRIDABLE = ("attacks.", "evaluation.", "data.data_dir", "seed")
 
 
 def define(options: flags.FlagValues) -> None:
@@ -81,9 +82,11 @@ def _asked(options: flags.FlagValues, overrides: Sequence[str], first: str) -> d
     if overrides:
         config = overridden(config, overrides)
     given = {p.split(".")[1]: config.evaluation[p.split(".")[1]] for p in paths if p.startswith("evaluation.")}
+    seed = {"seed": config.seed} if "seed" in paths else {}
     own_attacks = not options.config and not any(path.startswith("attacks.") for path in paths)
     return {
         **(config.evaluation if options.config else given),
+        **seed,
         "attacks": None if own_attacks else config.attacks,
         "data_dir": config.data.data_dir if "data.data_dir" in paths else None,
         "out": options.out,

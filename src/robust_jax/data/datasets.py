@@ -76,7 +76,8 @@ def load(
     """
     parts = _parts(name, data_dir, {"size": size, "resize": resize, "test": test})
     if is_own(name):
-        parts = tuple(part and mixed(part) for part in parts)
+        train, held_out, test_part = parts
+        parts = mixed(train), None if held_out is None else mixed(held_out), mixed(test_part)
     return of_parts(*parts, name=name, validation=validation, seed=seed)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,6 +16,10 @@ from robust_jax.files import plain
 from robust_jax.options import check_call
 from robust_jax.spaces import threat_models
 from robust_jax.spaces.threat_models import ThreatModel
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
 class Source(NamedTuple):
@@ -40,7 +45,7 @@ class Attack:
     Attributes:
       function: an attack of `robust_jax.attacks`, or a function like them:
         `(logits_fn, images, labels, threat, *, key, **settings)`, jittable, with one key per example,
-        whose result has `images` and `delta`.
+        whose result has `images` and `delta`. The keywords of a `functools.partial` become settings.
       threat: the threat model. Its radius is traced, so that all radii of a curve share one compilation.
       settings: keyword arguments of `function`, hashable. A `step_size` scales with the radius.
       curve: multiples of the radius at which the accuracy is measured too; 0 is the clean accuracy.
@@ -66,6 +71,14 @@ class Attack:
             )
         if not isinstance(self.settings, Mapping):
             raise ValueError(f"settings={self.settings!r} must be a dict of options.")
+        function: Any = self.function
+        settings = dict(self.settings)
+        while isinstance(function, functools.partial) and not function.args:
+            function, settings = function.func, {**function.keywords, **settings}
+        # They are static arguments of a compiled function, so lists become tuples.
+        settings = {name: _hashable(value) for name, value in settings.items()}
+        object.__setattr__(self, "function", function)
+        object.__setattr__(self, "settings", settings)
         check_curve("curve", self.curve)
         radii = self.threat.radius if self.threat.perturbation.parts else (self.threat.radius,)
         if any(np.ndim(radius) > 1 for radius in radii):

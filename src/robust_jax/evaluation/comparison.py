@@ -10,7 +10,7 @@ from typing import Any
 
 from robust_jax.evaluation import curves
 from robust_jax.evaluation.identity import digest, shortened
-from robust_jax.evaluation.report import draw_curves, drawable, shared_attacks, write_json
+from robust_jax.evaluation.report import counted, draw_curves, drawable, shared_attacks, write_json
 from robust_jax.evaluation.stored import Place, forget
 from robust_jax.evaluation.table import Reports, labels_of, rows_of, threat_of
 from robust_jax.files import file_name, plain, write_atomically
@@ -111,7 +111,7 @@ def _draw_trade_off(folder: Path, reports: Reports, key: str, values: Sequence[A
          for name, same in shared.items()},
         [f"{values[i]:g}" if _is_number(values[i]) else drawable(str(values[i])[:100]) for i in order],
         picture,
-        title=drawable(f"{key}, n = {runs[0]['clean']['n']}"),
+        title=drawable(f"{key}, {counted([run['clean'] for run in runs])}"),
     )  # fmt: skip
     write_atomically(folder / TRADE_OFF, picture.getvalue())
     return TRADE_OFF

@@ -126,7 +126,7 @@ def evaluate(
     from robust_jax.workdir.folder import explained
 
     several = [workdirs] if isinstance(workdirs, str | os.PathLike) else workdirs
-    folders = [Path(folder_name("workdir", workdir)) for workdir in several]
+    folders = list(dict.fromkeys(Path(folder_name("workdir", workdir)) for workdir in several))
     if checkpoint is not None:
         choose("checkpoint", checkpoint, KINDS)
     if not folders:

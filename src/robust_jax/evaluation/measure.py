@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from robust_jax import models, parallel
 from robust_jax.attacks.define import Problem, cost_of
@@ -115,7 +116,7 @@ def measure(
             place=parallel.spread, worst_case_only=settings.worst_case_only, progress=_Lines(bar, n, attacks),
             finished=outcome_cache.load(workdir, attacks, prints),
             keep=outcome_cache.saver(workdir, prints if parallel.is_main() else {}),
-            save=save,
+            save=save, precision=settings.precision,
         )  # fmt: skip
         if settings.checks and measured.images is not None:
             measured = dataclasses.replace(measured, images=measured.images[: settings.checks])
@@ -123,12 +124,17 @@ def measure(
         if checked := min(settings.checks, n):
             (few,) = batches(checked, checked)
             summary["warnings"] += _further_warnings(logits_fn, few, checked, measured, settings, bar)
+    if restored.checkpoint not in ("", settings.checkpoint):
+        summary["warnings"].append(
+            f"checkpoint: the {settings.checkpoint} one is damaged; this is the {restored.checkpoint} one, of step "
+            f"{restored.step}"
+        )
     _add_costs(summary, attacks, source.image_shape, restored.dataset.num_classes)
     summary |= {
         "checks": checked,
         "class_names": list(restored.dataset.class_names or ()),
         "split": settings.split,
-        "checkpoint": settings.checkpoint,
+        "checkpoint": restored.checkpoint or settings.checkpoint,
         "checkpoint_step": int(restored.step),
         "batch_norm": "eval" if "batch_stats" in restored.variables else "none",
         "precision": settings.precision,
@@ -172,13 +178,22 @@ def _further_warnings(
     logits_fn: models.BoundModel, batch: Mapping[str, Any], count: int, measured: PerExample, settings: Settings,
     bar: Bar,
 ) -> list[str]:  # fmt: skip
-    """Signs of masked gradients in more attacks on the first ``count`` images; `summarise` looks for the others."""
+    """Signs of masked gradients in more attacks on the first ``count`` images; `summarise` looks for the others.
+
+    If memory runs out, on half as many.
+    """
     images, labels = (jnp.asarray(np.asarray(batch[name])[:count]) for name in ("image", "label"))
     key = jax.random.key(settings.seed)
-    return masking.probe(
-        logits_fn, images, labels, measured, key=key, own=masking.find(settings.signs), needs=("attacks",),
-        progress=lambda name: bar.phase(f"checking for masked gradients: {name}"),
-    )  # fmt: skip
+    try:
+        return masking.probe(
+            logits_fn, images, labels, measured, key=key, own=masking.find(settings.signs), needs=("attacks",),
+            progress=lambda name: bar.phase(f"checking for masked gradients: {name}"),
+        )  # fmt: skip
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) or count == 1:
+            raise
+    logging.warning("Out of memory: signs of masked gradients are looked for at %d images.", count // 2)
+    return _further_warnings(logits_fn, batch, count // 2, measured, settings, bar)
 
 
 def _add_costs(

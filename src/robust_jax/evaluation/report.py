@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +89,18 @@ def draw_curves(reports: Reports, folder: Path) -> list[str]:
                 for label, a in zip(labels_of(reports), same, strict=True)
             },
             picture,
-            title=drawable(f"{name}: {space_of(attack)}, {effort_of(attack)}, n = {attack['n']}"),
+            title=drawable(f"{name}: {space_of(attack)}, {effort_of(attack)}, {counted(same)}"),
             xlabel=f"radius{f' ({unit})' if unit else ''}" if by_radius else f"radius / {radius}",
             highlight=radius if by_radius else 1.0,
         )
         drawn.append(picture_of("robustness", name))
         write_atomically(folder / drawn[-1], picture.getvalue())
     return drawn
+
+
+def counted(entries: Sequence[Mapping[str, Any]]) -> str:
+    """The number of examples, or the numbers, that accuracies of one picture are of."""
+    return "n = " + " and ".join(dict.fromkeys(str(entry["n"]) for entry in entries))
 
 
 def shared_attacks(reports: Reports) -> dict[str, list[Mapping[str, Any]]]:

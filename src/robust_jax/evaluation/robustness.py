@@ -33,6 +33,7 @@ from robust_jax.checks import check_attack_names, check_batch
 from robust_jax.evaluation.adversarial_set import AdversarialSet
 from robust_jax.evaluation.attack import Attack
 from robust_jax.evaluation.batching import Batch, Rows, as_batches, in_parts, joined, on_host, with_ids_and_masks
+from robust_jax.evaluation.identity import attack_of
 from robust_jax.evaluation.outcomes import Outcome, PerExample, contradiction
 from robust_jax.evaluation.trial import Trial, outcome_of
 from robust_jax.options import Count
@@ -60,6 +61,7 @@ def robustness(
     keep: Callable[[str, Outcome], None] | None = None,
     progress: Progress | None = None,
     save: str | os.PathLike[str] | None = None,
+    precision: str = "float32",
 ) -> PerExample:
     """Measures every example, clean and under every attack.
 
@@ -72,7 +74,7 @@ def robustness(
       batches: the examples: arrays ``(images, labels)``, or batches, each such a pair or a dict of image `[B, H, W, C]`
         (uint8, or float in [0, 1]), label `[B]`, and optionally id `[B]` (default: the position) and mask `[B]`, False
         for padding. Equal batch sizes save compilations. Batches are iterated over once for the clean images and once
-        per attack; an iterator, which allows one pass only, is kept in memory.
+        per attack, and have to be the same each time; an iterator, which allows one pass only, is kept in memory.
       attacks: NAME -> `Attack`, or its entry in a config, ``dict(kind=..., perturbation=..., radius=..., **options)``.
       key: one typed key.
       batch_size: of the batches into which arrays are cut.
@@ -80,20 +82,23 @@ def robustness(
         repacked into full batches, and no curves are measured. The worst case is the same and found sooner; the
         accuracy under each attack alone is unknown.
       place: applied to a batch before the model sees it, such as `parallel.spread`.
-      finished: NAME -> outcome of an attack on these examples, which is not run again; one that contradicts the
-        examples is left out, with a warning.
+      finished: NAME -> outcome of an attack on these examples, which is not run again; one of another attack, or one
+        that contradicts the examples, is left out, with a warning.
       keep: called as `keep(NAME, outcome)` after an attack has run.
       progress: called as `progress(NAME, robust, examples)` after every batch at every radius, and once for all
         examples that an attack need not see.
       save: a file ``.npz`` that keeps the adversarial images, δ and predictions of all attacks at their own radii,
         see `robust_jax.evaluation.adversarial_set`. All attacks run then, also those with ``finished`` outcomes.
+      precision: of matrix products, as in `jax.default_matmul_precision`: on GPUs and TPUs JAX's own default has fewer
+        digits, and a network is then another one.
 
     Returns:
       The results per example; `summarise` turns them into accuracies.
 
     Raises:
-      ValueError: no example; images, labels or logits of a wrong shape or range; an attack named clean or worst_case,
-        two whose pictures would be one file.
+      ValueError: no example; images, labels or logits of a wrong shape or range; ids that occur twice; batches that
+        are others in the second pass; an attack named clean or worst_case, two whose pictures would be one file; a
+        source with other classes.
     """
     check_attack_names(attacks)
     attacks = {name: _attack(name, attack) for name, attack in attacks.items()}
@@ -101,7 +106,7 @@ def robustness(
     report = progress or (lambda *_: None)
     batches = as_batches(batches, batch_size)
     check_key(key, None)
-    with nullcontext() if save is None else AdversarialSet(save) as kept:
+    with jax.default_matmul_precision(precision), nullcontext() if save is None else AdversarialSet(save) as kept:
         measured, largest = _clean_images(model, batches, place, report, kept)
         finished = {} if finished is None or kept else finished
         trial = Trial(model, model, None, key, place, largest, kept)
@@ -128,11 +133,11 @@ def _run_attacks(
         if before is not None:
             attack = dataclasses.replace(attack, curve=())
             report(name, 0, int((~left).sum()))
-        if name in finished and _fits(name, finished[name], measured, seen):
+        if name in finished and _fits(name, finished[name], attack, measured, seen):
             outcome = dataclasses.replace(finished[name], attack=attack)
             report(name, int((~outcome.broken).sum()), int(seen.sum()) * len(attack.multiples()))
         else:
-            source = common.model if attack.source is None else as_argument(attack.source.logits_fn)
+            source = common.model if attack.source is None else _source(name, attack, common.model, measured)
             own_key = jax.random.fold_in(common.key, zlib.crc32(name.encode()))
             trial = common._replace(source=source, attack=attack, key=own_key, name=name)
             outcome = outcome_of(trial, batches, measured, seen, partial(_report_radius, report, name))
@@ -155,9 +160,29 @@ def _attack(name: str, attack: Any) -> Attack:
     return attack
 
 
-def _fits(name: str, outcome: Outcome, measured: PerExample, seen: Bool[np.ndarray, " n"]) -> bool:
-    """Whether a stored outcome can be one of these examples; warns if not."""
-    if problem := contradiction(outcome, measured, seen):
+def _source(name: str, attack: Attack, model: Any, measured: PerExample) -> Any:
+    """The model that a transfer attack attacks.
+
+    Raises:
+      ValueError: it has another number of classes: labels that it lacks would count as broken, and not be tried.
+    """
+    source = as_argument(attack.source.logits_fn)  # type: ignore[union-attr]
+    few = jax.ShapeDtypeStruct((1, *np.shape(measured.images)[1:]), np.float32)
+    own, there = (jax.eval_shape(lambda f, x: f(x), f, few).shape[-1] for f in (model, source))
+    if own != there:
+        raise ValueError(
+            f"attacks.{name}: source={attack.source.name!r} has {there} classes, and the model {own}: give "  # type: ignore[union-attr]
+            f"a source that was trained on the same classes."
+        )
+    return source
+
+
+def _fits(name: str, outcome: Outcome, attack: Attack, measured: PerExample, seen: Bool[np.ndarray, " n"]) -> bool:
+    """Whether a stored outcome can be that of an attack on these examples; warns if not."""
+    problem = contradiction(outcome, measured, seen)
+    if attack_of(outcome.attack, in_turn=True) != attack_of(attack, in_turn=True):
+        problem = f"it is of {outcome.attack!r}"
+    if problem:
         logging.warning("The stored outcome of %s does not fit (%s): the attack runs again.", name, problem)
     return not problem
 
@@ -189,7 +214,13 @@ def _clean_images(
         report("clean", int((rows["prediction"] == rows["label"]).sum()), len(rows["label"]))
     if not any(len(rows["label"]) for rows in clean):
         raise ValueError("robustness got no example: the batches are empty, or masked altogether.")
-    return PerExample(**joined(clean), attacks={}, logits_fn=model, images=np.concatenate(few)), largest
+    measured = PerExample(**joined(clean), attacks={}, logits_fn=model, images=np.concatenate(few))
+    if len(np.unique(measured.id)) < len(measured.id):
+        raise ValueError(
+            "batches: two examples have the same id: ids are what random draws and pictures are told apart by; leave "
+            "them out, or number the examples of all batches."
+        )
+    return measured, largest
 
 
 def _clean_rows(model: Any, place: Callable[[Batch], Batch], batch: Batch) -> Rows:

@@ -13,6 +13,21 @@ from robust_jax.files import folder_name
 from robust_jax.options.signatures import checks_arguments
 
 
+def _refuse_what_is_not_ours(path: Path) -> None:
+    """Raises ValueError for a file that no earlier call of `show` wrote: it would be replaced."""
+    from robust_jax.evaluation import stored
+
+    if not os.path.lexists(path):
+        return
+    way_out = "give another folder to save="
+    try:
+        report = stored.read(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"save={str(path.parent)!r}: {error} It would be replaced: {way_out}.") from error
+    if "identity" in report:
+        raise ValueError(f"save={str(path.parent)!r} holds an evaluation of a workdir: {way_out}.")
+
+
 @checks_arguments
 def show(
     measured: PerExample,
@@ -52,6 +67,7 @@ def show(
 
     folder = Path(folder_name("save", save))
     folder.mkdir(parents=True, exist_ok=True)
+    _refuse_what_is_not_ours(folder / stored.REPORT)
     stored.forget(folder)
     summary = summary | report.write(folder, summary, measured, 10, name)
     table.show({name: summary}, [folder])

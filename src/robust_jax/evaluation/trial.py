@@ -55,7 +55,7 @@ def outcome_of(
     found: dict[float, list[Rows]] = {m: [] for m in trial.attack.multiples()}
     sample: dict[str, Any] = {}
     hardest: dict[str, Any] = {}
-    seconds, left = 0.0, measured.prediction[seen]
+    seconds, left, expected = 0.0, measured.prediction[seen], measured.label[seen]
     size: int | None = None
 
     def run(multiple: float, before: np.ndarray, part: Batch) -> Rows:
@@ -71,6 +71,12 @@ def outcome_of(
     for batch in selected(with_ids_and_masks(batches), seen, trial.largest):
         labels = np.asarray(batch["label"])[batch["mask"]]
         before, left = left[: len(labels)], left[len(labels) :]
+        known, expected = expected[: len(labels)], expected[len(labels) :]
+        if not np.array_equal(labels, known):
+            raise ValueError(
+                "batches: the second pass has other examples than the first: turn shuffling and random augmentation "
+                "off, or give arrays."
+            )
         for multiple, rows in found.items():
             start = time.perf_counter()
             new, size = in_parts(partial(run, multiple, before), batch, size)

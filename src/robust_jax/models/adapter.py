@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 
 from robust_jax.attacks import compiled
 from robust_jax.attacks.wrappers import black_box
-from robust_jax.models.network import mode_settings
+from robust_jax.models.network import Fixed, mode_settings
 from robust_jax.options import shown
 from robust_jax.options.hints import described
 
@@ -127,15 +127,16 @@ def _has_its_own(what: str, variables: Any) -> None:
 
 @dataclass(frozen=True)
 class _Linen:
-    module: Any
+    fixed: Fixed
 
     def __call__(self, variables: Any, images: Array) -> Any:
-        return self.module.apply(variables, images, **mode_settings(type(self.module).__call__, False))
+        module = self.fixed.module
+        return module.apply(variables, images, **mode_settings(type(module).__call__, False))
 
 
 def _linen(network: Any, variables: Any) -> tuple[Apply, Any]:
     _needs("a Linen module", variables, "variables")
-    return _Linen(network), variables
+    return _Linen(Fixed(network)), variables
 
 
 @dataclass(frozen=True)
@@ -230,9 +231,11 @@ class _Torch:
         import torch
 
         training = [module for module in self.network.modules() if module.training]
+        weight = next((p for p in self.network.parameters() if p.is_floating_point()), torch.zeros(()))
         try:
             with torch.no_grad():
-                logits: np.ndarray = self.network.eval()(torch.tensor(images)).numpy()
+                x = torch.tensor(images).to(device=weight.device, dtype=weight.dtype)
+                logits: np.ndarray = self.network.eval()(x).float().cpu().numpy()
         finally:
             for module in training:  # the user's own is left as it was
                 module.training = True

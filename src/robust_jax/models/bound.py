@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
 from jaxtyping import Array, Float
 
-from robust_jax.models.network import Network, code_of
+from robust_jax.models.network import Fixed, Network, code_of
 from robust_jax.options import shown
 from robust_jax.options.signatures import checks_arguments
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["variables"], meta_fields=["model"])
+@jax.tree_util.register_pytree_with_keys_class
 @dataclass(frozen=True, eq=False)  # hashed by identity, because its variables cannot be hashed
 class BoundModel:
     """A model and its variables: a function of images, and a pytree of the variables."""
@@ -27,6 +26,15 @@ class BoundModel:
         """Logits of the images in eval mode."""
         logits: Any = self.model.apply(self.variables, images, train=False)
         return logits
+
+    def tree_flatten_with_keys(self) -> tuple[Any, Fixed]:
+        """The variables, and the model."""
+        return ((jax.tree_util.GetAttrKey("variables"), self.variables),), Fixed(self.model)
+
+    @classmethod
+    def tree_unflatten(cls, fixed: Fixed, children: tuple[Any]) -> BoundModel:
+        """The inverse of `tree_flatten_with_keys`."""
+        return cls(fixed.module, *children)
 
     def __repr__(self) -> str:
         name = getattr(code_of(self.model), "__name__", "model")

@@ -14,12 +14,13 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
@@ -40,6 +41,31 @@ def mode_settings(function: Callable[..., Any], train: bool) -> dict[str, bool]:
     """The arguments by which a network's ``__call__`` is told that it is trained, or evaluated."""
     parameters = inspect.signature(function).parameters
     return {name: value is not train for name, value in _EVALUATED.items() if name in parameters}
+
+
+@dataclass(frozen=True, eq=False)
+class Fixed:
+    """A module as what does not change of a pytree: compared by its fields, also if these are arrays."""
+
+    module: Any
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Fixed) or type(self.module) is not type(other.module):
+            return False
+        try:
+            return bool(self.module == other.module)
+        except ValueError:  # arrays have no single truth
+            return all(np.array_equal(*pair) for pair in zip(*map(_fields, (self.module, other.module)), strict=True))
+
+    def __hash__(self) -> int:
+        try:
+            return hash(self.module)
+        except TypeError:
+            return hash(type(self.module))
+
+
+def _fields(module: Any) -> list[Any]:
+    return [getattr(module, field.name) for field in fields(module) if field.compare]
 
 
 @dataclass(frozen=True)

@@ -175,12 +175,20 @@ def _layers(model: nn.Module, image_shape: Sequence[int]) -> tuple[list[tuple], 
             "nn.BatchNorm can be converted"
         )
 
-    def is_shortcut(layer):
-        path, kind = layer
-        return kind is nn.Conv and leaves["params", *path, "kernel"].shape[:2] == (1, 1)
+    def in_order(block):
+        """The layers of a block, last of all its shortcut: a convolution by 1x1, and a BatchNorm that follows it."""
+        body: list[Any] = []
+        shortcut: list[Any] = []
+        before = body
+        for path, kind in block:
+            is_one = kind is nn.Conv and leaves["params", *path, "kernel"].shape[:2] == (1, 1)
+            follows = kind is nn.BatchNorm and shortcut and before is shortcut
+            before = shortcut if is_one or follows else body
+            before.append((path, kind))
+        return body + shortcut
 
-    blocks = [list(block) for _, block in groupby(called, lambda layer: layer[0][:-1])]
-    return [layer for block in blocks for layer in sorted(block, key=is_shortcut)], leaves
+    blocks = [in_order(list(block)) for _, block in groupby(called, lambda layer: layer[0][:-1])]
+    return [layer for block in blocks for layer in block], leaves
 
 
 def _to_flax(value: np.ndarray, channels: int) -> np.ndarray:

@@ -49,12 +49,12 @@ class ThreatModel:
         ThreatModel(("flow", "additive"), norm="linf", radius=(0.25, 4 / 255))
 
     Raises:
-      ValueError: an unknown perturbation or norm, a negative or non-finite radius, tuples of the wrong length.
+      ValueError: an unknown perturbation or norm, no radius, a negative or non-finite one, tuples of the wrong length.
     """
 
     perturbation: Any
     norm: Any = "linf"
-    radius: Radius = 0.0
+    radius: Radius = None
 
     def __post_init__(self) -> None:
         space, norm, radius = registry.get(self.perturbation), self.norm, self.radius

@@ -49,6 +49,7 @@ def warn(config: ConfigDict, objects: Objects) -> None:
     """Warns of what may be meant, and probably is not."""
     _warn_of_unused_points(config)
     _warn_of_missing_sources(config)
+    _warn_of_schedule(config)
     if objects.network is None:
         _warn_of_statistics(config)
 
@@ -65,6 +66,15 @@ def _warn_of_missing_sources(config: ConfigDict) -> None:
         source = attack.get("source")
         if source and not Path(source).expanduser().is_dir():
             logging.warning("attacks.%s.source=%s: there is no such workdir yet; an evaluation needs it.", name, source)
+
+
+def _warn_of_schedule(config: ConfigDict) -> None:
+    """Decays or a warm-up beyond the end: often only ``epochs`` was changed."""
+    schedule, ends = config.schedule, config.epochs
+    late = [f"boundaries={b:g}" for b in schedule.boundaries if b >= ends] if schedule.name == "piecewise" else []
+    late += [f"warmup_epochs={schedule.warmup_epochs:g}"] if schedule.warmup_epochs >= ends else []
+    if late:
+        logging.warning("schedule: %s is not reached in epochs=%g: set both.", ", ".join(late), ends)
 
 
 def _warn_of_statistics(config: ConfigDict) -> None:

@@ -25,13 +25,17 @@ from robust_jax.workdir import checkpoints, integrity, saved_config
 
 
 class Trained(NamedTuple):
-    """A trained run: its config, model, variables (averaged weights if the run has them), dataset, and their step."""
+    """A trained run: its config, model, variables (averaged weights if the run has them), dataset, and their step.
+
+    ``checkpoint`` is the kind of the one that was read: another than was asked for, if that is damaged.
+    """
 
     config: ConfigDict
     model: Network
     variables: dict[str, Any]
     dataset: data.Dataset
     step: int
+    checkpoint: str = ""
 
     @property
     def logits_fn(self) -> BoundModel:
@@ -75,7 +79,7 @@ def claim(config: ConfigDict, workdir: Path, last_step: int | None = None) -> No
     _refuse_links(workdir)
     files.refuse_other(path)
     kept = saved_config.plain(config)
-    if any((workdir / "checkpoints").glob("*/[0-9]*")):
+    if any((workdir / "checkpoints").glob("*/[0-9]*")) or _has_log(workdir):
         old = saved_config.completed(workdir)
         saved_config.check_same(path, old, kept, "take another workdir, or put back the file if it was changed")
         if (workdir / "checkpoints" / "latest" / str(last_step)).is_dir():
@@ -86,6 +90,12 @@ def claim(config: ConfigDict, workdir: Path, last_step: int | None = None) -> No
     if parallel.is_main():
         workdir.mkdir(parents=True, exist_ok=True)
         files.write_atomically(path, (json.dumps(kept, indent=2) + "\n").encode())
+
+
+def _has_log(workdir: Path) -> bool:
+    """Whether there is a log and its config: what is left of a run whose checkpoints were removed."""
+    log = workdir / "metrics.jsonl"
+    return (workdir / "config.json").is_file() and log.is_file() and log.stat().st_size > 0
 
 
 def _tell_what_differs(workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -176,9 +186,12 @@ def restored(
     with checkpoints.opened(workdir) as saved:
         if saved.step(checkpoint) is None:
             there = [kind for kind in others if saved.step(kind) is not None]
-            instead = f", or take the {there[0]} one, --config.evaluation.checkpoint={there[0]}" if there else ""
+            instead = there and (
+                f", or take the {there[0]} one: checkpoint={there[0]!r}, --checkpoint={there[0]} of robust-jax attack, "
+                f"--config.evaluation.checkpoint={there[0]} of robust-jax evaluate"
+            )
             raise ValueError(
-                f"{workdir} holds no {checkpoint} checkpoint: let robust-jax train reach a validation{instead}."
+                f"{workdir} holds no {checkpoint} checkpoint: let robust-jax train reach a validation{instead or ''}."
             )
         found = saved.newest((checkpoint, *others))
     if found.notes and found.notes["config"]:
@@ -186,7 +199,7 @@ def restored(
         saved_config.check_same(found.path, found.notes["config"], saved_config.plain(config), way_out)
     variables = evaluation_variables(found.state)
     _check_variables(found.path, variables, model, dataset.image_shape)
-    return Trained(config, model, variables, dataset, found.step)
+    return Trained(config, model, variables, dataset, found.step, found.kind)
 
 
 def check_objects_to_resume(workdir: Path, objects: Objects) -> None:

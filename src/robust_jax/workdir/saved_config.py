@@ -143,8 +143,9 @@ def read_config(workdir: str | Path, trust: Sequence[str] = ()) -> ConfigDict:
     Raises:
       ValueError: if it holds none, or one that cannot be read; a part of a module that is not trusted.
     """
-    config = completed(Path(workdir))
-    check_trust(Path(workdir) / "config.json", config, trust)
+    folder = Path(workdir).expanduser()
+    config = completed(folder)
+    check_trust(folder / "config.json", config, trust)
     return ConfigDict(_tuples(config), convert_dict=True)
 
 
