@@ -20,18 +20,13 @@ def whole(path: Path, measured: Mapping[str, Any]) -> str:
     measured = dict(measured) | {"rows": {name: _with_columns(row, measured) for name, row in measured["rows"].items()}}
     worst, universal = measured["worst"], measured["universal"]
     heads = [f"{name}, {which}" for name in universal for which in ("targeted ↓", "untargeted")]
-    shown = _shown(measured)
-    lines = [f"**{measured['title']}**", "", *_head([*_named(shown), *worst, *heads, "minutes"])]
+    lines = [f"**{measured['title']}**", "", *_head([*_named(_shown(measured)), *worst, *heads, "minutes"])]
     for row in measured["rows"].values():
         seeds = list(row["seeds"].values())
         if not seeds:
             lines.append(f"| {_label(row)}" + " |" * lines[2].count("|"))
             continue
-        cells = [
-            *_attacked(seeds, shown),
-            *(cell([_worst(seed, several) for seed in seeds]) for several in worst.values()),
-        ]
-        cells += [
+        cells = _cells(seeds, measured) + [
             rate([seed["universal"][name][which] for seed in seeds])
             for name in universal
             for which in ("targeted universal success", "untargeted universal")
@@ -42,9 +37,17 @@ def whole(path: Path, measured: Mapping[str, Any]) -> str:
 
 
 def excerpt(path: Path, measured: Mapping[str, Any], rows: Sequence[str]) -> str:
-    """Some rows, under the attacks alone."""
-    return "\n".join([*_each({name: measured["rows"][name] for name in rows}, measured["columns"]), "",
-                      f"Accuracy in per cent; rows of {path.name}."])  # fmt: skip
+    """Some rows, their accuracies alone."""
+    lines = _head([*_named(_shown(measured)), *measured["worst"]])
+    for row in (measured["rows"][name] for name in rows):
+        lines.append(f"| {_label(row)} | " + " | ".join(_cells(list(row["seeds"].values()), measured)) + " |")
+    return "\n".join([*lines, "", f"Accuracy in per cent; rows of {path.name}."])
+
+
+def _cells(seeds: Sequence[Mapping[str, Any]], measured: Mapping[str, Any]) -> list[str]:
+    """The accuracies of a row: clean, under the attacks that have a column, and under the worst of several."""
+    worst = [cell([_worst(seed, several) for seed in seeds]) for several in measured["worst"].values()]
+    return _attacked(seeds, _shown(measured)) + worst
 
 
 def _each(rows: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
@@ -228,11 +231,11 @@ def _curves(rows: Mapping[str, Any], columns: int = 12) -> list[str]:
 
 def _paired(measured: Mapping[str, Any]) -> list[str]:
     """A table with a line per pair of rows and seed, on the images that both were attacked on."""
-    columns = {column: [column] for column in measured["columns"]} | measured["worst"]
+    columns = {column: [column] for column in _shown(measured)} | measured["worst"]
     lines = [line for pair in measured["pairs"] for line in _compared(measured["rows"], columns, *pair)]
     if not lines:
         return []
-    heads = ["seed", *_named(measured["columns"]), *measured["worst"]]
+    heads = ["seed", *_named(_shown(measured)), *measured["worst"]]
     about = (
         "Images that only one of two rows classifies correctly, the first (+) or the second (−), with p of the exact "
         "McNemar test, not corrected for the number of tests:"

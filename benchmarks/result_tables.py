@@ -19,7 +19,7 @@ import accuracy_tables
 from measurements import markdown
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
-PAGES = tuple(RESULTS.parent / name for name in ("results.md", "methods.md", "attacks.md", "speed.md"))
+PAGES = tuple(RESULTS.parent / name for name in ("results.md", "methods.md", "attacks.md", "speed.md", "papers/fgr.md"))
 
 
 def filled(page: str) -> str:
