@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from robust_jax import data, models, parallel
 from robust_jax.config import build, optimizers
 from robust_jax.config.objects import NONE, Objects
+from robust_jax.data.datasets import is_own
 from robust_jax.evaluation import masking
 from robust_jax.objectives.objective import Objective, make_objective
 from robust_jax.training import checks
@@ -93,7 +94,7 @@ def prepare(config: ConfigDict, trust: Sequence[str] = (), objects: Objects = NO
     if source := config.attacks.get(config.select_by, {}).get("source"):
         saved_config.read_config(source, trust)  # restored at every validation
     dataset = build.load_dataset(config, objects)
-    if data.is_own(config.data.name):
+    if is_own(config.data.name):
         config = config.copy_and_resolve_references()
         config.data.fingerprint = data.fingerprint(dataset)
     checks.check_against(config, dataset)
