@@ -11,7 +11,7 @@ import pytest
 from robust_jax import models
 from robust_jax.attacks import ATTACKS, pgd
 from robust_jax.config import base, complete
-from robust_jax.evaluation import outcome_cache
+from robust_jax.evaluation import masking, outcome_cache
 from robust_jax.evaluation.attack import Attack, Source
 from robust_jax.evaluation.evaluate import evaluate
 from robust_jax.evaluation.from_config import attack_from
@@ -19,6 +19,7 @@ from robust_jax.evaluation.statistics import wilson_interval
 from robust_jax.evaluation.trial import Trial, attacked
 from robust_jax.losses import margin
 from robust_jax.spaces.threat_models import ThreatModel
+from robust_jax.workdir import runs
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -304,3 +305,36 @@ def test_curves_of_no_radii_or_too_many(curve, message):
 def test_curves_may_be_arrays():
     for curve in (np.array([0, 1.5]), jnp.array([0, 1.5]), [0, 1.5], tuple(np.float32([0, 1.5]))):
         assert Attack(pgd, ThreatModel("additive", "linf", 0.1), curve=curve).multiples() == [1.0, 1.5]
+
+
+def test_a_workdir_given_twice_is_measured_once_and_a_sweep_still_drawn(workdirs, tmp_path):
+    attacks = {"shift": dict(kind="fgsm", perturbation="additive", radius=0.05)}
+    reports = evaluate([workdirs[0], workdirs[0], workdirs[1]], attacks, limit=20, pictures=0)
+    assert list(reports) == list(map(str, workdirs))
+    (comparison,) = (tmp_path / "comparisons").glob("*/comparison.json")
+    assert json.loads(comparison.read_text())["sweep"]["values"] == [1.0, 0.0]
+
+
+def test_where_memory_runs_out_signs_are_looked_for_at_fewer_images(workdirs, monkeypatch, caplog):
+    original, counts = masking.probe, []
+
+    def small(logits_fn, images, *given, **options):
+        counts.append(len(images))
+        if len(images) > 16:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+        return original(logits_fn, images, *given, **options)
+
+    monkeypatch.setattr(masking, "probe", small)
+    weak = dict(kind="pgd", perturbation="additive", radius=0.05, steps=2, step_size=0.004, random_start=False)
+    (report,) = evaluate(workdirs[1], {"weak": weak}, limit=60, checks=60, pictures=0).values()
+    assert counts == [60, 30, 15] and "looked for at 15 images" in caplog.text
+    assert any(warning.startswith("other_losses:") for warning in report["warnings"])
+
+
+def test_another_checkpoint_than_was_asked_for_is_told(workdirs, monkeypatch):
+    restored = runs.restored
+    monkeypatch.setattr(runs, "restored", lambda *given: restored(*given)._replace(checkpoint="latest"))
+    attacks = {"shift": dict(kind="fgsm", perturbation="additive", radius=0.05)}
+    (report,) = evaluate(workdirs[0], attacks, limit=20, pictures=0).values()
+    assert report["checkpoint"] == "latest"
+    assert "checkpoint: the best one is damaged; this is the latest one, of step 7" in report["warnings"]
