@@ -39,6 +39,25 @@ def test_the_tables_of_the_pages_are_those_of_the_files(script):
         assert tables.filled(page.read_text()) == page.read_text(), page
 
 
+# Tables that are older than this rule, until they are measured again. None may be added.
+WITHOUT_A_FILE = {"attacks.md": 1, "methods.md": 5, "results.md": 1, "speed.md": 1}
+OF_ONE_FILE = ("flow_slope.md", "optimality.md", "reliability.md")  # written by programs, whole
+
+
+def test_measured_numbers_in_tables_have_a_file():
+    number = re.compile(r"\*{0,2}-?\d+\.\d+(?: ± [\d.]+)? ?%?\*{0,2}")
+
+    def is_measured(table):
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+        return sum(sum(bool(number.fullmatch(cell)) for cell in row) > 1 for row in rows) > 1
+
+    found = {}
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "papers").glob("*.md")):
+        outside = re.sub(r"<!-- (\w+\.json)[^>]*-->\n.*?<!-- end of \1 -->", "", page.read_text(), flags=re.DOTALL)
+        found[page.name] = sum(map(is_measured, re.findall(r"(?:^\|.*\n)+", outside, re.MULTILINE)))
+    assert {page: n for page, n in found.items() if n and page not in OF_ONE_FILE} == WITHOUT_A_FILE
+
+
 def test_every_file_of_a_table_is_on_a_page_and_says_where_its_numbers_come_from():
     names = ("results.md", "methods.md", "attacks.md", "speed.md", "optimality.md", "flow_slope.md", "masking.md")
     pages = "".join((ROOT / "docs" / name).read_text() for name in names)

@@ -629,6 +629,12 @@ def test_points_without_a_term_and_sources_that_do_not_exist_are_told_before_tra
     assert caplog.text == ""
 
 
+def test_a_schedule_that_ends_after_the_run_is_told_before_training(caplog):
+    late = dict(schedule__name="piecewise", schedule__boundaries=(0.5, 40.0), schedule__warmup_epochs=50.0)
+    training.prepare(config(**late))
+    assert "schedule: boundaries=40, warmup_epochs=50 is not reached in epochs=" in caplog.text
+
+
 def test_a_run_says_what_is_due():
     run = training.Run(config(checkpoint_every_steps=5), *[None] * 4, steps_per_epoch=4.0, total_steps=13)
     due = {step: "".join(name[0] for name, so in run.due(step)._asdict().items() if so) for step in range(1, 14)}
