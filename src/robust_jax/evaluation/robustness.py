@@ -167,7 +167,7 @@ def _source(name: str, attack: Attack, model: Any, measured: PerExample) -> Any:
       ValueError: it has another number of classes: labels that it lacks would count as broken, and not be tried.
     """
     source = as_argument(attack.source.logits_fn)  # type: ignore[union-attr]
-    few = jax.ShapeDtypeStruct((1, *np.shape(measured.images)[1:]), np.float32)
+    few = jax.ShapeDtypeStruct((1, *np.asarray(measured.images).shape[1:]), np.float32)
     own, there = (jax.eval_shape(lambda f, x: f(x), f, few).shape[-1] for f in (model, source))
     if own != there:
         raise ValueError(
