@@ -53,6 +53,15 @@ def test_a_state_comes_back_bit_for_bit_with_and_without_its_structure(tmp_path)
     assert plain["step"] == 12
 
 
+def test_hosts_agree_on_steps_that_float32_does_not_have(tmp_path, monkeypatch):
+    step = 2**24 + 1
+    with checkpoints.opened(tmp_path) as saved:
+        saved.save("latest", step, state().replace(step=np.int32(step)))
+    monkeypatch.setattr(checkpoints.parallel, "agreed", lambda tree: jax.tree.map(lambda x: float(np.float32(x)), tree))
+    with checkpoints.opened(tmp_path) as saved:
+        assert saved.resume(state()).step == step
+
+
 def test_the_newest_two_are_kept_and_a_step_is_replaced(tmp_path):
     with checkpoints.opened(tmp_path) as saved:
         for step in (1, 2, 3):
