@@ -88,10 +88,12 @@ def test_a_run_with_objects_learns_and_is_loaded_with_them(reference):
     saved = json.loads((workdir / "config.json").read_text())
     assert saved["data"]["name"].startswith("object:own#") and saved["model"]["name"].startswith("object:Net#")
     run = rj.load(workdir, dataset=PAIRS, model=net(seed=5))
-    images = data.to_float(run.dataset.test.take(np.arange(24))["image"])
+    batch = run.dataset.test.take(np.arange(24))
+    images = data.to_float(batch["image"])
+    np.testing.assert_array_equal(batch["label"], LABELS[96:][batch["id"]])
     module = run.model.module(run.variables)
     np.testing.assert_allclose(module(images), run.logits_fn(images), atol=1e-6)
-    assert (np.asarray(run.logits_fn(images)).argmax(-1) == LABELS[96:]).mean() > 0.5
+    assert (np.asarray(run.logits_fn(images)).argmax(-1) == batch["label"]).mean() > 0.5
 
 
 def test_a_run_with_objects_that_died_and_was_started_again_ends_with_the_same_bits(reference, tmp_path, monkeypatch):
