@@ -98,6 +98,17 @@ def balls(table: Table) -> dict[str, Any]:
     return {name: ball._asdict() for name, ball in table.universal.items()}
 
 
+def slim(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers of a run without what they say twice: its report has the attacks; of the settings, that which selects."""
+    settings, report = numbers["settings"], numbers["evaluation"]
+    selects = {name: attack for name, attack in settings["attacks"].items() if name == settings["select_by"]}
+    dropped = ("identity", "class_names", "name", "pictures")
+    return dict(numbers) | {
+        "settings": dict(settings) | {"attacks": selects},
+        "evaluation": {key: value for key, value in report.items() if key not in dropped},
+    }
+
+
 def add(path: Path, table: Table, row: str, seed: int, numbers: Mapping[str, Any], part: str = "seeds") -> None:
     """Adds the numbers of a run, or that it diverged; rows stay in the order of the table, and seeds in theirs."""
 
@@ -106,7 +117,8 @@ def add(path: Path, table: Table, row: str, seed: int, numbers: Mapping[str, Any
         found = {"label": table.rows[row].label} | {k: dict(rows.get(row, {}).get(k, {})) for k in empty}
         for other in empty:
             found[other].pop(str(seed), None)
-        found[part] = dict(sorted((found[part] | {str(seed): numbers}).items(), key=lambda entry: int(entry[0])))
+        kept_now = slim(numbers) if part == "seeds" else numbers
+        found[part] = dict(sorted((found[part] | {str(seed): kept_now}).items(), key=lambda entry: int(entry[0])))
         more = dict(rows) | {row: found}
         return {name: more[name] for name in table.rows if name in more}
 

@@ -236,6 +236,30 @@ def test_numbers_are_those_of_the_config_today_though_they_are_older_than_a_key_
     assert not todays(with_attacks(lambda attacks: {"flow_pgd": attacks["flow_pgd"]}))
 
 
+def test_columns_that_are_new_are_joined_to_those_of_the_same_network(script):
+    files, tables = script("table_files"), script("tables")
+    table = tables.TABLES["mnist_smooth"]["short"]
+    rows = json.loads((ROOT / "docs" / "results" / "mnist_smooth_short.json").read_text())["rows"]
+    whole = rows["silu_igr_l2"]["seeds"]["0"]
+    assert files.slim(whole) == whole  # twice is once
+    assert files.todays(whole, whole["settings"], table) == set(table.attacks)
+    assert files.todays(whole, whole["settings"] | {"epochs": 9}, table) == set()
+    stronger = dict(table.attacks) | {"flow_pgd": table.attacks["flow_pgd"] | {"steps": 99}}
+    columns = files.todays(whole, whole["settings"], table._replace(attacks=stronger))
+    assert columns == set(table.attacks) - {"flow_pgd"}
+    old = whole | {"evaluation": whole["evaluation"] | {"warnings": ["flow_pgd is weak", "flow_apgd is weak"]}}
+    entry = whole["evaluation"]["attacks"]["flow_pgd"] | {"accuracy": 0.25}
+    new = {"command": "later", "revision": "2", "hardware": "cpu", "settings": whole["settings"], "balls": {},
+           "broken": {"flow_pgd": "ff"}, "universal": {},
+           "evaluation": {"attacks": {"flow_pgd": entry}, "warnings": ["new"]}}  # fmt: skip
+    joined = files.joined(old, new, table, columns)
+    assert list(joined["evaluation"]["attacks"]) == list(table.attacks) == list(joined["broken"])
+    assert joined["evaluation"]["attacks"]["flow_pgd"]["accuracy"] == 0.25 and joined["broken"]["flow_pgd"] == "ff"
+    assert joined["evaluation"]["attacks"]["flow_apgd"] == whole["evaluation"]["attacks"]["flow_apgd"]
+    assert joined["evaluation"]["warnings"] == ["flow_apgd is weak", "new"]  # the weak attack is no more
+    assert joined["revision"] == whole["revision"] and joined["later"]["flow_pgd"]["revision"] == "2"
+
+
 def test_a_value_that_diverges_is_not_chosen_and_a_row_that_diverges_is_left_out(script, tmp_path, monkeypatch, capsys):
     reproduce, types = script("reproduce"), script("table_types")
 
@@ -279,7 +303,8 @@ def test_a_value_that_diverges_is_not_chosen_and_a_row_that_diverges_is_left_out
 
     worse = broken._replace(rows={"plain": broken.rows["plain"], "mine": rows["mine"], "fine": rows["plain"]})
     monkeypatch.setitem(reproduce.TABLES, "broken", {"short": worse})
-    monkeypatch.setattr(reproduce, "measure", lambda *_: {"seeds": {}})
+    nothing = {"settings": {"attacks": {}, "select_by": "clean"}, "evaluation": {}}
+    monkeypatch.setattr(reproduce, "measure", lambda *_: nothing)
     monkeypatch.setattr(reproduce, "rendered", str)
     with pytest.raises(ValueError, match="1 runs are missing:\nmine, seed 0: its weight is chosen to be like plain"):
         reproduce.main(type("Flags", (), options), [])

@@ -58,7 +58,7 @@ class Objective(NamedTuple):
     """A training objective: called as ``(model, images, labels, keys) -> (total, Outcome)``.
 
     Attributes:
-      find: ``(model, images, labels, keys [B], memory=None, steps_done=0, epoch=0.0, names=used) -> {NAME: Point}``,
+      find: ``(model, images, labels, keys, memory=None, steps_done=0, epoch=0.0, names=used) -> {NAME: Point}``,
         constants of the step. There is one key per example, so that the points do not depend on how a batch is split.
         Labels are classes ``[B]``, or soft ones ``[B, K]`` if all points and terms take them.
       loss: ``(model, found, labels, epoch=0.0) -> (total, Outcome)``, given the points.
