@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,8 @@ def whole(path: Path, measured: Mapping[str, Any]) -> str:
 
 def excerpt(path: Path, measured: Mapping[str, Any], rows: Sequence[str]) -> str:
     """Some rows, their accuracies alone."""
-    lines = _head([*_named(_shown(measured)), *measured["worst"]])
-    for row in (measured["rows"][name] for name in rows):
-        lines.append(f"| {_label(row)} | " + " | ".join(_cells(list(row["seeds"].values()), measured)) + " |")
+    heads = [*_named(_shown(measured)), *measured["worst"]]
+    lines = _lines(heads, [measured["rows"][name] for name in rows], lambda seeds: _cells(seeds, measured))
     return "\n".join([*lines, "", f"Accuracy in per cent; rows of {path.name}."])
 
 
@@ -52,8 +51,15 @@ def _cells(seeds: Sequence[Mapping[str, Any]], measured: Mapping[str, Any]) -> l
 
 def _each(rows: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
     """A table of rows under each of these attacks."""
-    cells = {_label(row): _attacked(list(row["seeds"].values()), columns) for row in rows.values() if row["seeds"]}
-    return [*_head(_named(columns)), *(f"| {label} | " + " | ".join(found) + " |" for label, found in cells.items())]
+    return _lines(
+        _named(columns), [row for row in rows.values() if row["seeds"]], lambda seeds: _attacked(seeds, columns)
+    )
+
+
+def _lines(heads: Sequence[str], rows: Sequence[Any], cells: Callable[[list[Any]], list[str]]) -> list[str]:
+    """A table with a line per row: its label, and the cells of its seeds."""
+    found = [[_label(row), *cells(list(row["seeds"].values()))] for row in rows]
+    return [*_head(heads), *("| " + " | ".join(line) + " |" for line in found)]
 
 
 def _shown(measured: Mapping[str, Any]) -> list[str]:

@@ -75,9 +75,7 @@ def load(
             return source.subset(np.arange(80)), source.subset(np.arange(80, 100))
     """
     parts = _parts(name, data_dir, {"size": size, "resize": resize, "test": test})
-    if is_own(name):
-        train, held_out, test_part = parts
-        parts = mixed(train), None if held_out is None else mixed(held_out), mixed(test_part)
+    parts = mixed(*parts) if is_own(name) else parts
     return of_parts(*parts, name=name, validation=validation, seed=seed)
 
 

@@ -195,8 +195,7 @@ def dataset(
                 f"{name}: the splits have images {list(first.image_shape)} of {first.num_classes} classes and "
                 f"{list(other.image_shape)} of {other.num_classes}: all need one shape and one set of classes."
             )
-    held_out = None if held_out is None else mixed(held_out)
-    return of_parts(mixed(first), held_out, mixed(tested), name=name, validation=fraction, seed=seed)
+    return of_parts(*mixed(first, held_out, tested), name=name, validation=fraction, seed=seed)
 
 
 def splits_of(given: Any) -> Dataset | tuple[Source, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -54,10 +55,10 @@ def of_parts(
     return Dataset(name, train.num_classes, train.image_shape, kept, held_out, test)
 
 
-def mixed(source: Source) -> Source:
-    """The examples in an order drawn once: the first n are of all classes even if the source is sorted by class."""
+def mixed(*sources: Source | None) -> tuple[Any, ...]:
+    """Each source in an order drawn once: its first n are of all classes even if it is sorted by class; None stays."""
     # RandomState, whose stream NumPy promises never to change.
-    return source.subset(np.random.RandomState(_TEST_SEED).permutation(len(source)))
+    return tuple(s and s.subset(np.random.RandomState(_TEST_SEED).permutation(len(s))) for s in sources)
 
 
 def split_off(source: Source, fraction: float) -> tuple[Source, Source]:
