@@ -7,8 +7,8 @@ only attacks are new or changed, and the run is still there, these alone are mea
 without the runs: neither a row that it has is trained again nor a weight that was tried. A row that diverges is told
 and left out, a value that is tried and diverges counts as an accuracy of 0. The numbers go to TABLE_SIZE.json in
 `--out`, each with its config, command, seed, hardware, seconds, versions and revision, and the table is printed.
-`--fraction=0.01` tries everything at one percent of its epochs and images; such a trial, and one with
-`--config.KEY=VALUE`, keeps its numbers in the folder of its runs.
+`--fraction=0.01` tries everything at one percent of its epochs and images, with the first seed alone; such a trial, and
+one with `--config.KEY=VALUE`, keeps its numbers in the folder of its runs.
 benchmarks/tables.py defines the tables, benchmarks/estimates.py says how long they take.
 """
 
@@ -66,6 +66,7 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
     # On a GPU attacks stop early, and those images that are left have to fill it.
     keys += ["evaluation.batch_size=2000"] if options.size == "full" else []
     name = f"{options.table}_{options.size}"
+    table = table._replace(seeds=table.seeds[:1]) if options.fraction < 1 else table
     place = Path(options.workdir).expanduser() / (name + (f"_{options.fraction:g}" if trial else ""))
     path = (place if trial else Path(options.out).expanduser()) / f"{name}.json"
     traced = trace()
