@@ -30,6 +30,7 @@ from origin import keep, source
 from robust_jax import cli
 from robust_jax.evaluation import flow_bounds, landscape_pictures, landscapes
 from robust_jax.workdir import runs
+from runs import classified_by_all
 
 flags.DEFINE_list("workdirs", [], "Of train.py, all on the same data.")
 flags.DEFINE_list("names", [], "What the pictures call them.")
@@ -48,9 +49,7 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
     start, out, origin = time.perf_counter(), Path(options.out), source()
     loaded = [runs.load(workdir, data_dir=options.data_dir) for workdir in options.workdirs]
     models = {name: run.logits_fn for name, run in zip(options.names, loaded, strict=True)}
-    images, labels = (jnp.asarray(np.asarray(v)) for v in loaded[0].examples(options.images))
-    right = np.all([np.asarray(jax.jit(f)(images)).argmax(-1) == labels for f in models.values()], 0)
-    images, labels = images[right], labels[right]
+    images, labels = map(jnp.asarray, classified_by_all(loaded, options.images))
     distances = draw(models, images, labels, options, out)
 
     found = {

@@ -1,4 +1,4 @@
-"""Shared by benchmarks: configs by name, the images of a finished run, and the rows that a flag names."""
+"""Shared by benchmarks: configs by name, the images of finished runs, and the rows that a flag names."""
 
 from __future__ import annotations
 
@@ -34,6 +34,13 @@ def correctly_classified(workdir: Path, count: int) -> tuple[runs.Trained, model
     images, labels = (np.asarray(v) for v in run.examples(min(4 * count, len(run.dataset.test))))
     right = np.flatnonzero(np.asarray(jax.jit(bound)(images)).argmax(-1) == labels)[:count]
     return run, bound, images[right], labels[right]
+
+
+def classified_by_all(loaded: Sequence[runs.Trained], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Those of the first ``count`` test images that all runs classify correctly, and their labels."""
+    images, labels = (np.asarray(v) for v in loaded[0].examples(count))
+    right = np.all([np.asarray(jax.jit(run.logits_fn)(images)).argmax(-1) == labels for run in loaded], 0)
+    return images[right], labels[right]
 
 
 def selected(rows: Mapping[str, Any], names: Sequence[str] | None) -> dict[str, Any]:
