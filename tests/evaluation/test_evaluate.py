@@ -328,6 +328,7 @@ def test_where_memory_runs_out_signs_are_looked_for_at_fewer_images(workdirs, mo
     weak = dict(kind="pgd", perturbation="additive", radius=0.05, steps=2, step_size=0.004, random_start=False)
     (report,) = evaluate(workdirs[1], {"weak": weak}, limit=60, checks=60, pictures=0).values()
     assert counts == [60, 30, 15] and "looked for at 15 images" in caplog.text
+    assert report["checks"] == 15
     assert any(warning.startswith("other_losses:") for warning in report["warnings"])
 
 

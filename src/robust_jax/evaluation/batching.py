@@ -6,7 +6,7 @@ A batch is a dict of equally long arrays: image, label, id, and mask, which is F
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from robust_jax.spaces import per_example
 Batch = Mapping[str, Any]
 Rows = dict[str, np.ndarray]
 """Arrays with one row per example."""
+Found = TypeVar("Found")
 
 
 def as_batches(batches: Any, size: int) -> Iterable[Batch]:
@@ -180,10 +181,30 @@ def in_parts(run: Callable[[Batch], Rows], batch: Batch, size: int | None) -> tu
             found = [run(_padded(few, part)) for few in slices]
             return {k: np.concatenate([rows[k] for rows in found]) for k in found[0]}, size
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) or part == 1:
+            if not out_of_memory(error) or part == 1:
                 raise
         size = -(-part // 2)
         logging.warning("Out of memory: continuing with %d examples at a time.", size)
+
+
+def as_many_as_fit(run: Callable[[int], Found], count: int) -> tuple[Found, int]:
+    """The result of ``run`` for a number of examples, which is halved until the memory suffices, and that number.
+
+    Raises:
+      jax.errors.JaxRuntimeError: any error of ``run`` but RESOURCE_EXHAUSTED, or that one for a single example.
+    """
+    while True:
+        try:
+            return run(count), count
+        except jax.errors.JaxRuntimeError as error:
+            if not out_of_memory(error) or count <= 1:
+                raise
+        count //= 2
+
+
+def out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
+    """Whether the memory did not suffice."""
+    return "RESOURCE_EXHAUSTED" in str(error)
 
 
 def on_host(found: Mapping[str, Array], real: Bool[np.ndarray, " b"]) -> Rows:

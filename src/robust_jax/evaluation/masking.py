@@ -16,13 +16,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Sequence
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from robust_jax import extensions
 from robust_jax.checks import checked_logits
 from robust_jax.evaluation import signs as package
+from robust_jax.evaluation.batching import as_many_as_fit
 from robust_jax.evaluation.outcomes import PerExample
 from robust_jax.evaluation.signs.define import NEEDS, Look, Sign, sign
 from robust_jax.options.signatures import checks_arguments
@@ -95,21 +95,19 @@ def glance(measured: PerExample, own: Sequence[Sign] = ()) -> list[str]:
       The warnings; none without a model, or for one that does not take these few images.
     """
     few = measured.images
-    count = 0 if few is None else len(few)
-    while few is not None and count:
-        images = jnp.asarray(few[:count])
-        look = Look(measured, measured.logits_fn, images, jnp.asarray(measured.label[:count]))
+    if few is None or not len(few):
+        return []
+
+    def found(count: int) -> list[str]:
+        images, labels = jnp.asarray(few[:count]), jnp.asarray(measured.label[:count])
+        look = Look(measured, measured.logits_fn, images, labels)
         try:
             look.logits  # noqa: B018
         except (TypeError, ValueError):
             return []
-        try:
-            return [warning for one in _needing(GLANCE, own) for warning in one(look)]
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-        count //= 2
-    return []
+        return [warning for one in _needing(GLANCE, own) for warning in one(look)]
+
+    return as_many_as_fit(found, len(few))[0]
 
 
 @checks_arguments

@@ -25,6 +25,7 @@ from robust_jax.data.batches import Batches
 from robust_jax.data.sources import Source
 from robust_jax.evaluation import masking, outcome_cache, report, stored
 from robust_jax.evaluation.attack import Attack
+from robust_jax.evaluation.batching import as_many_as_fit
 from robust_jax.evaluation.from_config import attack_from
 from robust_jax.evaluation.outcomes import PerExample
 from robust_jax.evaluation.robustness import robustness
@@ -123,7 +124,8 @@ def measure(
         summary = summarise(measured, masking.find(settings.signs))
         if checked := min(settings.checks, n):
             (few,) = batches(checked, checked)
-            summary["warnings"] += _further_warnings(logits_fn, few, checked, measured, settings, bar)
+            more, checked = _further_warnings(logits_fn, few, checked, measured, settings, bar)
+            summary["warnings"] += more
     if restored.checkpoint not in ("", settings.checkpoint):
         summary["warnings"].append(
             f"checkpoint: the {settings.checkpoint} one is damaged; this is the {restored.checkpoint} one, of step "
@@ -177,23 +179,23 @@ def _fingerprints(restored: Trained, attacks: Mapping[str, Attack], settings: Se
 def _further_warnings(
     logits_fn: models.BoundModel, batch: Mapping[str, Any], count: int, measured: PerExample, settings: Settings,
     bar: Bar,
-) -> list[str]:  # fmt: skip
+) -> tuple[list[str], int]:  # fmt: skip
     """Signs of masked gradients in more attacks on the first ``count`` images; `summarise` looks for the others.
 
-    If memory runs out, on half as many.
+    On fewer if memory runs out; their number is returned too.
     """
-    images, labels = (jnp.asarray(np.asarray(batch[name])[:count]) for name in ("image", "label"))
-    key = jax.random.key(settings.seed)
-    try:
+    images, labels = (jnp.asarray(np.asarray(batch[name])) for name in ("image", "label"))
+
+    def probe(few: int) -> list[str]:
+        if few < count:
+            logging.warning("Out of memory: signs of masked gradients are looked for at %d images.", few)
         return masking.probe(
-            logits_fn, images, labels, measured, key=key, own=masking.find(settings.signs), needs=("attacks",),
+            logits_fn, images[:few], labels[:few], measured, key=jax.random.key(settings.seed),
+            own=masking.find(settings.signs), needs=("attacks",),
             progress=lambda name: bar.phase(f"checking for masked gradients: {name}"),
         )  # fmt: skip
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error) or count == 1:
-            raise
-    logging.warning("Out of memory: signs of masked gradients are looked for at %d images.", count // 2)
-    return _further_warnings(logits_fn, batch, count // 2, measured, settings, bar)
+
+    return as_many_as_fit(probe, count)
 
 
 def _add_costs(
