@@ -247,9 +247,6 @@ def measure(
         report = evaluate(workdir, attacks, **config.evaluation.to_dict(), **place)[str(workdir)]
         per_example = np.load(stored.folder_of(workdir, report["name"]) / stored.EXAMPLES)
         broken = {name: packed(per_example[f"{name}/broken"]) for name in report["attacks"]}
-        report.pop("worst_case", None)  # of these attacks; that of the columns follows from `broken`
-        for accuracies in (report["clean"], *report["attacks"].values()):
-            accuracies.pop("per_class", None)  # which the workdir keeps
     universal = {}
     for name, ball in balls.items():
         threat = ThreatModel(ball.perturbation, "linf", ball.radius)

@@ -99,14 +99,22 @@ def balls(table: Table) -> dict[str, Any]:
 
 
 def slim(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers of a run without what they say twice: its report has the attacks; of the settings, that which selects."""
+    """Numbers of a run without what they say twice, or what its workdir keeps.
+
+    Its report has the attacks; of the settings, that which selects. The worst case follows from what each broke.
+    """
     settings, report = numbers["settings"], numbers["evaluation"]
     selects = {name: attack for name, attack in settings["attacks"].items() if name == settings["select_by"]}
-    dropped = ("identity", "class_names", "name", "pictures")
-    return dict(numbers) | {
-        "settings": dict(settings) | {"attacks": selects},
-        "evaluation": {key: value for key, value in report.items() if key not in dropped},
-    }
+    dropped = ("identity", "class_names", "name", "pictures", "worst_case")
+    thin = {key: value for key, value in report.items() if key not in dropped}
+    thin["attacks"] = {name: _whole(attack) for name, attack in report["attacks"].items()}
+    thin["clean"] = _whole(report["clean"])
+    return dict(numbers) | {"settings": dict(settings) | {"attacks": selects}, "evaluation": thin}
+
+
+def _whole(accuracies: Mapping[str, Any]) -> dict[str, Any]:
+    """Accuracies without those of each class."""
+    return {key: value for key, value in accuracies.items() if key != "per_class"}
 
 
 def add(path: Path, table: Table, row: str, seed: int, numbers: Mapping[str, Any], part: str = "seeds") -> None:

@@ -2,8 +2,8 @@
 
 python train.py --config=cifar10_reference_methods:adt --workdir=runs/adt [--config.model.name=resnet20]
 
-The methods are the functions of robust_jax.config.methods. These are the rows of the CIFAR-10 tables of
-benchmarks/tables.py.
+The methods are the functions of robust_jax.config.methods. Most rows of benchmarks/tables_cifar.py are of this config;
+those of the FGR paper, of local flatness and of the maxout network have others.
 """
 
 from ml_collections import ConfigDict

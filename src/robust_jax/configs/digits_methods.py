@@ -4,7 +4,7 @@ python train.py --config=digits_methods:trades --workdir=runs/digits_trades
 
 The methods are the functions of robust_jax.config.methods; docs/methods.md has their accuracies, from
 
-python benchmarks/compare.py --configs=digits_methods:all --seeds=0,1,2 --universal=100 --jobs=2
+python benchmarks/reproduce.py digits_methods
 """
 
 from ml_collections import ConfigDict

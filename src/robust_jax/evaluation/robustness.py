@@ -66,8 +66,9 @@ def robustness(
     """Measures every example, clean and under every attack.
 
     Random numbers are drawn from the example's id and the attack's name: they do not depend on the batch size, the
-    order or the other attacks. `rj.model` and `rj.bind` compile once for all weights; any other function, which may
-    read what has changed, at every call. If memory runs out, batches are halved until they fit.
+    order or the other attacks. Networks, also as `rj.model` and `rj.bind` return them, compile once for all weights; a
+    function without its weights, which may read what has changed, at every call. If memory runs out, batches are halved
+    until they fit.
 
     Args:
       logits_fn: images `[B, H, W, C]` in [0, 1] to logits `[B, K]`.
