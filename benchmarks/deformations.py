@@ -85,7 +85,8 @@ def draw(run: runs.Trained, images: np.ndarray, labels: np.ndarray, result: Any,
 def lengths(name: str, threat: ThreatModel, success: np.ndarray, delta: Any) -> dict[str, Any]:
     """The ball, the share of images that are fooled, and of flows the medians over these."""
     space = threat.perturbation.name
-    row = {"ball": "" if name in ("stadv", "adef") else f"{space} {threat.norm} {threat.radius}"}
+    radius = ", ".join(f"{entry:g}" for entry in np.ravel(threat.radius))
+    row = {"ball": "" if name in ("stadv", "adef") else f"{space} {threat.norm} {radius}"}
     row |= {"fooled, %": 100 * float(success.mean())}
     if space == "flow" and success.any():
         length = np.linalg.norm(np.asarray(delta)[success], axis=-1)
