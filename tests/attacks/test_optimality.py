@@ -7,54 +7,14 @@ beyond them. Where a bound is far from 0, the reason is beside it.
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from exact_optima import KINDS, UNITS
-from robust_jax import attacks
+from benchmarks.exact.optima import KINDS, UNITS
+from benchmarks.exact.probe import ENTRANTS, KEY, left_standing, supporting
 from robust_jax.spaces.threat_models import ThreatModel
 from simple_models import digits_network
-
-KEY = jax.random.key(0)
-ENTRANTS = {
-    "pgd": partial(attacks.pgd, steps=40, restarts=2),
-    "apgd": partial(attacks.apgd, steps=40, restarts=2),
-    "apgd_dlr": partial(attacks.apgd_dlr, steps=40, restarts=2),
-    "apgd_targeted": partial(attacks.apgd_targeted, steps=40),
-    "fab": partial(attacks.fab, steps=40),
-    "fab_targeted": partial(attacks.fab_targeted, steps=40),
-    "deepfool": attacks.deepfool,
-    "ddn": attacks.ddn,
-    "carlini_wagner": partial(attacks.carlini_wagner, steps=100),
-    "ead": partial(attacks.ead, steps=100),
-    "fmn": attacks.fmn,
-    "square": partial(attacks.square, queries=300),
-    "random_search": partial(attacks.random_search, samples=300),
-    "grid": partial(attacks.grid, points=(15, 9, 9)),
-}
-
-
-def left_standing(kind, norm, name):
-    """The share of images within reach that an attack leaves, over three radii: those with 1.02 distance <= radius."""
-    make, space, ranges = KINDS[kind]
-    model, images, labels, distances = make(norm)
-    low, high = ranges[norm]
-    chosen = np.flatnonzero((distances > low) & (distances < high))[:40]
-    images, labels, distances = jnp.asarray(images[chosen]), jnp.asarray(labels[chosen]), distances[chosen]
-    left = within = 0
-    for radius in np.quantile(distances, (0.3, 0.6, 0.9)):
-        threat = ThreatModel(space, norm, jax.tree.map(lambda unit, r=radius: float(unit * r), UNITS.get(space, 1.0)))
-        standing = ~np.asarray(ENTRANTS[name](model, images, labels, threat, key=KEY).success)
-        reachable = 1.02 * distances <= radius
-        # No attack finds what is not there; over flows and affine maps distances are those of a grid.
-        assert standing[distances > 1.2 * radius].all()
-        left, within = left + (standing & reachable).sum(), within + reachable.sum()
-    return left / within
-
 
 # Of linear models over flows and affine maps, and of a bowl: attack -> the share that it may leave.
 QUICK = [
@@ -134,12 +94,6 @@ NETWORK = {
     "flow/l1": (3.0, dict(pgd=0.1, apgd=0.1, apgd_targeted=0.1, square=0.45)),
     "affine/l1": (0.6, dict(pgd=0.2, apgd=0.1, apgd_targeted=0.05, square=0.1)),
 }
-
-
-def supporting(ball):
-    """The names of the attacks that have a meaning in a ball."""
-    only = {"ddn": "/l2/", "carlini_wagner": "/l2/", "ead": "/l1/", "grid": "affine/", "random_search": "affine/"}
-    return [name for name in ENTRANTS if only.get(name, "") in f"{ball}/"]
 
 
 @pytest.mark.slow

@@ -7,32 +7,24 @@ from functools import lru_cache
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from robust_jax import norms
 from robust_jax.spaces.threat_models import ThreatModel
 from robust_jax.spaces.warping import warp
-from simple_models import Linear
 
 SIDE = 5
 
 
-@jax.tree_util.register_pytree_node_class
-class Bowl:
+def _linear(weights, bias, images):
+    """``images @ weights + bias``."""
+    return images.reshape(len(images), -1) @ weights + bias
+
+
+def _bowl(middle, square, images):
     """Two classes, the first within a sphere: the margin ``‖x - middle‖² - square`` is convex."""
-
-    def __init__(self, middle, square):
-        self.middle, self.square = middle, square
-
-    def __call__(self, images):
-        inside = self.square - jnp.square(images.reshape(len(images), -1) - self.middle).sum(-1)
-        return jnp.stack([inside, -inside], -1)
-
-    def tree_flatten(self):
-        return (self.middle, self.square), None
-
-    @classmethod
-    def tree_unflatten(cls, _, leaves):
-        return cls(*leaves)
+    inside = square - jnp.square(images.reshape(len(images), -1) - middle).sum(-1)
+    return jnp.stack([inside, -inside], -1)
 
 
 def pool(seed, low=0.0, high=1.0, count=200):
@@ -48,7 +40,7 @@ def plane(classes, seed=0):
     """A linear model."""
     weights = np.random.default_rng(seed).normal(size=(SIDE**2, classes))
     bias = -weights.T @ np.full(SIDE**2, 0.5)  # so that grey is on the boundary
-    return Linear(jnp.asarray(weights, jnp.float32), jnp.asarray(bias, jnp.float32))
+    return Partial(_linear, jnp.asarray(weights, jnp.float32), jnp.asarray(bias, jnp.float32))
 
 
 UNITS = {"affine": (10.0, 1.0, 1.0)}
@@ -60,7 +52,7 @@ def linear_in_the_open(norm):
     model, images = plane(3), pool(1, 0.45, 0.55)
     logits = np.asarray(model(jnp.asarray(images)), np.float64)
     labels = logits.argmax(-1)
-    weights = np.asarray(model.weights, np.float64).T
+    weights = np.asarray(model.args[0], np.float64).T
     away = weights[labels][:, None] - weights[None]
     gain = np.asarray(norms.norm(jnp.asarray(away.reshape(-1, SIDE**2)), norms.dual(norm))).reshape(-1, 3)
     margins = logits[np.arange(len(labels)), labels][:, None] - logits
@@ -79,7 +71,7 @@ def bowl_in_the_open(norm):
     rate = {"l1": abs(offsets).max(-1), "l2": np.sqrt(inside), "linf": abs(offsets).mean(-1)}[norm]
     curve = lacking / {"l1": 1, "l2": 1, "linf": n}[norm]
     distances = np.sqrt(np.maximum(rate**2 + curve, 0)) - rate
-    model = Bowl(jnp.full(n, 0.49), jnp.float32(square))
+    model = Partial(_bowl, jnp.full(n, 0.49), jnp.float32(square))
     return model, images, np.zeros(len(images), int), np.where(lacking > 0, distances, 0)
 
 
@@ -89,7 +81,7 @@ def linear_over_flows(norm):
     model, images = plane(2, 3), jnp.asarray(pool(3))
     logits = np.asarray(model(images), np.float64)
     labels = logits.argmax(-1)
-    weights = np.asarray(model.weights, np.float64)
+    weights = np.asarray(model.args[0], np.float64)
     w = (weights[:, 1] - weights[:, 0]).reshape(SIDE, SIDE, 1) * np.where(labels == 0, 1, -1)[:, None, None, None]
     count = 100
     parts = np.linspace(0, 1, count + 1)  # of the budget, which in l2 is the squared size
