@@ -237,3 +237,22 @@ def test_two_hosts_of_two_devices_end_where_one_host_does(folder):
     # The checkpoint resumes, on one host as well.
     finish(train(folder, together, *short))
     assert len(lines(together)) == len(lines(alone))
+
+
+def test_hosts_that_would_train_different_things_end_before_the_first_step(folder):
+    workdir, address = folder / "different", f"127.0.0.1:{free_port()}"
+    processes = [train(folder, workdir, f"--config.seed={i}", f"--distributed={address},2,{i}") for i in range(2)]
+    results = [finish(process, status=2) for process in processes]
+    for _, err in results:
+        assert "the config of process 1 is not that of process 0" in err and "Traceback" not in err
+    assert not workdir.exists()
+
+
+@pytest.mark.slow
+def test_a_workdir_that_hosts_do_not_share_is_refused(folder):
+    address = f"127.0.0.1:{free_port()}"
+    processes = [train(folder, folder / f"own_{i}", f"--distributed={address},2,{i}") for i in range(2)]
+    for process in processes:
+        _, err = finish(process, status=2)
+        assert "is not the folder that processes [1] have under this name" in err and "Traceback" not in err
+    assert not (folder / "own_0" / ".shared").exists()

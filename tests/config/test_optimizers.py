@@ -120,6 +120,8 @@ def test_weight_decay_spares_batch_norm_where_so_configured():
     np.testing.assert_allclose(spared["Conv_0"]["bias"], 0.95)
     np.testing.assert_allclose(spared["Block"]["Dense_0"]["kernel"], 7 * 0.95)
     assert decayed(PARAMS)["Block"] == {"BatchNorm_1": {"scale": False, "bias": False}, "Dense_0": {"kernel": True}}
+    scaled_block = {"scale": 1.0, "Dense_0": {"kernel": 2.0, "bias": 3.0}}  # a scale beside layers is no norm's
+    assert decayed(scaled_block) == {"scale": True, "Dense_0": {"kernel": True, "bias": True}}
 
 
 def test_clip_norm_clips_the_global_norm_before_momentum_and_decay():

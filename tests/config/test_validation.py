@@ -29,6 +29,8 @@ def some():
 def test_number():
     assert number("8/255") == 8 / 255 and number("0.5") == 0.5 and number("1e-3") == 1e-3 and number(" 1 / 4 ") == 0.25
     assert number(("1/2", 3)) == (0.5, 3) and number(["1/2"]) == (0.5,)
+    for huge in ("1e1000000000", "1e1000000000/3", "nan", "inf"):
+        assert number(huge) == huge
     for other in ("l2", "flow", "a/b", "8/0", None, True, 3, ""):
         assert number(other) is other
 

@@ -116,3 +116,17 @@ def test_connections_are_made_through_the_listener():
     assert sorted(sockets) == [1, 2]
     made[2][0].sendall(b"x")
     assert sockets[2].recv(1) == b"x"
+
+
+def test_strangers_are_no_processes_and_those_that_are_missing_are_told():
+    listener = socket.create_server(("127.0.0.1", 0))
+    port, made = listener.getsockname()[1], {}
+    for told in (b"", b"GET ", (9).to_bytes(4, "big")):
+        with socket.create_connection(("127.0.0.1", port)) as stranger:
+            stranger.sendall(told)
+    other = threading.Thread(target=lambda: made.update({1: peers.connect(1, 2, None, "127.0.0.1", port, 5)}))
+    other.start()
+    assert list(peers.connect(0, 2, listener, "127.0.0.1", port, 5)) == [1]
+    other.join()
+    with pytest.raises(OSError):
+        peers.connect(0, 3, socket.create_server(("127.0.0.1", 0)), "127.0.0.1", port, 0.2)

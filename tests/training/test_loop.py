@@ -556,7 +556,7 @@ def test_bfloat16_computes_in_half_and_keeps_weights_and_loss_in_float32(tmp_pat
 
 
 def test_impossible_settings_fail_before_anything_is_written(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="sync_batch_norm|batch_norm_axis"):
+    with pytest.raises(ValueError, match="sync_batch_norm=True: the model 'tiny' has no BatchNorm"):
         train(config(sync_batch_norm=True), tmp_path / "a")
     with pytest.raises(ValueError, match="one_cycle has a warm-up of its own"):
         train(config(schedule__name="one_cycle", schedule__warmup_epochs=1.0), tmp_path / "a")
@@ -633,6 +633,21 @@ def test_a_schedule_that_ends_after_the_run_is_told_before_training(caplog):
     late = dict(schedule__name="piecewise", schedule__boundaries=(0.5, 40.0), schedule__warmup_epochs=50.0)
     training.prepare(config(**late))
     assert "schedule: boundaries=40, warmup_epochs=50 is not reached in epochs=" in caplog.text
+    caplog.clear()
+    training.prepare(config(schedule__boundaries=(1.0,)))
+    assert "schedule.boundaries have no effect with schedule.name=constant" in caplog.text
+
+
+def test_validation_computes_at_the_precision_of_training(tmp_path, monkeypatch):
+    original, found = training.robustness, []
+
+    def seen(*given, precision="float32", **options):
+        found.append(precision)
+        return original(*given, precision=precision, **options)
+
+    monkeypatch.setattr(training, "robustness", seen)
+    train(config(epochs=1.0, precision="tensorfloat32"), tmp_path / "run")
+    assert set(found) == {"tensorfloat32"}
 
 
 def test_a_run_says_what_is_due():

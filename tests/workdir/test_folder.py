@@ -92,6 +92,16 @@ def test_what_cannot_be_written_is_told_before_training(number, what, tmp_path, 
         pass
 
 
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told_and_used(number, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("fcntl.flock", failing(number))
+    with folder.claimed(tmp_path, 0):
+        pass
+    assert "is on a file system without locks" in caplog.text
+    with folder.claimed(tmp_path, 0):  # nothing that is left behind locks
+        pass
+
+
 def test_what_a_killed_process_left_is_removed_and_no_link_is_followed(tmp_path):
     outside = tmp_path / "outside"
     outside.write_text("mine")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
+from robust_jax.perturbations import additive, compose, flow
 from robust_jax.workdir import checkpoints, saved_config
 
 CONFIG = {"seed": 3, "terms": {"ce": {"weight": 1.0}}}
@@ -27,6 +31,19 @@ DAMAGE = {
     "a folder": (make_folder, "is a folder"),
     "missing": (lambda p: p.unlink(), "No such file"),
 }
+
+
+def test_a_config_is_kept_as_what_it_is():
+    numbers = {"steps": np.int64(3), "keep": np.bool_(True), "radius": np.float64(0.5), "names": jnp.arange(2)}
+    spaces = {"space": compose(flow, additive), "own": replace(flow, name="mine")}
+    kept = saved_config.plain(ConfigDict(numbers | spaces))
+    assert {name: kept[name] for name in numbers} == {"steps": 3, "keep": True, "radius": 0.5, "names": [0, 1]}
+    assert {name: kept[name] for name in spaces} == {"space": ["flow", "additive"], "own": "mine"}
+    assert type(kept["steps"]) is int and kept["keep"] is True
+    with pytest.raises(ValueError, match="'flow' is the name of a built-in perturbation"):
+        saved_config.plain(ConfigDict({"own": replace(flow, unit="")}))
+    with pytest.raises(ValueError, match="cannot keep a function.*module:name"):
+        saved_config.plain(ConfigDict({"loss": replace}))
 
 
 @pytest.mark.parametrize("kind", DAMAGE)

@@ -70,11 +70,19 @@ def create_model(
     options = dict(c["options"])
     if config["sync_batch_norm"]:
         options["batch_norm_axis"] = parallel.AXIS
-    return models.create(
-        objects.model or c["name"],
-        num_classes=num_classes, mean=c["mean"], std=c["std"], dtype=jnp.dtype(c["dtype"]), image_shape=image_shape,
-        **options,
-    )  # fmt: skip
+    try:
+        return models.create(
+            objects.model or c["name"],
+            num_classes=num_classes, mean=c["mean"], std=c["std"], dtype=jnp.dtype(c["dtype"]), image_shape=image_shape,
+            **options,
+        )  # fmt: skip
+    except ValueError as error:
+        if "no field 'batch_norm_axis'" not in str(error):
+            raise
+        raise ValueError(
+            f"sync_batch_norm=True: the model {c['name']!r} has no BatchNorm that could be synchronised "
+            f"(batch_norm_axis); leave it False."
+        ) from error
 
 
 def init_variables(model: Network, image_shape: tuple[int, ...], seed: int) -> dict[str, Any]:

@@ -72,9 +72,9 @@ def make_schedule(
 
 
 def decayed(params: Any) -> Any:
-    """A mask of the parameters that decay: all but the scales and biases of BatchNorm."""
+    """A mask of the parameters that decay: all but the scales and biases of layers that have nothing else."""
     if isinstance(params, Mapping):
-        norm = "scale" in params
+        norm = "scale" in params and params.keys() <= {"scale", "bias"}
         return {k: jax.tree.map(lambda _: False, v) if norm else decayed(v) for k, v in params.items()}
     return True
 

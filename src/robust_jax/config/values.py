@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import Any
 
@@ -12,7 +13,9 @@ def number(value: Any) -> Any:
         return tuple(map(number, value))
     if not isinstance(value, str):
         return value
-    try:
-        return float(Fraction(value.replace(" ", "")))
-    except (ValueError, ZeroDivisionError, OverflowError):  # no number, or one that no float holds
+    text = value.replace(" ", "")
+    try:  # a fraction is made of whole numbers: that of 1e1000000000 would fill the memory
+        found = float(Fraction(text)) if "/" in text else float(text)
+    except (ValueError, ZeroDivisionError, OverflowError):
         return value
+    return found if math.isfinite(found) else value  # no number, or one that no float holds

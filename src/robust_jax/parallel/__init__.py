@@ -20,10 +20,20 @@ from robust_jax.parallel.devices import (
     shard,
     spread,
 )
-from robust_jax.parallel.hosts import agreed, agreed_to_stop, has_peers, host, initialize, is_main, leave, watched
+from robust_jax.parallel.hosts import (
+    agreed,
+    agreed_to_stop,
+    gathered,
+    has_peers,
+    host,
+    initialize,
+    is_main,
+    leave,
+    watched,
+)
 
 __all__ = [
     "AXIS", "agreed", "agreed_to_stop", "check_batch_size", "device_count", "device_kind", "each", "everywhere",
-    "examples_at_a_time", "first", "following", "has_peers", "host", "initialize", "is_main", "leave", "loop", "mean",
-    "on_cpu", "pieces", "pmap", "replicate", "resident", "shard", "spread", "watched",
+    "examples_at_a_time", "first", "following", "gathered", "has_peers", "host", "initialize", "is_main", "leave",
+    "loop", "mean", "on_cpu", "pieces", "pmap", "replicate", "resident", "shard", "spread", "watched",
 ]  # fmt: skip

@@ -6,7 +6,7 @@ import itertools
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
+from jaxtyping import Int
 
 from robust_jax.parallel import peers
 
@@ -76,10 +77,12 @@ def watched(timeout: float, describe: Callable[[], str], agreed: type[BaseExcept
     except jax.errors.JaxRuntimeError as error:
         peers.end_process(f"Not all of the {count} processes answered: {str(error).splitlines()[0]}. Start all again.")
     address, port = bytes(np.asarray(told, np.uint8)).decode().split()
-    try:
-        sockets = peers.connect(index, count, listener, address, int(port), timeout)
-    except OSError as error:
-        logging.warning("The processes cannot watch each other: %s at %s:%s. Going on.", error, address, port)
+    sockets, why = _connected(index, count, listener, address, int(port), timeout)
+    if any(failed := gathered([int(bool(why))])[:, 0]):  # else those that are connected would take the others for lost
+        for connection in sockets.values():
+            connection.close()
+        why = why or f"process {int(np.argmax(failed))} is not connected"
+        logging.warning("The processes cannot watch each other: %s at %s:%s. Going on.", why, address, port)
         yield
         return
     watch = peers.Watch(index, count, sockets, timeout, describe, peers.end_process)
@@ -92,6 +95,16 @@ def watched(timeout: float, describe: Callable[[], str], agreed: type[BaseExcept
         watch.fail(f"{type(error).__name__}: {error}")
         raise
     watch.leave()
+
+
+def _connected(
+    index: int, count: int, listener: socket.socket | None, address: str, port: int, timeout: float
+) -> tuple[dict[int, socket.socket], str]:
+    """The sockets to the other processes; none, and why, if one of them cannot be had."""
+    try:
+        return peers.connect(index, count, listener, address, port, timeout), ""
+    except OSError as error:
+        return {}, str(error) or type(error).__name__
 
 
 def _own_address() -> str:
@@ -147,3 +160,9 @@ def agreed(tree: Any) -> Any:
     if jax.process_count() == 1:
         return tree
     return jax.tree.map(float, multihost_utils.broadcast_one_to_all(tree))
+
+
+def gathered(numbers: Sequence[int]) -> Int[np.ndarray, "processes n"]:
+    """The numbers of every process, each from 0 to 2^31 - 1."""
+    own = np.asarray(numbers, np.int32)
+    return own[None] if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(own))

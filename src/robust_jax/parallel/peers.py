@@ -150,13 +150,24 @@ def connect(
         connection.sendall(index.to_bytes(4, "big"))
         connection.settimeout(timeout)
         return {0: connection}
-    listener.settimeout(timeout)
     sockets: dict[int, socket.socket] = {}
-    while len(sockets) < count - 1:
-        connection, _ = listener.accept()
-        connection.settimeout(timeout)
-        sockets[int.from_bytes(connection.recv(4, socket.MSG_WAITALL), "big")] = connection
-    listener.close()
+    end = time.monotonic() + timeout
+    try:
+        while len(sockets) < count - 1:
+            listener.settimeout(max(end - time.monotonic(), 0.01))
+            connection, _ = listener.accept()
+            connection.settimeout(timeout)
+            told = connection.recv(4, socket.MSG_WAITALL)
+            if len(told) == 4 and 0 < (peer := int.from_bytes(told, "big")) < count and peer not in sockets:
+                sockets[peer] = connection
+            else:  # a stranger, such as a scan of ports
+                connection.close()
+    except OSError:
+        for connection in sockets.values():
+            connection.close()
+        raise
+    finally:
+        listener.close()
     return sockets
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,12 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from robust_jax import data, models
+from robust_jax import data, models, parallel
 from robust_jax.config import build
 from robust_jax.config.objects import Objects
 from robust_jax.config.validation import check_images
 from robust_jax.data.known import STATISTICS
+from robust_jax.workdir import saved_config
 
 
 def check_against(config: ConfigDict, dataset: data.Dataset) -> None:
@@ -45,6 +48,26 @@ def check_logits(name: str, model: models.Network, variables: Mapping[str, Any],
         )
 
 
+def check_hosts_agree(config: ConfigDict, dataset: data.Dataset, state: Any) -> None:
+    """Raises ValueError if hosts would train different things, whose gradients would be averaged all the same."""
+    if not parallel.has_peers():
+        return
+    splits = [len(split) for split in (dataset.train, dataset.validation, dataset.test)]
+    leaves = b"".join(np.ascontiguousarray(leaf).tobytes() for leaf in jax.tree.leaves(state))
+    own = {
+        "config": json.dumps(saved_config.decisive(config), sort_keys=True).encode(),
+        "number of images": str(splits).encode(),
+        "first weights": leaves,
+    }
+    found = parallel.gathered([zlib.crc32(content) >> 1 for content in own.values()])
+    for name, numbers in zip(own, found.T, strict=True):
+        if others := np.flatnonzero(numbers != numbers[0]).tolist():
+            raise ValueError(
+                f"the {name} of process {', '.join(map(str, others))} is not that of process 0: start all hosts with "
+                f"the same command, from the same files, with the same data and versions."
+            )
+
+
 def warn(config: ConfigDict, objects: Objects) -> None:
     """Warns of what may be meant, and probably is not."""
     _warn_of_unused_points(config)
@@ -69,8 +92,10 @@ def _warn_of_missing_sources(config: ConfigDict) -> None:
 
 
 def _warn_of_schedule(config: ConfigDict) -> None:
-    """Decays or a warm-up beyond the end: often only ``epochs`` was changed."""
+    """Decays or a warm-up beyond the end: often only ``epochs`` was changed. Or decays without a schedule."""
     schedule, ends = config.schedule, config.epochs
+    if schedule.boundaries and schedule.name == "constant":
+        logging.warning("schedule.boundaries have no effect with schedule.name=constant: piecewise takes them.")
     late = [f"boundaries={b:g}" for b in schedule.boundaries if b >= ends] if schedule.name == "piecewise" else []
     late += [f"warmup_epochs={schedule.warmup_epochs:g}"] if schedule.warmup_epochs >= ends else []
     if late:

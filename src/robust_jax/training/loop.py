@@ -22,6 +22,7 @@ from robust_jax.evaluation import from_config
 from robust_jax.evaluation.robustness import robustness
 from robust_jax.files import folder_name
 from robust_jax.training import stopping
+from robust_jax.training.checks import check_hosts_agree
 from robust_jax.training.log import TrainingLog, announce
 from robust_jax.training.metrics import Metrics
 from robust_jax.training.run import Run, prepare
@@ -90,8 +91,10 @@ def train(
     config = complete(objects.named(config))
     tellers = list(dict.fromkeys([*find_writers(config.writers), *find_writers(writers)]))
     with jax.default_matmul_precision(config.precision):
+        saved_config.plain(config)  # what no file can keep is told before any data is read
         run, state = prepare(config, trust, objects)
         config = run.config
+        check_hosts_agree(config, run.dataset, state)
         size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(state))
         with folder.claimed(workdir, size), folder.explained(workdir):
             runs.claim(config, workdir, run.total_steps)
@@ -236,7 +239,8 @@ def _validate(run: Run, state: TrainState, requests: stopping.Requests) -> dict[
         data.Batches(split, count, config.evaluation.batch_size, config.data.eval_resize), requests
     )
     logits_fn = models.bind(run.model, parallel.everywhere(runs.evaluation_variables(vars(state))))
-    measured = robustness(logits_fn, batches, chosen, key=jax.random.key(config.seed), place=parallel.spread)
+    measured = robustness(logits_fn, batches, chosen, key=jax.random.key(config.seed), place=parallel.spread,
+                          precision=config.precision)  # fmt: skip
     broken = {n: float(1 - outcome.broken.mean()) for n, outcome in measured.attacks.items()}
     return parallel.agreed({"clean": float(measured.correct.mean())} | broken)
 

@@ -154,11 +154,16 @@ class Checkpoints:
             logging.warning(
                 "%s holds no checkpoint: going on from %s.", self._directory / KINDS[0], self._path(kind, step)
             )
-        return (
-            found
-            if found is not None
-            else Restored(kind, step, self._path(kind, step), *self._read(kind, step, template))
-        )
+        if found is not None:
+            return found
+        path = self._path(kind, step)
+        try:
+            return Restored(kind, step, path, *self._read(kind, step, template))
+        except integrity.DamagedError as error:
+            raise CheckpointError(
+                f"{path}, from which process 0 goes on, cannot be read here ({error}): the workdir must lie on storage "
+                f"that all hosts share."
+            ) from error
 
     def close(self) -> None:
         """Waits until all writing has ended."""

@@ -6,14 +6,16 @@ import errno
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import filelock
+import numpy as np
 from absl import logging
 
-from robust_jax import parallel
+from robust_jax import files, parallel
 
 LOCK = ".lock"
 
@@ -54,11 +56,17 @@ def claimed(workdir: Path, needed: int) -> Iterator[None]:
       WorkdirError: another process trains in it, it cannot be written, or there is no room for a checkpoint. In a
         multi-host run process 0 alone asks, and all raise.
     """
-    lock = filelock.FileLock(workdir / LOCK)
+    lock = filelock.FileLock(workdir / LOCK, fallback_to_soft=False)  # one that is left behind locks nothing
     why = _obstacle(workdir, lock, needed) if parallel.is_main() else ""
     if parallel.agreed(float(bool(why))):
         lock.release()
         raise WorkdirError(why or f"process 0 cannot use {workdir}; it says why.")
+    if parallel.has_peers() and (strangers := _strangers(workdir)):
+        lock.release()
+        raise WorkdirError(
+            f"{workdir} of process 0 is not the folder that processes {strangers} have under this name: the workdir of "
+            f"a multi-host run must lie on storage that all hosts share."
+        )
     try:
         yield
     finally:
@@ -91,10 +99,37 @@ def _obstacle(workdir: Path, lock: filelock.BaseFileLock, needed: int) -> str:
     return ""
 
 
+def _strangers(workdir: Path) -> list[int]:
+    """The processes that do not see what process 0 writes into the folder."""
+    note, token = workdir / ".shared", str(parallel.agreed(float(os.getpid())))
+    if parallel.is_main():
+        files.write_atomically(note, token.encode())
+    parallel.gathered([0])  # it is written
+    seen = parallel.is_main() or _is_seen(note, token)
+    strangers = np.flatnonzero(parallel.gathered([int(seen)])[:, 0] == 0).tolist()
+    if parallel.is_main():
+        note.unlink(missing_ok=True)
+    return strangers
+
+
+def _is_seen(note: Path, token: str, seconds: float = 30.0) -> bool:
+    """Whether a file has this text now or soon: network file systems show a new one late."""
+    end = time.monotonic() + seconds
+    while True:
+        with suppress(OSError):
+            if note.read_text() == token:
+                return True
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.2)
+
+
 def _take(lock: filelock.BaseFileLock, workdir: Path) -> None:
     try:
         lock.acquire(timeout=0)
-    except NotImplementedError:
+    except OSError as error:
+        if error.errno not in _WITHOUT_LOCKS:
+            raise
         logging.warning("%s is on a file system without locks: see to it that one process at a time trains.", workdir)
 
 
@@ -124,6 +159,9 @@ def try_to_write(folder: Path, name: str = ".probe") -> None:
     finally:
         probe.unlink(missing_ok=True)
 
+
+# File systems without locks.
+_WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 # Failures of the disk, not of the program.
 _OF_THE_DISK = {

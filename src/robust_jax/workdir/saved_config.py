@@ -9,6 +9,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from absl import logging
 from flax.traverse_util import flatten_dict
@@ -19,6 +20,8 @@ from robust_jax.config.defaults import CHOICES, RANGES, base
 from robust_jax.config.validation import KINDS, with_defaults
 from robust_jax.extensions import check_name, check_trust, choose
 from robust_jax.options import REQUIRED
+from robust_jax.options.hints import described
+from robust_jax.spaces import registry
 from robust_jax.spaces.perturbations import Perturbation
 from robust_jax.workdir import checkpoints, integrity
 
@@ -71,9 +74,18 @@ def _copy(workdir: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:
-    """The config in the form that JSON has for it; a perturbation of the user's own is its name."""
+    """The config in the form that JSON has for it; a perturbation of the user's own is its name.
+
+    Raises:
+      ValueError: a value that a file cannot keep, or a perturbation of one's own under the name of a built-in one.
+    """
     result: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=_plain))
     return result
+
+
+def decisive(config: ConfigDict) -> dict[str, Any]:
+    """What of a config changes weights, by its path."""
+    return {key: value for key, value in _flat(plain(config)).items() if _is_fixed(key)}
 
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> dict[str, tuple[Any, Any]]:
@@ -112,7 +124,26 @@ def _is_fixed(key: str) -> bool:
 
 def _plain(value: Any) -> Any:
     """For json: a user's perturbation, or a number or an array of NumPy or JAX."""
-    return value.name if isinstance(value, Perturbation) else np.asarray(value, float).tolist()
+    if isinstance(value, Perturbation):
+        return _names(value)
+    if isinstance(value, np.generic | np.ndarray | jax.Array):
+        return np.asarray(value).tolist()
+    raise ValueError(
+        f"a config cannot keep {described(value)}, since it is written to a file: name what is your own as "
+        f"'module:name'."
+    )
+
+
+def _names(space: Perturbation) -> Any:
+    """What a perturbation is found by later: its name, or those of its parts."""
+    if space.parts:
+        return [_names(part) for part in space.parts]
+    if registry.built_in().get(space.name, space) is not space:
+        raise ValueError(
+            f"perturbation={space.name!r} is the name of a built-in perturbation, which an evaluation would take for "
+            f"yours: give yours another name."
+        )
+    return space.name
 
 
 def swept(configs: Sequence[ConfigDict]) -> tuple[str, list[Any]] | None:
