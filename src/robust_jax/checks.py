@@ -205,6 +205,8 @@ def _reason(error: Exception) -> str:
             "it uses values that JAX traces, in NumPy, int() or an if. Write it in jax.numpy, or for attacks without "
             "gradients give robust_jax.attacks.black_box(function, num_classes). "
         )
+    if type(error).__name__ == "TraceContextError":
+        return "it changes its own variables, as BatchNorm does in training: give robust_jax.model(network). "
     if isinstance(error, TypeError) and "'train'" in str(error):
         return "its module takes no train: give lambda images: module.apply(variables, images). "
     return ""
@@ -288,12 +290,23 @@ def check_threat(threat: Any, images: Any) -> None:
     check_layout(space, images)
     warn_of_radius(threat)
     jax.eval_shape(lambda x: threat_models.in_radii(threat, space.zeros(x)), images)  # whether the radius fits δ
-    if not _concrete(images) or not len(images):
-        return
+    check_space(space, images)
+
+
+def check_space(space: Perturbation, images: Any) -> None:
+    """Raises ValueError for a perturbation of the user's own that changes an image at δ = 0, or has one δ for all."""
     for part in space.parts or (space,):
         if part in registry.built_in().values():
             continue
-        one = np.asarray(images)[:1]
+        two = jax.eval_shape(part.zeros, jax.ShapeDtypeStruct((2, *images.shape[1:]), images.dtype))
+        if shared := [leaf.shape for leaf in jax.tree.leaves(two) if leaf.shape[:1] != (2,)]:
+            raise ValueError(
+                f"perturbation {part.name}: zeros(images) must have an entry for each image, [B, ...]; for 2 images it "
+                f"is {shared[0]}. One δ for all images is for attacks.universal_gradient and the like to make."
+            )
+        if not _concrete(images) or not len(images):
+            continue
+        one: Any = np.asarray(images)[:1]
         with jax.ensure_compile_time_eval():
             zeros = part.zeros(one)
             same = np.asarray(part.apply(one, zeros))

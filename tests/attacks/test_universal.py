@@ -304,3 +304,13 @@ def test_digits_are_seen_as_the_target(digits, method):
     check_result(model, result, images, threat, jnp.full(100, target), targeted=True)
     held = (model(apply_universal(threat, held_out, result.delta[:1])).argmax(-1) == target).mean()
     assert result.success.mean() >= 0.5 and held >= 0.5, (result.success.mean(), held)
+
+
+def test_deltas_of_single_images_are_no_universal_one():
+    images = sample()
+    delta = jnp.broadcast_to(jnp.linspace(0, 0.1, len(images))[:, None, None, None], images.shape)
+    with pytest.raises(ValueError, match="delta has 10 entries that differ, and one δ is for all images"):
+        apply_universal(THREATS[0], images, delta)
+    np.testing.assert_array_equal(
+        apply_universal(THREATS[0], images, delta[:1]), apply_universal(THREATS[0], images, delta[:1].repeat(10, 0))
+    )

@@ -83,3 +83,28 @@ def test_an_image_whose_boundary_is_too_far_has_an_infinite_distance_and_a_wrong
         linear, IMAGES, labels, rj.ThreatModel("additive", "linf", 1e-6), key=KEY, steps=5
     )
     np.testing.assert_array_equal(found.distance, [0, np.inf, np.inf])
+
+
+def test_a_loss_is_one_per_image_or_a_name():
+    delta = jnp.zeros_like(IMAGES)
+
+    def mean(logits, labels):
+        return losses.cross_entropy(logits, labels).mean()
+
+    for call in (
+        lambda loss: landscapes.loss_surface(linear, IMAGES, LABELS, ADDITIVE, delta, key=KEY, loss=loss).loss,
+        lambda loss: landscapes.loss_gradients(linear, IMAGES, LABELS, loss).image,
+        lambda loss: flow_bounds.loss_change(linear, IMAGES, LABELS, ADDITIVE, delta, loss),
+    ):
+        np.testing.assert_array_equal(call("margin"), call(losses.margin))
+        with pytest.raises(ValueError, match="one float per example|one loss per image"):
+            call(mean)
+
+
+@pytest.mark.parametrize(
+    "images, labels, message",
+    [(IMAGES, LABELS - 1, "range from -1"), (IMAGES, LABELS + 7, "2 classes"), (9 * IMAGES, LABELS, "divide bytes")],
+)
+def test_the_change_of_a_loss_is_that_of_images_and_labels_that_fit(images, labels, message):
+    with pytest.raises(ValueError, match=message):
+        flow_bounds.loss_change(linear, images, labels, ADDITIVE, jnp.zeros_like(images))

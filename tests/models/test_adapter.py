@@ -264,3 +264,55 @@ def test_a_linen_module_with_arrays_for_fields_is_compared_by_them(compilations)
             function(other, IMAGES, LABELS, threat, key=KEY).success,
             other(function(other, IMAGES, LABELS, threat, key=KEY).images).argmax(-1) != LABELS,
         )
+
+
+@pytest.mark.parametrize("with_key", [True, False])
+def test_a_haiku_network_that_trains_by_default_is_used_as_in_evaluation(with_key):
+    hk = pytest.importorskip("haiku")
+
+    def forward(x, is_training=True):
+        x = hk.BatchNorm(True, True, 0.9)(hk.Flatten()(x), is_training)
+        return hk.Linear(3)(x)
+
+    network = hk.transform_with_state(forward)
+    variables = network.init(jax.random.PRNGKey(0), IMAGES)
+    expected = network.apply(*variables, None, IMAGES, is_training=False)[0]
+    given = network if with_key else hk.without_apply_rng(network)
+    np.testing.assert_allclose(rj.model(given, variables)(IMAGES), expected, rtol=1e-6)
+
+
+def test_an_equinox_network_may_have_a_state_and_says_that_it_takes_single_images():
+    eqx = pytest.importorskip("equinox")
+
+    class Net(eqx.Module):
+        conv: eqx.nn.Conv2d
+        norm: eqx.nn.BatchNorm
+
+        def __init__(self, key):
+            self.conv = eqx.nn.Conv2d(2, 3, 3, key=key)
+            self.norm = eqx.nn.BatchNorm(3, axis_name="batch", mode="ema")
+
+        def __call__(self, x, state):
+            x, state = self.norm(self.conv(x), state)
+            return x.mean((1, 2)), state
+
+    network, state = eqx.nn.make_with_state(Net)(jax.random.key(0))
+    inference = eqx.nn.inference_mode(network)
+    expected = jax.vmap(lambda x: inference(x, state)[0])(jnp.moveaxis(IMAGES, -1, 1))
+    logits_fn = rj.model(network, state, channels_first=True, per_image=True)
+    np.testing.assert_allclose(logits_fn(IMAGES), expected, rtol=1e-6)
+    with pytest.raises(ValueError, match="takes single images: give per_image=True"):
+        rj.model(network, state, channels_first=True)(IMAGES)
+
+
+def test_parameters_without_the_name_of_their_collection_are_told():
+    variables = Linen().init(KEY, IMAGES)
+    for given in (rj.model, rj.bind):
+        with pytest.raises(ValueError, match=r"no 'params': give \{'params': params\}"):
+            given(Linen(), variables["params"])
+
+
+def test_a_module_in_train_mode_that_is_given_as_it_is_is_told():
+    pixels = rj.ThreatModel("additive", "linf", 0.1)
+    with pytest.raises(ValueError, match=r"changes its own variables, as BatchNorm does.*give robust_jax.model"):
+        rj.attacks.pgd(NNXBN(nnx.Rngs(0)), IMAGES, LABELS, pixels, key=KEY, steps=1)

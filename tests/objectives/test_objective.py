@@ -12,7 +12,7 @@ import pytest
 
 import robust_jax as rj
 from robust_jax.objectives import points as at_points
-from robust_jax.objectives.inputs import Model
+from robust_jax.objectives.inputs import Model, as_model
 from robust_jax.objectives.objective import make_objective
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -429,3 +429,9 @@ def test_labels_that_are_no_classes_are_refused_and_one_key_serves_all():
     assert one == each
     with pytest.raises(ValueError, match="key holds 2 keys for 5 images"):
         objective(model, images, np.zeros(B, int), jax.random.split(key))
+
+
+def test_a_model_whose_training_returns_no_state_is_told():
+    only_logits = as_model(Model(train=lambda x: x.reshape(len(x), -1), eval=lambda x: x.reshape(len(x), -1)))
+    with pytest.raises(ValueError, match=r"model.train must return \(logits, new state\), and returned"):
+        only_logits.train(jnp.zeros((2, 2, 2, 1)))

@@ -376,3 +376,22 @@ def test_finite_differences_are_refused_in_half_precision(half):
     images = jnp.full((2, 3, 3, 1), 0.5, half)
     with pytest.raises(ValueError, match="method=finite_difference moves images by 0.0001, which is rounded away"):
         gradient_norm(lambda x: x.sum((1, 2, 3)) ** 2, images, "additive", method="finite_difference")
+
+
+def test_a_perturbation_of_ones_own_has_an_entry_for_each_image_and_changes_nothing_at_0():
+    images, loss_fn = binary_images(np.float32), bound(parameters(dtype=np.float32))
+    one = Perturbation(lambda x: jnp.zeros((1, *x.shape[1:])), lambda x, d: x + d, "patch")
+    darker = Perturbation(lambda x: jnp.zeros((len(x), 1)), lambda x, d: x * 0.5 + d[:, :, None, None], "darker")
+    for call in (gradient_norm, lambda f, x, space: first_order_gain(f, x, ThreatModel(space, "linf", 0.1))):
+        with pytest.raises(ValueError, match=r"patch: zeros\(images\) must have an entry for each image.*\(1, "):
+            call(loss_fn, images, one)
+        with pytest.raises(ValueError, match="darker: apply.* must return images unchanged"):
+            call(loss_fn, images, darker)
+
+
+def test_a_perturbation_of_ones_own_takes_images_of_another_precision_than_its_delta():
+    lighting = Perturbation(lambda x: jnp.zeros((len(x), 1)), lambda x, d: (x + d[:, :, None, None]).astype(x.dtype),
+                               "lighting")  # fmt: skip
+    images = jnp.full((2, 3, 3, 1), 0.5, jnp.bfloat16)
+    found = gradient_norm(lambda x: x.astype(jnp.float32).sum((1, 2, 3)), images, lighting, power=1)
+    np.testing.assert_allclose(found, 9.0)

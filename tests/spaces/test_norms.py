@@ -42,7 +42,8 @@ def test_value(norm, power):
     np.testing.assert_allclose(value(x, norm, power), reference(x, norm) ** power, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name, p", [("l1", 1), ("l1", 1.0), ("l2", 2), ("linf", math.inf), ("linf", float("inf"))])
+@pytest.mark.parametrize("name, p", [("l1", 1), ("l1", 1.0), ("l2", 2), ("linf", math.inf), ("linf", float("inf")),
+                                     ("l2", np.float32(2)), ("l1", np.int64(1))])  # fmt: skip
 def test_names_are_numbers(name, p):
     assert norms.exponent(name) == norms.exponent(p)
     assert norms.exponent(norms.dual(name)) == norms.exponent(norms.dual(p))

@@ -234,3 +234,10 @@ def test_a_radius_that_does_not_fit_the_delta_is_an_error_everywhere(threat, ima
 )
 def test_the_unit_says_what_linf_bounds(space, norm, words):
     assert threat_models.unit(ThreatModel(space, norm, 0.155)) == words
+
+
+def test_threat_models_are_equal_if_all_their_numbers_are():
+    one, same, other = (ThreatModel("affine", "linf", (10.0, 1.0, shift)) for shift in (1.0, 1.0, 2.0))
+    assert one == same and hash(one) == hash(same) and one != other and one != "affine"
+    assert ThreatModel("flow", "linf", 1.0) != ThreatModel("flow", "l2", 1.0)
+    assert ThreatModel(("flow", "additive"), "linf", (1.0, 0.1)) == ThreatModel(("flow", "additive"), "linf", (1, 0.1))

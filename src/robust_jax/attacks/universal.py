@@ -324,6 +324,12 @@ def _check_delta(threat: ThreatModel, images: Images, delta: Delta) -> None:
             f"delta has the shape {_joined(shapes[1])} for each image, but {threat.perturbation.name} takes "
             f"{_joined(shapes[0])} for images {images.shape}: give a δ made for images like these."
         )
+    for leaf in jax.tree.leaves(delta):
+        if not isinstance(leaf, jax.core.Tracer) and (np.asarray(leaf) != np.asarray(leaf)[:1]).any():
+            raise ValueError(
+                f"delta has {len(leaf)} entries that differ, and one δ is for all images: give that one, [1, ...], or "
+                f"apply each to its own image, threat.perturbation.apply(images, delta)."
+            )
 
 
 def _joined(shapes: list[tuple[int, ...]]) -> str:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from robust_jax import losses
 from robust_jax.attacks.compiled import as_argument
 from robust_jax.attacks.result import LogitsFn, clip_box
+from robust_jax.checks import check_batch, check_threat
 from robust_jax.evaluation.landscapes import loss_gradients
 from robust_jax.losses import LossFn
 from robust_jax.options.signatures import checks_arguments
@@ -69,7 +70,9 @@ def flow_bounds(
     Raises:
       ValueError: another threat model.
     """
-    if threat.perturbation is not flow or threat.norm not in ("linf", "l2") or np.ndim(threat.radius):
+    known = {np.inf: "linf", 2.0: "l2"}
+    norm = known.get(norms.exponent(threat.norm) or 0) if threat.perturbation is flow else None
+    if norm is None or np.ndim(threat.radius):
         raise ValueError(
             f"flow_bounds: {threat.perturbation.name} in {threat.norm} of radius {threat.radius} has no closed form "
             f"here: give ThreatModel('flow', 'linf' or 'l2', a number)."
@@ -78,7 +81,7 @@ def flow_bounds(
     ahead, behind = _sides(images)
     gains = [(gradients.image * side).sum(-1) for side in (*ahead, *behind)]
     steepest = jnp.maximum(jnp.maximum(jnp.stack(gains[:2], -1), -jnp.stack(gains[2:], -1)), 0)
-    stretch = _stretch(ahead, behind, threat.norm) * jnp.asarray(threat.radius)
+    stretch = _stretch(ahead, behind, norm) * jnp.asarray(threat.radius)
     return FlowBounds(
         threat_models.gain(threat, steepest),
         norms.norm(gradients.image, "l2") * stretch,
@@ -109,16 +112,18 @@ def _stretch(ahead: tuple[Array, Array], behind: tuple[Array, Array], norm: str)
 @checks_arguments
 def loss_change(
     logits_fn: LogitsFn, images: Images, labels: Int[Array, " b"], threat: ThreatModel, delta: Delta,
-    loss: LossFn = losses.cross_entropy,
+    loss: str | LossFn = losses.cross_entropy,
 ) -> Float[Array, " b"]:  # fmt: skip
     """``ℓ(T(x, δ)) - ℓ(x)``, with images clipped to [0, 1], per image."""
+    check_batch(images, labels, logits_fn)
+    check_threat(threat, images)
     perturbations.check_delta(threat.perturbation, images, delta=delta)
     return _change(as_argument(logits_fn), images, labels, threat, delta, loss)
 
 
 @partial(jax.jit, static_argnames="loss")
-def _change(logits_fn: Any, images: Any, labels: Any, threat: ThreatModel, delta: Any, loss: LossFn) -> Array:
-    moved = clip_box(threat.perturbation.apply(images, delta))
+def _change(logits_fn: Any, images: Any, labels: Any, threat: ThreatModel, delta: Any, loss: Any) -> Array:
+    moved, loss = clip_box(threat.perturbation.apply(images, delta)), losses.get(loss)
     return loss(logits_fn(moved), labels) - loss(logits_fn(images), labels)
 
 

@@ -57,7 +57,7 @@ class Surface(NamedTuple):
 def loss_surface(
     logits_fn: LogitsFn, images: Images, labels: Int[Array, " b"], threat: ThreatModel, delta: Delta, *,
     key: Key[Array, "..."], positions: Positions = POSITIONS,
-    loss: LossFn = losses.cross_entropy,
+    loss: str | LossFn = losses.cross_entropy,
 ) -> Surface:  # fmt: skip
     """The loss at ``T(x, a δ + b u)``, u a random direction that is orthogonal to δ and as long.
 
@@ -73,7 +73,7 @@ def loss_surface(
       delta: a δ of the perturbation for each image, such as ``result.delta`` of an attack.
       key: one key, or one per image, for u.
       positions: the values of a and b.
-      loss: ``(logits, labels) -> [B]``.
+      loss: ``(logits, labels) -> [B]``, or the name of one of the library.
 
     Returns:
       The surface; it costs ``len(positions)²`` forward passes.
@@ -98,11 +98,11 @@ def loss_surface(
 
 @partial(jax.jit, static_argnames="loss")
 def _surface(
-    logits_fn: Any, images: Any, labels: Any, threat: ThreatModel, plane: Any, at: Array, loss: LossFn
+    logits_fn: Any, images: Any, labels: Any, threat: ThreatModel, plane: Any, at: Array, loss: str | LossFn
 ) -> Array:
     def one(place: Array) -> Array:
         delta = jax.tree.map(lambda d, u: place[0] * d + place[1] * u, *plane)
-        return loss(logits_fn(clip_box(threat.perturbation.apply(images, delta))), labels)
+        return losses.get(loss)(logits_fn(clip_box(threat.perturbation.apply(images, delta))), labels)
 
     grid = jnp.stack(jnp.meshgrid(at, at, indexing="ij"), -1)
     return jnp.moveaxis(jax.lax.map(one, grid.reshape(-1, 2)), -1, 0).reshape(-1, len(at), len(at))
@@ -146,7 +146,7 @@ class Gradients(NamedTuple):
 
 @checks_arguments
 def loss_gradients(
-    logits_fn: LogitsFn, images: Images, labels: Int[Array, " b"], loss: LossFn = losses.cross_entropy
+    logits_fn: LogitsFn, images: Images, labels: Int[Array, " b"], loss: str | LossFn = losses.cross_entropy
 ) -> Gradients:
     """The gradients of ``loss(logits_fn(x), y)`` in the image and in a flow of it.
 
@@ -161,8 +161,8 @@ def loss_gradients(
 
 
 @partial(jax.jit, static_argnames="loss")
-def _gradients(logits_fn: Any, images: Any, labels: Any, loss: LossFn) -> Gradients:
-    _, gradient, _ = value_and_gradient(lambda x: loss(logits_fn(x), labels), images)
+def _gradients(logits_fn: Any, images: Any, labels: Any, loss: str | LossFn) -> Gradients:
+    _, gradient, _ = value_and_gradient(lambda x: losses.get(loss)(logits_fn(x), labels), images)
     return Gradients(gradient, perturbations.pullback(flow, images, gradient))
 
 

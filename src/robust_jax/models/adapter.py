@@ -8,11 +8,14 @@
 The result is a pytree of the network's arrays: an attack compiles once for all weights, and penalties can be
 differentiated with respect to them. Networks are used as in evaluation: running statistics, no dropout. None of the
 libraries is imported unless the network is one of its own.
+
+What a network reads besides its weights, such as a global number, is part of the compiled program, as under `jax.jit`:
+after a change call `jax.clear_caches()`. A function without weights is looked at again in every evaluation.
 """
 
 from __future__ import annotations
 
-import functools
+import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +29,7 @@ from jaxtyping import Array, Float
 
 from robust_jax.attacks import compiled
 from robust_jax.attacks.wrappers import black_box
-from robust_jax.models.network import Fixed, mode_settings
+from robust_jax.models.network import Fixed, check_variables, mode_settings
 from robust_jax.options import shown
 from robust_jax.options.hints import described
 
@@ -72,9 +75,10 @@ def model(network: Any, variables: Any = None, *, channels_first: bool | None = 
 
         - a Linen module, with its ``variables``;
         - an NNX module;
-        - an Equinox module, with ``per_image=True`` unless it takes batches;
+        - an Equinox module, with ``per_image=True`` unless it takes batches, and with its ``variables=state`` if it
+          has one, as for `equinox.nn.BatchNorm`;
         - what `haiku.transform` returns, with ``variables=params``, or `haiku.transform_with_state`, with
-          ``variables=(params, state)``, of a function of images alone: ``lambda x: net(x, is_training=False)``;
+          ``variables=(params, state)``, of a function of images, and of ``is_training`` or the like, which is False;
         - a Keras model, with Keras on JAX (``KERAS_BACKEND=jax``); its last layer should give logits;
         - a PyTorch module, for attacks without gradients (`square`, `nes`, ...): JAX does not see those of PyTorch. For
           all others convert it, see `robust_jax.models.from_torch`;
@@ -84,7 +88,8 @@ def model(network: Any, variables: Any = None, *, channels_first: bool | None = 
       per_image: whether it takes single images, ``[H, W, C]`` or ``[C, H, W]``, and returns ``[K]``.
 
     Returns:
-      Images ``[B, H, W, C]`` in [0, 1] to logits ``[B, K]``, a pytree of the weights.
+      Images ``[B, H, W, C]`` in [0, 1] to logits ``[B, K]``, a pytree of the weights. What the network reads besides
+      its weights, such as a global number, is fixed when an attack first compiles, as under `jax.jit`.
 
     Raises:
       ValueError: no network, or variables that are missing or one too many.
@@ -136,6 +141,7 @@ class _Linen:
 
 def _linen(network: Any, variables: Any) -> tuple[Apply, Any]:
     _needs("a Linen module", variables, "variables")
+    check_variables("model", variables)
     return _Linen(Fixed(network)), variables
 
 
@@ -167,32 +173,46 @@ class _Pytree:
     structure: Any
     static: tuple[Any, ...]
 
-    def __call__(self, arrays: list[Any], images: Array) -> Any:
-        return compiled.join(arrays, self.structure, self.static)(images)
+    def __call__(self, weights: tuple[list[Any], Any], images: Array) -> Any:
+        arrays, state = weights
+        network = compiled.join(arrays, self.structure, self.static)
+        called = network if state is None else lambda x: network(x, state)[0]
+        try:
+            return called(images)
+        except Exception:
+            if _is_accepted(jax.vmap(called), images):
+                raise ValueError("model: the Equinox module takes single images: give per_image=True.") from None
+            raise
+
+
+def _is_accepted(function: Callable[[Array], Any], images: Array) -> bool:
+    try:
+        jax.eval_shape(function, images)
+    except Exception:
+        return False
+    return True
 
 
 def _equinox(network: Any, variables: Any) -> tuple[Apply, Any]:
     import equinox
 
-    _has_its_own("an Equinox module", variables)
+    if not isinstance(variables, equinox.nn.State):
+        _has_its_own("an Equinox module", variables)
     arrays, structure, static = compiled.split(equinox.nn.inference_mode(network))
-    return _Pytree(structure, static), arrays
+    return _Pytree(structure, static), (arrays, variables)
 
 
 @dataclass(frozen=True)
 class _Haiku:
     apply: Callable[..., Any]
-
-    def __call__(self, params: Any, images: Array) -> Any:
-        return self.apply(params, None, images)
-
-
-@dataclass(frozen=True)
-class _HaikuWithState:
-    apply: Callable[..., Any]
+    with_state: bool
+    key: tuple[None, ...]
+    mode: tuple[tuple[str, bool], ...]
 
     def __call__(self, variables: Any, images: Array) -> Any:
-        return self.apply(*variables, None, images)[0]
+        given = variables if self.with_state else (variables,)
+        found = self.apply(*given, *self.key, images, **dict(self.mode))
+        return found[0] if self.with_state else found
 
 
 def _haiku(network: Any, variables: Any) -> tuple[Apply, Any]:
@@ -200,7 +220,11 @@ def _haiku(network: Any, variables: Any) -> tuple[Apply, Any]:
     _needs("a Haiku transform", variables, "(params, state)" if with_state else "params")
     if with_state and not (isinstance(variables, tuple) and len(variables) == 2):
         raise ValueError(f"model: give variables=(params, state) of Haiku, not {described(variables)}.")
-    return (_HaikuWithState if with_state else _Haiku)(network.apply), variables
+    # Without a key: `haiku.without_apply_rng` has taken that parameter away.
+    key = (None,) if "rng" in list(inspect.signature(network.apply).parameters)[: 2 + with_state] else ()
+    function = getattr(network.apply, "_original_fn", None)  # the user's own
+    mode = mode_settings(function, False) if callable(function) else {}
+    return _Haiku(network.apply, with_state, key, tuple(mode.items())), variables
 
 
 @dataclass(frozen=True)
@@ -242,9 +266,11 @@ class _Torch:
         return logits
 
 
-@functools.cache
 def _classes(network: _Torch, image_shape: tuple[int, ...]) -> int:
-    return network._logits(np.zeros((1, *image_shape), np.float32)).shape[-1]
+    logits = network._logits(np.zeros((1, *image_shape), np.float32))
+    if logits.ndim != 2:
+        raise ValueError(f"model: for one image the PyTorch module returns {logits.shape}, not logits [1, K].")
+    return logits.shape[1]
 
 
 def _torch(network: Any, variables: Any) -> tuple[Apply, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
-from robust_jax.models.network import Fixed, Network, code_of
+from robust_jax.models.network import Fixed, Network, check_variables, code_of
 from robust_jax.options import shown
 from robust_jax.options.signatures import checks_arguments
 
@@ -52,4 +52,5 @@ def bind(model: Network, variables: Mapping[str, Any]) -> BoundModel:
         for variables in checkpoints:
             attack(bind(model, variables), images, labels, threat, key=key)
     """
+    check_variables("bind", variables)
     return BoundModel(model, variables)

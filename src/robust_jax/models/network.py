@@ -43,6 +43,15 @@ def mode_settings(function: Callable[..., Any], train: bool) -> dict[str, bool]:
     return {name: value is not train for name, value in _EVALUATED.items() if name in parameters}
 
 
+def check_variables(what: str, variables: Any) -> None:
+    """Raises ValueError for the parameters of a Linen module alone, without the name of their collection."""
+    if isinstance(variables, Mapping) and variables and "params" not in variables:
+        raise ValueError(
+            f"{what}: variables has the collections {sorted(map(str, variables))[:5]} and no 'params': give "
+            f"{{'params': params}}, or all that module.init returns."
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Fixed:
     """A module as what does not change of a pytree: compared by its fields, also if these are arrays."""

@@ -102,7 +102,13 @@ def as_model(model: Any) -> Model:
 
 def _widened(model: Model) -> Model:
     def train(images: Images) -> tuple[Float[Array, "b k"], Any]:
-        logits, state = model.train(images)
+        found = model.train(images)
+        if not (isinstance(found, tuple) and len(found) == 2):
+            raise ValueError(
+                f"model.train must return (logits, new state), and returned {described(found)}: of a network without "
+                f"state give the function itself in place of the Model."
+            )
+        logits, state = found
         return per_example.widened(logits), state
 
     return model._replace(train=train, eval=lambda images: per_example.widened(model.eval(images)))

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from robust_jax.checks import check_images, check_layout, check_threat, checked_losses
+from robust_jax.checks import check_images, check_layout, check_space, check_threat, checked_losses
 from robust_jax.extensions import choose
 from robust_jax.options import Positive, Range
 from robust_jax.options.signatures import checks_arguments
@@ -181,6 +181,7 @@ def _checked(loss_fn: Any, images: Any, space: Perturbation, has_aux: bool = Fal
     """The loss_fn, which raises ValueError unless it returns ``[B]``, for images that fit the perturbation."""
     check_images(images, in_box=False)
     check_layout(space, images)
+    check_space(space, images)
     return checked_losses(loss_fn, has_aux)
 
 

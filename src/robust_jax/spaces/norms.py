@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Key
 
 from robust_jax.options import Convert, Positive
 from robust_jax.options.signatures import checks_arguments
+from robust_jax.options.values import is_number
 from robust_jax.spaces import capped, per_example
 
 _NAMED = {"l1": 1.0, "l2": 2.0, "linf": math.inf}
@@ -35,7 +36,7 @@ def exponent(norm: Any) -> float | None:
             return None
         if norm in _NAMED:
             return _NAMED[norm]
-    elif not isinstance(norm, bool) and isinstance(norm, int | float) and norm >= 1:
+    elif is_number(norm) and norm >= 1:
         return float(norm)
     raise ValueError(f"norm={norm!r} is not a norm: choose one of {sorted([*_NAMED, *_VECTOR])} or a number p >= 1.")
 

@@ -89,7 +89,8 @@ def pullback(perturbation: Perturbation, images: Images, gradient: Images) -> De
     """``∂/∂δ <gradient, T(images, δ)>`` at δ = 0: turns an image gradient into a gradient in δ; linear in it."""
     if perturbation.pullback_at_zero is not None:
         return perturbation.pullback_at_zero(images, gradient)
-    return jax.vjp(partial(perturbation.apply, images), perturbation.zeros(images))[1](gradient)[0]
+    moved, pull = jax.vjp(partial(perturbation.apply, images), perturbation.zeros(images))
+    return pull(gradient.astype(moved.dtype))[0]
 
 
 @checks_arguments

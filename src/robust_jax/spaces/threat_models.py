@@ -78,6 +78,15 @@ class ThreatModel:
         names = tuple(part.name for part in space.parts) or space.name
         return f"ThreatModel({names!r}, norm={self.norm!r}, radius={shown.short(self.radius)})"
 
+    def __eq__(self, other: object) -> bool:
+        """Whether perturbation, norm and radius are equal, also where a radius is an array."""
+        if not isinstance(other, ThreatModel) or (self.perturbation, self.norm) != (other.perturbation, other.norm):
+            return False
+        return jax.tree.all(jax.tree.map(np.array_equal, self.radius, other.radius))
+
+    def __hash__(self) -> int:
+        return hash((self.perturbation, self.norm))
+
     def tree_flatten(self) -> tuple[tuple[Any], tuple[Perturbation, Any]]:
         """The radius is data, the rest is static."""
         return (self.radius,), (self.perturbation, self.norm)
