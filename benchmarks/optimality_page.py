@@ -1,4 +1,4 @@
-"""Puts the numbers of docs/results/optimality.json into docs/optimality.md.
+"""Puts the numbers of docs/results/optimality.json and exact_optima.json into docs/optimality.md.
 
 python benchmarks/optimality_page.py
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 START, END = "<!-- {} -->\n", "<!-- end -->\n"
+FILES = ("optimality", "exact_optima")
 UNITS = {"additive": "intensity", "flow": "px", "affine": "10° and 1 px"}
 TITLES = {
     "digits_standard": "The digits, standard training",
@@ -96,6 +97,16 @@ def settings(found: Mapping[str, Any]) -> str:
     return _table(rows)
 
 
+def exact(found: Mapping[str, Any]) -> str:
+    """A row for each ball with a known optimum, a column for each attack: what it leaves, in per cent."""
+    names = list(dict.fromkeys(name for left in found["left"].values() for name in left))
+    rows = [["model, ball", *names], ["---"] * (1 + len(names))]
+    for ball, left in found["left"].items():
+        rows.append([ball, *(f"{100 * left[name]:.0f}" if name in left else "" for name in names)])
+    source = f"On {found['hardware']}, revision {found['revision']}; exact_optima.json, from `{found['command']}`."
+    return f"{_table(rows)}\n{source}\n"
+
+
 def _listed(values: Sequence[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)
 
@@ -106,10 +117,11 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 def filled(page: str) -> str:
     """The page with its tables, each between two comments."""
-    found = json.loads((DOCS / "results" / "optimality.json").read_text())
+    found, known = (json.loads((DOCS / "results" / f"{name}.json").read_text()) for name in FILES)
     models = by_model(found)
     sections = [section(model, cases, found["settings"]) for model, cases in models.items()]
     tables = {"summary": summary(models, judges(found)), "settings": settings(found), "models": "\n".join(sections)}
+    tables["exact"] = exact(known)
     for name, text in tables.items():
         before, mark, rest = page.partition(START.format(name))
         if mark:
