@@ -104,3 +104,19 @@ def test_a_wrong_type_in_a_file_names_file_and_line(tmp_path, monkeypatch):
 def test_a_config_with_an_argument_has_a_workdir_of_its_own():
     assert cli.default_workdir("configs/digits_methods.py:trades") == "runs/digits_methods_trades"
     assert cli.default_workdir("configs/digits_fgr.py") == "runs/digits_fgr"
+
+
+def parsed(positional, *arguments):
+    """The flags of a program that takes arguments without a name."""
+    fresh = flags.FlagValues()
+    flags.DEFINE_list("workdir", ["none"], "Folders.", flag_values=fresh, module_name="prog.py")
+    flags.DEFINE_string("table", "", "A name.", flag_values=fresh, module_name="prog.py")
+    cli._parse(fresh, ["prog.py", *arguments], positional)
+    return fresh
+
+
+def test_arguments_without_a_name_add_to_a_list_and_contradict_another_flag():
+    assert parsed(("workdir",)).workdir == ["none"] and parsed(("workdir",), "a", "b", "c").workdir == ["a", "b", "c"]
+    assert parsed(("workdir",), "--workdir=a", "b", "c").workdir == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="table is given twice, 'x' and 'y'"):
+        parsed(("table",), "--table=x", "y")

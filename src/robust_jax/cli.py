@@ -139,9 +139,16 @@ def _parse(options: flags.FlagValues, arguments: list[str], positional: Sequence
         options.set_gnu_getopt()  # flags may come after arguments without a name
         _, *rest = options(arguments)
         for name, value in zip(positional, rest, strict=False):
-            options[name].parse(value)
+            flag = options[name]
+            if not flag.present:
+                flag.parse(value)
+            elif isinstance(flag.value, list):
+                flag.parse([*flag.value, value])
+            else:
+                raise ValueError(f"{name} is given twice, {flag.value!r} and {value!r}. {known}.")
         if positional and len(rest) > len(positional) and isinstance(options[positional[-1]].value, list):
-            options[positional[-1]].parse(rest[len(positional) - 1 :])
+            last = options[positional[-1]]
+            last.parse([*(last.value or ()), *rest[len(positional) :]])
             rest = []
         options.validate_all_flags()
     except flags.Error as error:

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from robust_jax.evaluation import comparison
+from robust_jax.evaluation.report import shared_attacks
 from robust_jax.evaluation.stored import forget
 
 
@@ -82,3 +83,11 @@ def test_only_pictures_of_evaluations_are_forgotten(tmp_path, pictures):
     (folder / "comparison.json").write_text(json.dumps({"pictures": pictures}))
     forget(folder, "comparison.json")
     assert files(folder) == ["precious.png"] and (tmp_path / "precious.png").exists()
+
+
+def test_no_picture_joins_numbers_of_other_images():
+    one, two = report(0.9) | {"split": "test"}, report(0.8) | {"split": "validation"}
+    assert list(shared_attacks({"a": one, "b": one})) == ["pgd"]
+    assert shared_attacks({"a": one, "b": two}) == {}
+    fewer = one | {"clean": one["clean"] | {"n": 9}}
+    assert shared_attacks({"a": one, "b": fewer}) == {}

@@ -167,7 +167,7 @@ def test_the_worst_case_alone(workdirs, capsys):
     assert (first["seen"], first["after"]) == (round(60 * short["clean"]["accuracy"]), [])
     assert (second["seen"], second["after"]) == (round(60 * every["attacks"]["shift"]["accuracy"]), ["shift"])
     assert "curve" not in first and second["accuracy"] == short["worst_case"]["accuracy"] and second["n"] == 60
-    assert "restarts, on what was left" in " ".join(capsys.readouterr().out.split())
+    assert "restarts, on what shift left" in " ".join(capsys.readouterr().out.split())
 
 
 def test_names_are_no_markup_no_formula_and_no_path(trained, workdirs, tmp_path, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -10,8 +11,14 @@ import shutil
 import numpy as np
 import pytest
 
+from robust_jax import losses
+from robust_jax.attacks import pgd
 from robust_jax.evaluation import stored
+from robust_jax.evaluation.attack import Attack
 from robust_jax.evaluation.evaluate import evaluate
+from robust_jax.evaluation.identity import attack_of
+from robust_jax.evaluation.settings import Settings
+from robust_jax.spaces.threat_models import ThreatModel
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 SPEC = dict(kind="pgd", perturbation="additive", norm="linf", radius=0.05, steps=1)
@@ -72,8 +79,9 @@ def test_another_evaluation_of_the_same_name_gets_another_and_the_same_one_repla
     again = found()
     trained["steep"][0]["params"]["Dense_0"]["bias"] += 0.1
     third = found()
-    assert again["name"] == f"{name}-step_7" and again["identity"]["weights"] != third["identity"]["weights"]
-    assert third["name"].startswith(f"{name}-") and len(third["name"]) == len(f"{name}-12345678")
+    assert again["name"] != third["name"] and again["identity"]["weights"] != third["identity"]["weights"]
+    for other in (again, third):  # of the same step, which would tell nothing
+        assert other["name"].startswith(f"{name}-") and len(other["name"]) == len(f"{name}-12345678")
     content = {p: p.read_bytes() for p in folder.rglob("evaluation.json")}
     assert len(content) == 3
     assert found(batch_size=7)["name"] == third["name"]
@@ -198,3 +206,17 @@ def test_what_is_no_evaluation_is_left_out_of_lists(workdirs, caplog, old, new, 
     assert stored.evaluations(workdirs[1]) == {} and str(path) in caplog.text and re.search(message, caplog.text)
     assert measured(workdirs[1], {"shift": SPEC})["name"] == name  # measured again, it is whole
     assert list(stored.evaluations(workdirs[1])) == [name]
+
+
+def test_losses_of_ones_own_are_told_apart_from_built_in_ones_of_their_name():
+    def margin(logits, labels):
+        return -losses.margin(logits, labels)
+
+    threat = ThreatModel("additive", "linf", 0.1)
+    theirs, own = (attack_of(Attack(pgd, threat, {"loss": loss})) for loss in (losses.margin, margin))
+    assert theirs["settings"]["loss"] == "margin" and own["settings"]["loss"].endswith("<locals>.margin")
+
+
+def test_numbers_of_numpy_are_settings():
+    settings = Settings(seed=np.int64(3), checks=np.int32(8))
+    assert json.loads(json.dumps(dataclasses.asdict(settings)))["seed"] == 3

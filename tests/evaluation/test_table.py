@@ -13,13 +13,14 @@ def report(accuracy, n=100):
 
 
 def test_a_line_tells_each_other_evaluation(capsys):
-    held = {"runs/a": {"test-first_100": report(0.98), "test-seed_3": report(0.9, 360)}, "runs/b": {}}
+    attacked = report(0.98) | {"attacks": {"shift": {}}}
+    held = {"runs/a": {"test-first_100": attacked, "test-seed_3": report(0.9, 360)}, "runs/b": {}}
     table.show_stored(held, besides=True)
     lines = capsys.readouterr().out.splitlines()
     assert [line.rstrip() for line in lines] == [
         "a also holds:",
         "  test-first_100  n = 100  clean 98.0%  worst case 49.0%",
-        "  test-seed_3     n = 360  clean 90.0%  worst case 45.0%",
+        "  test-seed_3     n = 360  clean 90.0%         no attack",
     ]
     table.show_stored(held)
     text = capsys.readouterr().out
@@ -33,7 +34,7 @@ def test_lines_fit_80_columns(monkeypatch, capsys):
     held = {"a": {"validation-first_1000-seed_3-" + "x" * 50: report(0.98, 10_000), "test": report(0.5)}}
     table.show_stored(held)
     lines = capsys.readouterr().out.splitlines()
-    assert all(len(line) <= 80 for line in lines) and sum("worst case" in line for line in lines) == 2
+    assert all(len(line) <= 80 for line in lines) and sum("no attack" in line for line in lines) == 2
 
 
 def test_a_composition_has_a_radius_for_each_part():
@@ -60,4 +61,22 @@ def test_options_that_are_not_by_default_are_part_of_the_effort():
     assert table.effort_of({"settings": {"attack": "pgd", **given}}) == (
         "pgd, 20 steps × 3 restarts, loss=margin, step_size=0.01"
     )
-    assert table.effort_of({"settings": {"attack": "own", "steps": 5, "depth": 3}}) == "own, 5 steps"
+    assert table.effort_of({"settings": {"attack": "own", "steps": 5, "depth": 3}}) == "own, 5 steps, depth=3"
+    axes = table.effort_of({"settings": {"attack": "pgd", "steps": 4, "step_size": [0.01, 0.02]}})
+    assert axes == "pgd, 4 steps, step_size=[0.01, 0.02]"
+    after = table.effort_of({"settings": {"attack": "pgd", "steps": 4}, "after": ["x", "y"]})
+    assert after == "pgd, 4 steps, on what x, y left"
+
+
+def test_worst_cases_of_other_attacks_have_rows_of_their_own():
+    def of(radius):
+        entry = {"threat": {"perturbation": "flow", "norm": "linf", "radius": radius, "unit": "px"},
+                 "settings": {"attack": "pgd", "steps": 4}}  # fmt: skip
+        return report(0.5) | {"attacks": {"x": report(0.5)["clean"] | entry, "y": report(0.5)["clean"] | entry}}
+
+    same, other = table.rows_of({"a": of(0.1), "b": of(0.1)}), table.rows_of({"a": of(0.1), "b": of(0.2)})
+    assert [row for row in same if row[0] == "worst case"] == [("worst case", "any of them", "")]
+    assert [(row[1], list(entries)) for row, entries in other.items() if row[0] == "worst case"] == [
+        ("any of x (flow linf 0.1 px), y (flow linf 0.1 px)", ["a"]),
+        ("any of x (flow linf 0.2 px), y (flow linf 0.2 px)", ["b"]),
+    ]

@@ -96,7 +96,7 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
     name = options.name or options.attack.rpartition(":")[2]
     names = ("split", "limit", "seed", "batch_size", "checks", "pictures", "checkpoint", "data_dir", "out")
     given: dict[str, Any] = {key: options[key].value for key in names if options[key].value is not None}
-    given["save_adversarial"] = options.save_adversarial
+    given |= {"save_adversarial": options.save_adversarial, "worst_case_only": False}  # of one attack it is the same
     evaluate(workdirs, {name: spec_of(options)}, **given, trust=cli.trusted(options.trust))
 
 

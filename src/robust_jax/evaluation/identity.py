@@ -6,6 +6,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 
 from robust_jax.evaluation.attack import Attack
 from robust_jax.files import plain
+from robust_jax.losses import LOSSES
 
 LONGEST = 80
 
@@ -49,9 +51,19 @@ def attack_of(attack: Attack, in_turn: bool = False) -> dict[str, Any]:
     return {
         "function": f"{getattr(function, '__module__', '')}:{name}",
         "threat": attack.described_threat(),
-        "settings": plain(attack.all_settings()),
+        "settings": {key: plain(_named(value)) for key, value in attack.all_settings().items()},
         "curve": plain(multiples),
     }
+
+
+def _named(value: Any) -> Any:
+    """A function of the user's own, such as a loss, by its module too: its name may be that of a built-in one."""
+    if not callable(value) or value in LOSSES.values():
+        return value
+    if isinstance(value, partial):
+        given = [*map(_named, value.args), *(f"{key}={_named(one)}" for key, one in value.keywords.items())]
+        return f"{_named(value.func)}({', '.join(map(str, given))})"
+    return f"{getattr(value, '__module__', '')}:{getattr(value, '__qualname__', type(value).__name__)}"
 
 
 def digest(identity: Mapping[str, Any]) -> str:

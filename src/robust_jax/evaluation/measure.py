@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import os
 import platform
+import shutil
 import time
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -148,12 +150,21 @@ def measure(
     def write(folder: Path, name: str) -> dict[str, Any]:
         stored.remove_pictures(folder)
         if save:
-            save.replace(folder / save.name)
+            _linked(save, folder / save.name)
         drawn = settings.pictures, workdir.name, settings.surfaces
         return report.write(folder, summary | {"name": name}, measured, *drawn)
 
     whole = place.keep(write) if parallel.is_main() else summary | {"name": place.names[0]}
     return Measured(whole, prints)
+
+
+def _linked(path: Path, target: Path) -> None:
+    """The file in another folder too; it stays where it is, since a folder may turn out to be taken."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(path, target)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, target)
 
 
 def _prepare(place: Place) -> None:

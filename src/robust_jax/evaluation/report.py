@@ -104,7 +104,12 @@ def counted(entries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def shared_attacks(reports: Reports) -> dict[str, list[Mapping[str, Any]]]:
-    """The attacks that all workdirs were evaluated with in the same way: name -> one entry per workdir."""
+    """The attacks that all workdirs were evaluated with in the same way: name -> one entry per workdir.
+
+    None if the images are not the same: of another split, or more of them.
+    """
+    if len({(report.get("split"), report["clean"]["n"]) for report in reports.values()}) > 1:
+        return {}
     first, *others = [r["attacks"] for r in reports.values()]
     return {
         name: [attack, *(other[name] for other in others)]

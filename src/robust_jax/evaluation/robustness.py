@@ -165,11 +165,19 @@ def _source(name: str, attack: Attack, model: Any, measured: PerExample) -> Any:
     """The model that a transfer attack attacks.
 
     Raises:
-      ValueError: it has another number of classes: labels that it lacks would count as broken, and not be tried.
+      ValueError: it takes other images, or has another number of classes: labels that it lacks would count as broken,
+        and not be tried.
     """
     source = as_argument(attack.source.logits_fn)  # type: ignore[union-attr]
     few = jax.ShapeDtypeStruct((1, *np.asarray(measured.images).shape[1:]), np.float32)
-    own, there = (jax.eval_shape(lambda f, x: f(x), f, few).shape[-1] for f in (model, source))
+    own = jax.eval_shape(lambda f, x: f(x), model, few).shape[-1]
+    try:
+        there = jax.eval_shape(lambda f, x: f(x), source, few).shape[-1]
+    except Exception as error:
+        raise ValueError(
+            f"attacks.{name}: source={attack.source.name!r} does not take images {few.shape[1:]} "  # type: ignore[union-attr]
+            f"({type(error).__name__}): give a source for images of this shape."
+        ) from error
     if own != there:
         raise ValueError(
             f"attacks.{name}: source={attack.source.name!r} has {there} classes, and the model {own}: give "  # type: ignore[union-attr]

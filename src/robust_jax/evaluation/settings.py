@@ -59,6 +59,7 @@ class Settings:
                 raise ValueError(f"{name}={value!r} must be a whole number: {meaning}.")
             if value < least:
                 raise ValueError(f"{name}={value} must be at least {least}: {meaning}.")
+            object.__setattr__(self, name, int(value))  # NumPy's are no JSON
         RANGES["seed"].check("seed", self.seed)
         if not isinstance(self.signs, Sequence):
             raise ValueError(f"signs={self.signs!r}: give a tuple of names 'module:name'.")

@@ -143,7 +143,10 @@ class Place(NamedTuple):
         refuse_link(self.root)
         held = {name: self._held(name) for name in self.names}
         same = [name for name, identity in held.items() if identity == self.identity]
-        free = [name for name, identity in held.items() if identity is None]
+        first, step = held[self.names[0]] or {}, self.identity.get("checkpoint_step")
+        # A name that tells of another checkpoint is for another one only.
+        by_step = f"{self.names[0]}-step_{step}" if first.get("checkpoint_step") == step else ""
+        free = [name for name, identity in held.items() if identity is None and name != by_step]
         if same or free:
             chosen = (same or free)[0]
             for file in (self.file, EXAMPLES):

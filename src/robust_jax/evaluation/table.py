@@ -67,7 +67,8 @@ def show_stored(held: Mapping[str, Reports], besides: bool = False) -> None:
         shown = list(reports.items())[: MOST_OTHERS if besides else None]
         for name, report in shown:
             clean, worst = (f"{100 * report[k]['accuracy']:.1f}%" for k in ("clean", "worst_case"))
-            row = (name, f"n = {report['clean']['n']}", f"clean {clean}", f"worst case {worst}")
+            under = f"worst case {worst}" if report["attacks"] else "no attack"
+            row = (name, f"n = {report['clean']['n']}", f"clean {clean}", under)
             table.add_row(*(Text(printable(cell)) for cell in row))
         console.print(table)
         if left := len(reports) - len(shown):
@@ -97,8 +98,26 @@ def by_row(columns: Mapping[Column, list[tuple[Row, Mapping[str, Any]]]]) -> dic
     for column, entries in columns.items():
         for row, entry in entries:
             rows.setdefault(row, {})[column] = entry
+    found = rows if len({_attacks(entries) for entries in columns.values()}) < 2 else _by_attacks(rows, columns)
     # Each column may have other attacks: the worst case stays last.
-    return {row: rows[row] for row in sorted(rows, key=lambda row: row[0] == "worst case")}
+    return {row: found[row] for row in sorted(found, key=lambda row: row[0] == "worst case")}
+
+
+def _attacks(entries: Iterable[tuple[Row, Any]]) -> tuple[Row, ...]:
+    """The attacks that a worst case is of."""
+    return tuple(row for row, _ in entries if row[0] not in ("clean", "worst case"))
+
+
+def _by_attacks(
+    rows: Mapping[Row, dict[Column, Mapping[str, Any]]], columns: Mapping[Column, list[tuple[Row, Mapping[str, Any]]]]
+) -> dict[Row, dict[Column, Mapping[str, Any]]]:
+    """The rows, with one of the worst case for each set of attacks that it is of: these do not compare."""
+    found = {row: entries for row, entries in rows.items() if row[0] != "worst case"}
+    for row in [row for row in rows if row[0] == "worst case"]:
+        for column, entry in rows[row].items():
+            names = ", ".join(f"{name} ({threat})" for name, threat, _ in _attacks(columns[column]))
+            found.setdefault((row[0], f"any of {names}", ""), {})[column] = entry
+    return found
 
 
 def _table(reports: Reports, before_interval: str = " ") -> Table:
@@ -110,8 +129,9 @@ def _table(reports: Reports, before_interval: str = " ") -> Table:
     for column in ("attack", "threat", "effort"):
         table.add_column(column, overflow="fold")
     labels = labels_of(reports)
-    for label in labels:
-        table.add_column(Text(label), justify="right")
+    for label, report in zip(labels, reports.values(), strict=True):
+        own = f"\n{report.get('split', '')} split, n = {report['clean']['n']}" if len(sizes) + len(splits) > 2 else ""
+        table.add_column(Text(label + printable(own)), justify="right", overflow="fold")
     for row, entries in rows_of(reports).items():
         cells = (*row, *(_accuracy(entries[label], before_interval) if label in entries else "" for label in labels))
         table.add_row(*(Text(printable(cell)) for cell in cells))  # names are no markup
@@ -126,7 +146,7 @@ def _accuracy(entry: Mapping[str, Any], before_interval: str) -> str:
 def labels_of(folders: Iterable[str]) -> list[str]:
     """The names of the folders if all differ, else their whole paths."""
     folders = list(folders)
-    names = [printable(Path(folder).name) for folder in folders]
+    names = [printable(Path(folder).absolute().name) for folder in folders]
     folders = list(map(printable, folders))
     return names if len(set(names)) == len(names) else folders
 
@@ -152,17 +172,17 @@ def effort_of(attack: Mapping[str, Any]) -> str:
     steps = "".join(f", {settings[key]} {key}" for key in ("steps", "queries") if settings.get(key) is not None)
     restarts = f" × {settings['restarts']} restarts" if settings.get("restarts", 1) != 1 else ""
     source = f", made on {settings['source']}" if "source" in settings else ""
-    left = ", on what was left" if attack.get("after") else ""
+    left = f", on what {', '.join(map(str, attack['after']))} left" if attack.get("after") else ""
     return f"{settings['attack']}{steps}{restarts}{_options(settings)}{source}{left}"
 
 
 def _options(settings: Mapping[str, Any]) -> str:
     """The options that are not by default, besides those that `effort_of` has and one that changes no result."""
-    if (function := ATTACKS.get(settings["attack"])) is None:
-        return ""
     told = {"attack", "source", "steps", "queries", "restarts", "early_stop"}
-    other = not_by_default(function, {k: v for k, v in settings.items() if k not in told})
-    return "".join(f", {k}={v}" for k, v in other.items() if isinstance(v, str | int | float))
+    other = {k: v for k, v in settings.items() if k not in told}
+    if (function := ATTACKS.get(settings["attack"])) is not None:
+        other = not_by_default(function, other)
+    return "".join(f", {k}={v}" for k, v in other.items() if isinstance(v, str | int | float | list))
 
 
 def not_by_default(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:

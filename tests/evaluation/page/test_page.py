@@ -242,3 +242,33 @@ def test_a_class_that_is_predicted_but_not_in_the_split_has_a_column(folders):
     (matrix,) = details.confusions(sources.Evaluation("", folders[0], report, arrays, {}, {}))
     assert np.sum(matrix["counts"]) == 4 and matrix["counts"][0] == [1, 0, 0, 1, 0]
     assert matrix["frequent"] == ["1 → ?: 1", "0 → 3: 1"]
+
+
+def test_the_matrix_of_an_attack_that_came_after_others_is_of_what_these_left(folders):
+    from robust_jax.evaluation.page import details, sources
+
+    entry = {"per_class": {}}
+    report = {"clean": entry, "worst_case": entry, "attacks": {"z": entry}, "class_names": []}
+    arrays = {"label": np.array([0, 0, 1, 1]), "z/prediction": np.array([0, 1, 1, 0]),
+              "z/seen": np.array([False, True, True, True])}  # fmt: skip
+    (matrix,) = details.confusions(sources.Evaluation("", folders[0], report, arrays, {}, {}))
+    assert matrix["counts"] == [[0, 1], [1, 1]] and matrix["title"] == "z, the 3 images that were left"
+    with pytest.raises(ValueError, match="numbers up to 10,000,000"):
+        details.confusions(
+            sources.Evaluation("", folders[0], report, arrays | {"label": np.array([10**7, 0, 1, 1])}, {}, {})
+        )
+
+
+def test_what_a_stranger_wrote_becomes_no_code_and_no_link_is_followed(tmp_path):
+    from robust_jax.evaluation.page import reproduce, sources
+
+    evil = "x=__import__('os').system('id'), y"
+    entry = {"threat": {"perturbation": "flow", "norm": "linf", "radius": 1}, "settings": {"attack": "pgd", evil: 1}}
+    report = {"clean": {"n": 3}, "attacks": {"a": entry}}
+    assert "import" not in reproduce.evaluation(tmp_path, report).replace("import robust_jax as rj", "")
+    python = reproduce.training(tmp_path, {"seed": "0\n__import__('os').system('id')"})
+    assert python.splitlines()[-1].startswith("rj.train(")
+    real = tmp_path / "real.png"
+    real.write_bytes(sources.PNG)
+    (tmp_path / "link.png").symlink_to(real)
+    assert sources.png(real) and sources.png(tmp_path / "link.png") is None

@@ -80,3 +80,19 @@ def test_evaluate_also_writes_the_page(folders, tmp_path, monkeypatch, capsys):
         commands.main(["evaluate", str(workdir), *flag])
     assert f"Written to {workdir / 'report.html'}" in capsys.readouterr().out
     assert (workdir / "report.html").read_text() == rj.report(workdir).text()
+
+
+def test_tables_say_what_an_attack_saw_and_print_no_escapes():
+    from robust_jax.evaluation.page import tables
+
+    rate = {"accuracy": 0.5, "interval": [0.4, 0.6], "n": 10}
+    threat = {"perturbation": "flow", "norm": "linf", "radius": 1, "unit": "px"}
+    attack = rate | {"threat": threat, "settings": {"attack": "pgd", "steps": 3}, "after": ["x"]}
+    report = {"clean": rate, "attacks": {"*z": attack}, "worst_case": rate, "split": "a\x1b]0;<b>"}
+    columns = [{"report": report, "folder": "a", "evaluation": "b", "label": "a"}]
+    _, row, *_ = csv.DictReader(io.StringIO(tables.as_csv(columns)))
+    assert row["after"] == "x" and row["effort"] == "pgd, 3 steps, on what x left"
+    for text in (tables.as_csv(columns), tables.as_markdown(columns), tables.as_latex(columns)):
+        assert "\x1b" not in text
+    assert r"\<b\>" in tables.as_markdown(columns)
+    assert "{}*z &" in tables.as_latex(columns)  # the star would belong to the end of the line before

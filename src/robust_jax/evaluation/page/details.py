@@ -13,6 +13,7 @@ from robust_jax.evaluation.page.sources import Evaluation
 from robust_jax.files import file_name, printable
 
 MANY = 20  # classes, of which not all are shown
+_MOST_CLASSES = 100_000  # more are damage
 _MOST_IDS = 12
 
 
@@ -43,6 +44,8 @@ def confusions(evaluation: Evaluation) -> list[dict[str, Any]]:
     found, measured = [], ("clean", *evaluation.report["attacks"])
     seen = [label, *(arrays[key] for name in measured if (key := f"{name}/prediction") in arrays)]
     classes = max(*(int(one.max()) + 1 for one in seen), len(names))
+    if classes > _MOST_CLASSES:
+        raise ValueError(f"its labels and predictions are numbers up to {classes - 1:,}")
     for name in measured:
         if (prediction := arrays.get(f"{name}/prediction")) is None:
             continue
@@ -50,11 +53,20 @@ def confusions(evaluation: Evaluation) -> list[dict[str, Any]]:
             raise ValueError(f"{name}/prediction has shape {prediction.shape}, the labels {label.shape}")
         unknown = [-1] if (prediction < 0).any() else []
         columns = [*range(classes), *unknown]
-        counts = np.zeros((classes, classes + 1), int)
-        np.add.at(counts, (label, np.where(prediction < 0, classes, prediction)), 1)
-        frequent = [(int(counts[t, p]), t, p if p < classes else -1) for t, p in np.argwhere(counts) if t != p]
+        # An attack that came after others has seen what these left, and says nothing of the rest.
+        looked = np.broadcast_to(arrays.get(f"{name}/seen", True), label.shape)
+        pairs = np.stack([label, np.where(prediction < 0, classes, prediction)], -1)[looked]
+        which, times = np.unique(pairs, axis=0, return_counts=True)
+        frequent = [(int(n), int(t), int(p) if p < classes else -1)
+                    for (t, p), n in zip(which, times, strict=True) if t != p]  # fmt: skip
+        counts = None
+        if classes <= MANY:
+            counts = np.zeros((classes, classes + 1), int)
+            counts[tuple(which.T)] = times
+        left = "" if looked.all() else f", the {looked.sum()} images that were left"
         found.append({
-            "title": printable(name), "counts": counts[:, : len(columns)].tolist() if classes <= MANY else None,
+            "title": printable(name) + left,
+            "counts": None if counts is None else counts[:, : len(columns)].tolist(),
             "names": [words.class_name(names, k) for k in range(classes)],
             "columns": [words.class_name(names, k) for k in columns],
             "frequent": [f"{words.class_name(names, t)} → {words.class_name(names, p)}: {n}"

@@ -25,7 +25,7 @@ def training(folder: Path, config: Mapping[str, Any]) -> str:
     again = f"{folder}_again"
     return printable(
         "import robust_jax as rj\nfrom robust_jax.workdir.saved_config import read_config\n\n"
-        f"rj.train(read_config({str(folder)!r}), {again!r})  # seed {config.get('seed', 0)}"
+        f"rj.train(read_config({str(folder)!r}), {again!r})  # seed {config.get('seed', 0)!r}"
     )
 
 
@@ -57,7 +57,8 @@ def _options(spec: Mapping[str, Any], known: Mapping[str, Any]) -> str:
     """The options of a part that are not by default, as keyword arguments."""
     part = known.get(str(spec.get("kind")))
     shown = spec if part is None else not_by_default(part, spec)
-    return ", ".join(f"{k}={_tuples(v)!r}" for k, v in shown.items())
+    # Of a stranger's file other keys might be code.
+    return ", ".join(f"{k}={_tuples(v)!r}" for k, v in shown.items() if str(k).isidentifier())
 
 
 def _perturbation(name: str) -> Any:

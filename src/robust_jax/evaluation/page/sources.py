@@ -101,7 +101,7 @@ def tried(what: str, read: Callable[[], Value], otherwise: Value, notes: list[st
     """The result of a reader; if the files are not what they should be a note says so."""
     try:
         return read()
-    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, OverflowError, MemoryError) as error:
         notes.append(f"{what} cannot be shown: {error}")
         return otherwise
 
@@ -186,7 +186,7 @@ def _memory(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def png(path: Path) -> bytes | None:
     """The content of a PNG file of reasonable size; None of anything else."""
-    if not path.is_file() or path.stat().st_size > _MOST_PICTURE:
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > _MOST_PICTURE:
         return None
     content = path.read_bytes()
     return content if content.startswith(PNG) else None

@@ -15,7 +15,7 @@ from robust_jax.files import printable
 
 FIELDS = (
     "workdir", "evaluation", "attack", "accuracy", "low", "high", "n", "perturbation", "norm", "radius", "unit", "kind",
-    "steps", "restarts", "seed", "split", "checkpoint_step",
+    "steps", "restarts", "seed", "split", "checkpoint_step", "effort", "after",
 )  # fmt: skip
 
 
@@ -50,14 +50,16 @@ def as_csv(columns: Sequence[Mapping[str, Any]]) -> str:
         report = column["report"]
         common = {"workdir": column["folder"], "evaluation": column["evaluation"]}
         common |= {key: report.get(key, "") for key in ("seed", "split", "checkpoint_step")}
-        for name, (_, entry) in zip(("clean", *report["attacks"], "worst_case"), entries(report), strict=False):
+        names = ("clean", *report["attacks"], "worst_case")
+        for name, ((*_, effort), entry) in zip(names, entries(report), strict=False):
             threat, settings = entry.get("threat") or {}, entry.get("settings") or {}
             low, high = entry["interval"]
             row = {"attack": printable(name), "accuracy": entry["accuracy"]}
             row |= {"low": low, "high": high, "n": entry["n"], "kind": settings.get("attack", "")}
             row |= {key: _flat(threat.get(key, "")) for key in ("perturbation", "norm", "radius", "unit")}
             row |= {key: _flat(settings.get(key, "")) for key in ("steps", "restarts")}
-            writer.writerow(common | row)
+            row |= {"effort": effort, "after": ", ".join(map(str, entry.get("after") or ()))}
+            writer.writerow({key: printable(v) if isinstance(v, str) else v for key, v in (common | row).items()})
     return out.getvalue()
 
 
@@ -70,7 +72,8 @@ def as_markdown(columns: Sequence[Mapping[str, Any]]) -> str:
     lines = [["attack", "threat", "effort", *(c["label"] for c in columns)], ["---"] * 3 + ["---:"] * len(columns)]
     for row in rows([c["report"] for c in columns]):
         lines.append([row["name"], row["threat"], row["effort"], *map(_percent, row["cells"])])
-    return "".join("| " + " | ".join(map(_markdown, line)) + " |\n" for line in lines) + f"\n{_caption(columns)}\n"
+    table = "".join("| " + " | ".join(map(_markdown, line)) + " |\n" for line in lines)
+    return f"{table}\n{_markdown(_caption(columns))}\n"
 
 
 def as_latex(columns: Sequence[Mapping[str, Any]]) -> str:
@@ -81,14 +84,15 @@ def as_latex(columns: Sequence[Mapping[str, Any]]) -> str:
     for row in rows([c["report"] for c in columns]):
         cells = [_latex(row[key]) for key in ("name", "threat", "effort")]
         cells += [_latex(_percent(cell, "--")) for cell in row["cells"]]
-        lines.append(rf"{' & '.join(cells)} \\")
+        apart = "{}" if cells[0].startswith(("[", "*")) else ""  # from the \\ before, whose argument it would be
+        lines.append(rf"{apart}{' & '.join(cells)} \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", f"% {_latex(_caption(columns))}", ""])
 
 
 def _caption(columns: Sequence[Mapping[str, Any]]) -> str:
     sizes = sorted({column["report"]["clean"]["n"] for column in columns})
     splits = sorted({str(column["report"].get("split") or "") for column in columns} - {""})
-    where = f" on the {' and '.join(splits)} split" if splits else ""
+    where = printable(f" on the {' and '.join(splits)} split" if splits else "")
     return f"Accuracy in per cent{where} with 95% Wilson intervals, n = {' and '.join(map(str, sizes))}."
 
 
