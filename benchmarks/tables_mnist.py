@@ -74,7 +74,7 @@ def _smooth() -> dict[str, Table]:
     worst = {"worst flow": ("flow_pgd", "flow_apgd"), "worst additive": ("additive_pgd", "additive_apgd")}
     pairs, short, full = smooth_pairs(REGULARISERS), _both(20, 2, 0.5, 0.2), _both(100, 5, 0.5, 0.2)
     return {
-        "short": Table(title, few, ("epochs=1",), short, worst, 500, (0,), pairs),
+        "short": Table(title, few, ("epochs=1",), short, worst, 500, (0, 1, 2), pairs),
         "full": Table(title, every, ("epochs=20",), full, worst, 10_000, (0, 1, 2), pairs),
     }
 
@@ -137,7 +137,7 @@ def _region() -> dict[str, Table]:
     few, every = rows("mnist_short_methods"), rows("mnist_methods")
     one = {f"additive {radius}": Universal("additive", radius) for radius in (0.3, 0.4)}
     return {
-        "short": Table(title, few, (), attacks(0.1), {}, 500, (0,), against(few, "standard"), one),
+        "short": Table(title, few, (), attacks(0.1), {}, 500, (0, 1, 2), against(few, "standard"), one),
         "full": Table(title, every, ("epochs=20",), attacks(0.1), {}, 10_000, (0, 1, 2),
                       against(every, "standard"), one),
     }  # fmt: skip

@@ -3,7 +3,7 @@
 python benchmarks/universal_pictures.py --workdirs=runs/standard,runs/rat --names=standard,RAT --radius=0.3 --out=u.png
 
 A column is a class: above an image of it, and below for each model the additive δ, within linf, made from the first
-training images. δ of a network that resists it looks like the class.
+training images.
 """
 
 from __future__ import annotations
