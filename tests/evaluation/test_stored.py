@@ -220,3 +220,12 @@ def test_losses_of_ones_own_are_told_apart_from_built_in_ones_of_their_name():
 def test_numbers_of_numpy_are_settings():
     settings = Settings(seed=np.int64(3), checks=np.int32(8))
     assert json.loads(json.dumps(dataclasses.asdict(settings)))["seed"] == 3
+
+
+def test_the_folder_of_comparisons_is_no_run_among_others(tmp_path):
+    run, comparisons = tmp_path / "a", tmp_path / "comparisons"
+    comparisons.mkdir()
+    assert stored.runs_among([comparisons, run, run]) == [run]
+    assert stored.runs_among([comparisons]) == [comparisons]  # which is then told to be no workdir
+    (comparisons / "config.json").write_text("{}")
+    assert stored.runs_among([comparisons, run]) == [comparisons, run]

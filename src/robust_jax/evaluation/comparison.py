@@ -11,11 +11,11 @@ from typing import Any
 from robust_jax.evaluation import curves
 from robust_jax.evaluation.identity import digest, shortened
 from robust_jax.evaluation.report import counted, draw_curves, drawable, shared_attacks, write_json
-from robust_jax.evaluation.stored import Place, forget
+from robust_jax.evaluation.stored import COMPARISONS, Place, forget
 from robust_jax.evaluation.table import Reports, labels_of, rows_of, threat_of
 from robust_jax.files import file_name, plain, write_atomically
 
-FOLDER = "comparisons"
+FOLDER = COMPARISONS
 FILE = "comparison.json"
 TRADE_OFF = "trade_off.png"
 Sweep = tuple[str, Sequence[Any]]

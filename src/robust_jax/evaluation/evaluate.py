@@ -121,12 +121,13 @@ def evaluate(
     from robust_jax.evaluation import outcome_cache, stored
     from robust_jax.evaluation.measure import chosen_attacks, measure
     from robust_jax.evaluation.settings import Settings
+    from robust_jax.evaluation.stored import runs_among
     from robust_jax.workdir import runs, saved_config
     from robust_jax.workdir.checkpoints import KINDS
     from robust_jax.workdir.folder import explained
 
     several = [workdirs] if isinstance(workdirs, str | os.PathLike) else workdirs
-    folders = list(dict.fromkeys(Path(folder_name("workdir", workdir)) for workdir in several))
+    folders = runs_among(Path(folder_name("workdir", workdir)) for workdir in several)
     if checkpoint is not None:
         choose("checkpoint", checkpoint, KINDS)
     if not folders:

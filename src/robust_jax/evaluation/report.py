@@ -123,8 +123,9 @@ def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def drawable(text: str) -> str:
-    """Text for a picture, in which matplotlib finds no formula."""
-    return printable(text).replace("$", r"\$")
+    """Text for a picture, in which matplotlib finds no formula, and which it does not leave out of a legend."""
+    shown = printable(text).replace("$", r"\$")
+    return rf"$\_${shown[1:]}" if shown.startswith("_") else shown
 
 
 def picture_of(kind: str, name: str) -> str:

@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -22,6 +22,7 @@ from robust_jax.extensions import LONGEST_NAME
 from robust_jax.files import file_name, read_json, refuse_link, refuse_other
 
 FOLDER = "evaluations"
+COMPARISONS = "comparisons"  # of several workdirs, beside them
 WAITING = ".wait"  # the suffix of a folder of adversarial images whose evaluation is not finished
 REPORT, EXAMPLES = "evaluation.json", "per_example.npz"
 Result = TypeVar("Result")
@@ -115,6 +116,13 @@ def check_name(name: str) -> None:
             f"out={name[:LONGEST_NAME]!r} cannot be the name of an evaluation: give 1 to {LONGEST_NAME} letters, "
             f"digits, -, _ or ., the first one no dot. It becomes a folder in WORKDIR/{FOLDER}."
         )
+
+
+def runs_among(folders: Iterable[Path]) -> list[Path]:
+    """The folders, each once, without that of the comparisons, which lies beside runs: ``runs/*`` names it too."""
+    found = list(dict.fromkeys(folders))
+    kept = [folder for folder in found if folder.name != COMPARISONS or (folder / "config.json").exists()]
+    return kept or found
 
 
 class Place(NamedTuple):

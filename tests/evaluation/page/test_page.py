@@ -266,6 +266,9 @@ def test_what_a_stranger_wrote_becomes_no_code_and_no_link_is_followed(tmp_path)
     entry = {"threat": {"perturbation": "flow", "norm": "linf", "radius": 1}, "settings": {"attack": "pgd", evil: 1}}
     report = {"clean": {"n": 3}, "attacks": {"a": entry}}
     assert "import" not in reproduce.evaluation(tmp_path, report).replace("import robust_jax as rj", "")
+    own = report | {"attacks": {"a": {"settings": {"attack": "mine", "strength": 9}}},
+                    "identity": {"attacks": {"a": {"function": "own:mine"}}}}  # fmt: skip
+    assert "kind='own:mine'" in reproduce.evaluation(tmp_path, own)
     python = reproduce.training(tmp_path, {"seed": "0\n__import__('os').system('id')"})
     assert python.splitlines()[-1].startswith("rj.train(")
     real = tmp_path / "real.png"

@@ -31,7 +31,9 @@ def training(folder: Path, config: Mapping[str, Any]) -> str:
 
 def evaluation(folder: Path, report: Mapping[str, Any]) -> str:
     """Python that measures the same again."""
-    attacks = {name: _attack(entry) for name, entry in report["attacks"].items()}
+    known = report.get("identity", {}).get("attacks") or {}
+    functions = {name: str((known.get(name) or {}).get("function", "")) for name in report["attacks"]}
+    attacks = {name: _attack(entry, functions[name]) for name, entry in report["attacks"].items()}
     lines = [f"    {name!r}: {spec},\n" for name, spec in attacks.items()]
     given: dict[str, Any] = {"split": report.get("split"), "limit": report["clean"]["n"]}
     given |= {key: report.get(key) for key in ("checkpoint", "seed", "checks")}
@@ -42,10 +44,11 @@ def evaluation(folder: Path, report: Mapping[str, Any]) -> str:
     return printable(f"import robust_jax as rj\n\nattacks = {{\n{''.join(lines)}}}\n{call}")
 
 
-def _attack(entry: Mapping[str, Any]) -> str:
-    """The entry of an attack in a config: what is not by default."""
+def _attack(entry: Mapping[str, Any], function: str) -> str:
+    """The entry of an attack in a config, what is not by default; ``function`` is ``module:name`` of one's own."""
     threat, settings = entry.get("threat") or {}, dict(entry.get("settings") or {})
     kind = settings.pop("attack", "?")
+    kind = function if kind not in ATTACKS and function else kind
     spec: dict[str, Any] = {"perturbation": _perturbation(threat.get("perturbation", "?"))}
     spec |= {key: _tuples(threat[key]) for key in ("norm", "radius") if key in threat}
     if "curve" in entry:

@@ -69,7 +69,7 @@ def read(workdirs: Sequence[Any]) -> tuple[list[Run], list[str]]:
     Raises:
       ValueError: no workdir, or a folder that is none.
     """
-    folders = list(dict.fromkeys(Path(folder_name("workdir", workdir)) for workdir in workdirs))
+    folders = stored.runs_among(Path(folder_name("workdir", workdir)) for workdir in workdirs)
     if not folders:
         raise ValueError("report got no workdir: give at least one folder that train wrote.")
     notes: list[str] = []
