@@ -146,10 +146,14 @@ def _notes(path: Path, measured: Mapping[str, Any]) -> list[str]:
     by = " or ".join("clean" if one == "clean" else f"attacked (`{one}`)" for one in sorted(chosen_by))
     best = f"the best on {by} validation images"
     last = {run["settings"]["evaluation"]["checkpoint"] for run in runs} == {"latest"}
+    counts = {len(row["seeds"]) > 1 for row in rows.values() if row["seeds"]}
+    # Another version of jax draws and rounds otherwise, and so makes another network, as another seed does.
+    one = "with 95% Wilson intervals, of the images alone: another seed, or version of jax, makes another network"
+    spread = {False: one, True: "mean ± standard deviation over the seeds"}
+    how = ", or ".join(spread[several] for several in sorted(counts))
     note = (
-        f"Accuracy in per cent on the first {images} test images, seeds {seeds}: with 95% Wilson intervals, or mean ± "
-        f"standard deviation over the seeds. The checkpoint is {'the last' if last else best}. *Minutes* are of "
-        f"training. "
+        f"Accuracy in per cent on the first {images} test images, seeds {seeds}: {how}. "
+        f"The checkpoint is {'the last' if last else best}. *Minutes* are of training. "
         f"Measured on {each(run['hardware'] for run in runs)}, "
         f"jax {each(run['evaluation']['versions']['jax'] for run in runs)}, "
         f"revision {each(revisions)}. All numbers, with configs and commands: {path.name}."
