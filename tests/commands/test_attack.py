@@ -34,6 +34,7 @@ def test_flags_are_the_ball_the_options_of_the_attack_and_what_is_evaluated(call
         "seed": 3,
         "out": "mine",
         "save_adversarial": False,
+        "worst_case_only": False,
         "trust": (),
     }
     assert attacks == {"pgd": dict(
@@ -48,7 +49,7 @@ def test_a_name_a_norm_and_a_curve(called):
     commands.main(["attack", "runs/a", *flags.split()])
     ((_, attacks, given),) = called
     curve = (0, 0.5, 1)
-    assert given == {"split": "train", "save_adversarial": True, "trust": ()}
+    assert given == {"split": "train", "save_adversarial": True, "worst_case_only": False, "trust": ()}
     assert attacks == {
         "mine": dict(kind="pgd", perturbation="additive", norm="l2", radius=0.5, curve=curve, random_start=True)
     }

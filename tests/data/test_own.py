@@ -241,7 +241,7 @@ def test_pictures_have_class_names(tmp_path, monkeypatch):
     outcome = type("Outcome", (), {"sample": sample, "hardest": {}})
     measured = type("Measured", (), {"arrays": lambda self: {}, "attacks": {"pgd": outcome}})()
     attack = {"threat": {"perturbation": "additive", "norm": "linf", "radius": 0.1}, "settings": {"attack": "pgd"}}
-    report.write(tmp_path, {"attacks": {"pgd": attack}, "class_names": ["cat", "dog"]}, measured, 1)
+    report.write(tmp_path, {"attacks": {"pgd": attack}, "clean": {"n": 1}, "class_names": ["cat", "dog"]}, measured, 1)
     assert seen["class_names"] == ["cat", "dog"]
 
 

@@ -51,13 +51,13 @@ def attack_of(attack: Attack, in_turn: bool = False) -> dict[str, Any]:
     return {
         "function": f"{getattr(function, '__module__', '')}:{name}",
         "threat": attack.described_threat(),
-        "settings": {key: plain(_named(value)) for key, value in attack.all_settings().items()},
+        "settings": {key: plain(_named(v) if key == "loss" else v) for key, v in attack.all_settings().items()},
         "curve": plain(multiples),
     }
 
 
 def _named(value: Any) -> Any:
-    """A function of the user's own, such as a loss, by its module too: its name may be that of a built-in one."""
+    """A loss of the user's own by its module too: its name may be that of a built-in one."""
     if not callable(value) or value in LOSSES.values():
         return value
     if isinstance(value, partial):
