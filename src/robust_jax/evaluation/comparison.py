@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from robust_jax.evaluation import curves
 from robust_jax.evaluation.identity import digest, shortened
 from robust_jax.evaluation.report import counted, draw_curves, drawable, shared_attacks, write_json
@@ -100,19 +102,29 @@ def _write(folder: Path, reports: Reports, sweep: Sweep | None, identity: Mappin
 
 
 def _draw_trade_off(folder: Path, reports: Reports, key: str, values: Sequence[Any]) -> str:
-    """Draws robust against clean accuracy of workdirs whose configs differ in one key, in the order of its values."""
-    shared = shared_attacks(reports)
+    """Draws robust against clean accuracy of workdirs whose configs differ in one key, in the order of its values.
+
+    Runs of equal values differ in their seeds: a point is their mean.
+    """
+    shared, clean = shared_attacks(reports), [report["clean"] for report in reports.values()]
     order = sorted(range(len(values)), key=values.__getitem__) if all(map(_is_number, values)) else range(len(values))
-    runs = [list(reports.values())[i] for i in order]
+    named = [f"{value:g}" if _is_number(value) else drawable(str(value)[:100]) for value in values]
+    of_value: dict[str, list[int]] = {}
+    for i in order:
+        of_value.setdefault(named[i], []).append(i)
+
+    def means(entries: Sequence[Mapping[str, Any]]) -> list[float]:
+        return [float(np.mean([entries[i]["accuracy"] for i in runs])) for runs in of_value.values()]
+
+    seeds = ", mean over seeds" if len(of_value) < len(values) else ""
     picture = io.BytesIO()
     curves.trade_off(
-        [run["clean"]["accuracy"] for run in runs],
-        {drawable(f"{name}: {threat_of(same[0])}"): [same[i]["accuracy"] for i in order]
-         for name, same in shared.items()},
-        [f"{values[i]:g}" if _is_number(values[i]) else drawable(str(values[i])[:100]) for i in order],
+        means(clean),
+        {drawable(f"{name}: {threat_of(same[0])}"): means(same) for name, same in shared.items()},
+        list(of_value),
         picture,
-        title=drawable(f"{key}, {counted([run['clean'] for run in runs])}"),
-    )  # fmt: skip
+        title=drawable(f"{key}, {counted(clean)}{seeds}"),
+    )
     write_atomically(folder / TRADE_OFF, picture.getvalue())
     return TRADE_OFF
 
