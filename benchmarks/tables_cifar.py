@@ -27,6 +27,7 @@ LIKE_FGR = Choice("terms.igr.weight", (1.0, 0.5, 0.25, 0.12, 0.06), like="fgr_30
 WORST = {"worst flow": ("flow_pgd", "flow_apgd", "flow_square")}
 # Of tables with many rows, each of which would take two cores days on all images.
 FEWER = ("data.limit=10000",)
+ONE_CYCLE = ("schedule.name=one_cycle", "schedule.learning_rate=0.1", "checkpoint_every_steps=50")
 # What the paper says that FGR is better than.
 CLAIMED = (("fgr_300", "random_start"), ("fgr_100", "random_start"), ("fgr_300", "igr"))
 
@@ -44,7 +45,7 @@ def _cifar(model: str, name: str) -> dict[str, Table]:
         "adt_3": Row("adversarial deformation training, 3 steps", f"{config}:adt:points.attacked.steps=3"),
     }
     full = (f"model.name={model}",)
-    short = (*full, "epochs=12", "schedule.name=one_cycle", "schedule.learning_rate=0.1", "checkpoint_every_steps=50")
+    short = (*full, "epochs=12", *ONE_CYCLE)
     pairs = (*against(rows, "standard"), *CLAIMED, ("fgr_300", "adt_3"))
     return {
         "short": Table(title, rows, short, CIFAR_ATTACKS, WORST, 1000, (0,), pairs),
@@ -84,7 +85,7 @@ def _smooth() -> dict[str, Table]:
         size: smooth_rows(config, regularisers, options, model=":model.name=resnet20", within=1.0)
         for size, options in (("short", steps), ("full", ""))
     }
-    short = (*FEWER, "epochs=8", "schedule.name=one_cycle", "schedule.learning_rate=0.1", "checkpoint_every_steps=50")
+    short = (*FEWER, "epochs=8", *ONE_CYCLE)
     full = ("schedule.learning_rate=0.1",)
     pairs = smooth_pairs(regularisers)
     attacks = {name: CIFAR_ATTACKS[name] for name in ("flow_pgd", "flow_apgd", "additive_2_255", "additive_8_255")}
@@ -163,7 +164,7 @@ def _region() -> dict[str, Table]:
         "carlini_wagner": dict(kind="carlini_wagner", perturbation="additive", norm="l2", radius=0.25, steps=50,
                                binary_search_steps=5),
     }  # fmt: skip
-    short = (*FEWER, "epochs=8", "schedule.name=one_cycle", "schedule.learning_rate=0.1", "checkpoint_every_steps=50")
+    short = (*FEWER, "epochs=8", *ONE_CYCLE)
     pairs = against(rows, "standard")
     one = {"additive 8/255": Universal("additive", 8 / 255)}
     return {

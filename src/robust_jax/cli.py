@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
@@ -137,19 +138,15 @@ def _parse(options: flags.FlagValues, arguments: list[str], positional: Sequence
     known = f"Flags: {_own_flags(options)}, and --config.KEY=VALUE"
     try:
         options.set_gnu_getopt()  # flags may come after arguments without a name
-        _, *rest = options(arguments)
+        rest: list[Any] = options(arguments)[1:]
+        last = len(positional) - 1
+        if len(rest) > last >= 0 and isinstance(options[positional[last]].value, list):
+            rest = [*rest[:last], rest[last:]]  # a list takes all that follow
         for name, value in zip(positional, rest, strict=False):
             flag = options[name]
-            if not flag.present:
-                flag.parse(value)
-            elif isinstance(flag.value, list):
-                flag.parse([*flag.value, value])
-            else:
+            if flag.present and not isinstance(value, list):
                 raise ValueError(f"{name} is given twice, {flag.value!r} and {value!r}. {known}.")
-        if positional and len(rest) > len(positional) and isinstance(options[positional[-1]].value, list):
-            last = options[positional[-1]]
-            last.parse([*(last.value or ()), *rest[len(positional) :]])
-            rest = []
+            flag.parse([*(flag.value or ()), *value] if flag.present else value)
         options.validate_all_flags()
     except flags.Error as error:
         raise ValueError(f"{error}. {known}.") from None

@@ -51,28 +51,29 @@ def confusions(evaluation: Evaluation) -> list[dict[str, Any]]:
             continue
         if prediction.shape != label.shape:
             raise ValueError(f"{name}/prediction has shape {prediction.shape}, the labels {label.shape}")
-        unknown = [-1] if (prediction < 0).any() else []
-        columns = [*range(classes), *unknown]
         # An attack that came after others has seen what these left, and says nothing of the rest.
         looked = np.broadcast_to(arrays.get(f"{name}/seen", True), label.shape)
-        pairs = np.stack([label, np.where(prediction < 0, classes, prediction)], -1)[looked]
-        which, times = np.unique(pairs, axis=0, return_counts=True)
-        frequent = [(int(n), int(t), int(p) if p < classes else -1)
-                    for (t, p), n in zip(which, times, strict=True) if t != p]  # fmt: skip
-        counts = None
-        if classes <= MANY:
-            counts = np.zeros((classes, classes + 1), int)
-            counts[tuple(which.T)] = times
         left = "" if looked.all() else f", the {looked.sum()} images that were left"
-        found.append({
-            "title": printable(name) + left,
-            "counts": None if counts is None else counts[:, : len(columns)].tolist(),
-            "names": [words.class_name(names, k) for k in range(classes)],
-            "columns": [words.class_name(names, k) for k in columns],
-            "frequent": [f"{words.class_name(names, t)} → {words.class_name(names, p)}: {n}"
-                         for n, t, p in sorted(frequent, reverse=True)[:10]],
-        })  # fmt: skip
+        found.append({"title": printable(name) + left} | _matrix(label[looked], prediction[looked], classes, names))
     return found
+
+
+def _matrix(label: np.ndarray, prediction: np.ndarray, classes: int, names: Sequence[str]) -> dict[str, Any]:
+    """How often a class is taken for which; a prediction of -1, of no finite logits, has a column of its own."""
+    pairs = np.stack([label.astype(int), np.maximum(prediction.astype(int), -1)], -1)
+    which, times = np.unique(pairs, axis=0, return_counts=True)
+    columns = [*range(classes), *([-1] if (prediction < 0).any() else [])]
+    counts = np.zeros((classes, len(columns)), int) if classes <= MANY else None
+    if counts is not None:
+        counts[tuple(which.T)] = times  # -1 is the last column
+    frequent = sorted(((n, t, p) for (t, p), n in zip(which.tolist(), times.tolist(), strict=True) if t != p),
+                      reverse=True)  # fmt: skip
+    return {
+        "counts": None if counts is None else counts.tolist(),
+        "names": [words.class_name(names, k) for k in range(classes)],
+        "columns": [words.class_name(names, k) for k in columns],
+        "frequent": [f"{words.class_name(names, t)} → {words.class_name(names, p)}: {n}" for n, t, p in frequent[:10]],
+    }
 
 
 def gallery(evaluation: Evaluation) -> list[dict[str, Any]]:
