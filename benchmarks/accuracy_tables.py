@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 from origin import unpacked
 from robust_jax.evaluation.statistics import wilson_interval
 
-UNCHECKED = "Further signs of masked gradients, which take more attacks, were not looked for."
+UNCHECKED = "Further signs of masked gradients{}, which take more attacks, were not looked for."
 
 
 def whole(path: Path, measured: Mapping[str, Any]) -> str:
@@ -69,12 +69,24 @@ def _shown(measured: Mapping[str, Any]) -> list[str]:
 
 
 def _with_columns(row: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
-    """The row with those of its runs that have all columns: the others are older than one of them."""
-    attacks, universal = set(measured["columns"]), set(measured["universal"])
-    complete = {
-        s: r for s, r in row["seeds"].items() if attacks <= set(r["broken"]) and universal <= set(r["universal"])
-    }
-    return dict(row) | {"seeds": complete}
+    """The row with those of its runs that have all columns, of today's attacks: the others are older than one."""
+    universal, today = set(measured["universal"]), measured.get("attacks", {})
+
+    def is_complete(run: Mapping[str, Any]) -> bool:
+        attacks = run["evaluation"]["attacks"]
+        return (
+            set(measured["columns"]) <= set(run["broken"])
+            and universal <= set(run["universal"])
+            and all(_is_of(attacks[name], attack) for name, attack in today.items())
+        )
+
+    return dict(row) | {"seeds": {seed: run for seed, run in row["seeds"].items() if is_complete(run)}}
+
+
+def _is_of(measured: Mapping[str, Any], today: Mapping[str, Any]) -> bool:
+    """Whether a measured attack is that of the table, as far as it says."""
+    old, new = ({**one["threat"], **one["settings"], "unit": ""} for one in (measured, today))
+    return all(new.get(key) == value for key, value in old.items())
 
 
 def _label(row: Mapping[str, Any]) -> str:
@@ -138,10 +150,9 @@ def _notes(path: Path, measured: Mapping[str, Any]) -> list[str]:
         each(run["evaluation"]["clean"]["n"] for run in runs),
         each(s for r in rows.values() for s in r["seeds"]),
     )
-    # Of the code that measured, and of that which trained.
-    revisions = [
-        one["revision"] for run in runs for one in (run, run.get("began"), *run.get("later", {}).values()) if one
-    ]
+    # Of the code that measured, also later than the rest, and of that which trained.
+    sources = [one for run in runs for one in (run, *run.get("later", {}).values())]
+    revisions = [one["revision"] for one in (*sources, *(run.get("began") for run in runs)) if one]
     chosen_by = {run["settings"]["select_by"] for run in runs}
     by = " or ".join("clean" if one == "clean" else f"attacked (`{one}`)" for one in sorted(chosen_by))
     best = f"the best on {by} validation images"
@@ -154,8 +165,7 @@ def _notes(path: Path, measured: Mapping[str, Any]) -> list[str]:
     note = (
         f"Accuracy in per cent on the first {images} test images, seeds {seeds}: {how}. "
         f"The checkpoint is {'the last' if last else best}. *Minutes* are of training. "
-        f"Measured on {each(run['hardware'] for run in runs)}, "
-        f"jax {each(run['evaluation']['versions']['jax'] for run in runs)}, "
+        f"Measured on {each(one['hardware'] for one in sources)}, jax {each(filter(None, map(_jax, sources)))}, "
         f"revision {each(revisions)}. All numbers, with configs and commands: {path.name}."
     )
     attacks = [
@@ -174,8 +184,24 @@ def _notes(path: Path, measured: Mapping[str, Any]) -> list[str]:
         *_folded("Validation accuracy by epoch", _curves(rows)),
         *_folded("Paired tests", _paired(measured)),
         *(["", "Warnings:", "", *sorted(warned)] if warned else []),
-        *([] if any(run["settings"]["evaluation"]["checks"] for run in runs) else ["", UNCHECKED]),
+        *_unchecked(rows),
     ]
+
+
+def _jax(source: Mapping[str, Any]) -> str:
+    """The version of jax that measured a run, or later some of its columns; empty where it was not noted."""
+    return str(source.get("versions", source.get("evaluation", {}).get("versions", {})).get("jax", ""))
+
+
+def _unchecked(rows: Mapping[str, Any]) -> list[str]:
+    """Which rows have a run whose further signs of masked gradients were not looked for."""
+    lacking = [
+        row["label"]
+        for row in rows.values()
+        if not all(run["settings"]["evaluation"]["checks"] for run in row["seeds"].values())
+    ]
+    of = "" if len(lacking) == sum(bool(row["seeds"]) for row in rows.values()) else f" of {', '.join(lacking)}"
+    return ["", UNCHECKED.format(of)] if lacking else []
 
 
 def _folded(summary: str, lines: Sequence[str]) -> list[str]:
@@ -209,6 +235,7 @@ def _choices(rows: Mapping[str, Any]) -> list[str]:
             tried = ", ".join(f"{100 * accuracy:.1f} at {value}" for value, accuracy in choice["tried"].items())
             met = max(choice["tried"].values()) >= choice["least"] - 1e-9
             needed = f"needed {100 * choice['least']:.1f}" + ("" if met else ", not reached")
+            needed += "; larger ones were not tried" if met and len(choice["tried"]) == 1 else ""
             lines.append(f"- {row['label']}: {choice['chosen']:g} ({tried}; {needed})")
     head = "The largest of those tried whose clean accuracy on validation images is as needed, or the last:"
     return [head, "", *lines] if lines else []
@@ -218,7 +245,7 @@ def _curves(rows: Mapping[str, Any], columns: int = 12) -> list[str]:
     """The clean accuracy on validation images during training, the mean over seeds, at evenly spaced measurements."""
     curves = {}
     for row in rows.values():
-        seeds = [dict(seed["training"]["validation"]) for seed in row["seeds"].values()]
+        seeds = [{round(at, 1): found for at, found in run["training"]["validation"]} for run in row["seeds"].values()]
         if not seeds:
             continue
         curves[row["label"]] = {
@@ -233,7 +260,7 @@ def _curves(rows: Mapping[str, Any], columns: int = 12) -> list[str]:
         for label, curve in curves.items()
     ]
     return [
-        "| training | " + " | ".join(f"{round(at, 1):g}" for at in shown) + " |",
+        "| training | " + " | ".join(f"{at:g}" for at in shown) + " |",
         "|---" * (1 + len(shown)) + "|",
         *lines,
     ]
@@ -264,7 +291,10 @@ def _compared(rows: Mapping[str, Any], columns: Mapping[str, Sequence[str]], nam
         cells = [
             _mcnemar(*(_broken(one["seeds"][seed], several) for one in (row, other))) for several in columns.values()
         ]
-        lines.append(f"| {row['label']} against {other['label']} | {seed} | " + " | ".join(cells) + " |")
+        # Another version of jax makes another network, as another seed does.
+        versions = [_jax(one["seeds"][seed]) for one in (row, other)]
+        other_jax = f" (jax {versions[0]} against {versions[1]})" if versions[0] != versions[1] else ""
+        lines.append(f"| {row['label']} against {other['label']}{other_jax} | {seed} | " + " | ".join(cells) + " |")
     return lines
 
 

@@ -85,8 +85,13 @@ def portable(command: str) -> str:
 
 
 def revision() -> str:
-    """The commit that the code is of, with a + if it was changed since."""
+    """The commit that the code is of, with a + if it was changed since, or a module is new; unknown without git."""
     git = ["git", "-C", str(Path(__file__).parent)]
-    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changed = [*git, "status", "--porcelain", "--untracked-files=no", "--", ":/src", ":/benchmarks"]
-    return commit + ("+" if subprocess.run(changed, capture_output=True, text=True).stdout else "")
+    changed = [*git, "status", "--porcelain", "--", ":/src", ":/benchmarks"]
+    try:
+        commit = subprocess.run(
+            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout
+        return commit.strip() + ("+" if subprocess.run(changed, capture_output=True, text=True).stdout else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

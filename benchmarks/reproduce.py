@@ -2,13 +2,14 @@
 
 python benchmarks/reproduce.py TABLE [--size=short|full] [--rows=standard,fgr_300] [--fraction=0.01] [--data_dir=DIR]
 
-Started again it resumes: neither what is trained nor what is measured is done again, unless its config has changed. If
-only attacks are new or changed, and the run is still there, these alone are measured. The file is enough to go on
-without the runs: neither a row that it has is trained again nor a weight that was tried. A row that diverges is told
-and left out, a value that is tried and diverges counts as an accuracy of 0. The numbers go to TABLE_SIZE.json in
-`--out`, each with its config, command, seed, hardware, seconds, versions and revision, and the table is printed.
-`--fraction=0.01` tries everything at one percent of its epochs and images, with the first seed alone; such a trial, and
-one with `--config.KEY=VALUE`, keeps its numbers in the folder of its runs.
+Started again it resumes: neither what is trained nor what is measured is done again, unless its config has changed;
+then the run of the old config has to be removed, or `--workdir` to be another. If only attacks are new or changed, and
+the run is still there, these alone are measured. The file is enough to go on without the runs: neither a row that it
+has is trained again nor a weight that was tried. A row that diverges is told and left out, a value that is tried and
+diverges counts as an accuracy of 0. The numbers go to TABLE_SIZE.json in `--out`, each with its config, command, seed,
+hardware, seconds, versions and revision, and the table is printed. `--fraction=0.01` tries everything at one percent of
+its epochs and images, with the first seed alone; such a trial, and one with `--config.KEY=VALUE`, keeps its numbers in
+the folder of its runs. What `--config` gives stands above everything that the table sets.
 benchmarks/tables.py defines the tables, benchmarks/estimates.py says how long they take.
 """
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import reduce
 from itertools import product
 from operator import getitem
@@ -32,13 +33,16 @@ import table_files
 from origin import keep, kept, packed, trace
 from result_tables import RESULTS, rendered
 from robust_jax import cli
+from robust_jax.config.build import load_dataset
+from robust_jax.config.command_line import overridden
 from robust_jax.evaluation import evaluate, stored
+from robust_jax.evaluation.identity import checksum, digest
 from robust_jax.extensions import choose
 from robust_jax.spaces.threat_models import ThreatModel
 from robust_jax.training import loop
 from robust_jax.workdir import runs, saved_config
 from runs import config_of
-from table_types import Table, Universal
+from table_types import Table
 from tables import TABLES
 from universal_rates import universal_rates
 
@@ -60,20 +64,23 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
     for row in options.rows or ():
         choose("row", row, table.rows)
     keys = [override.partition("config.")[2] for override in overrides]
-    if any(key.startswith("attacks.") for key in keys):
-        raise ValueError("--config.attacks: the attacks of a table are those of benchmarks/tables.py; edit them there.")
+    for key in keys:
+        if key.startswith(("attacks.", "seed=")):
+            raise ValueError(f"--config.{key}: attacks and seeds are those of benchmarks/tables*.py; edit them there.")
     keys += [f"data.data_dir={options.data_dir}"] if options.data_dir else []
     # On a GPU attacks stop early, and those images that are left have to fill it.
     keys += ["evaluation.batch_size=2000"] if options.size == "full" else []
     name = f"{options.table}_{options.size}"
     table = table._replace(seeds=table.seeds[:1]) if options.fraction < 1 else table
-    place = Path(options.workdir).expanduser() / (name + (f"_{options.fraction:g}" if trial else ""))
+    other = f"_{digest({'keys': sorted(overrides)})}" if overrides else ""
+    place = Path(options.workdir).expanduser() / (name + (f"_{options.fraction:g}{other}" if trial else ""))
     path = (place if trial else Path(options.out).expanduser()) / f"{name}.json"
     traced = trace()
     plan = Plan(table, place, keys, options.fraction, path, traced)
     rows = options.rows or list(table.rows)
-    for row, seed in product(rows, table.seeds):
-        plan.config(row, seed)  # a mistake in a row is told now, not after hours
+    configs = [plan.config(row, seed) for row, seed in product(rows, table.seeds)]  # a mistake is told now
+    for data in {str(config.data): config for config in configs}.values():
+        load_dataset(data)  # and that it is not prepared
     if traced["revision"].endswith("+") and not trial:
         print(f"The code is not that of a commit ({traced['revision']}): nobody can make these numbers again.",
               file=sys.stderr, flush=True)  # fmt: skip
@@ -92,7 +99,10 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
                     failed.append(f"{row}, seed {seed}: {error}")
                     print(failed[-1], file=sys.stderr, flush=True)
     if kept(path, {}).get("rows"):
+        table_files.refresh(path, table)
         print(rendered(path))
+        if path.parent == RESULTS:
+            print("\nbenchmarks/result_tables.py puts it on the pages that name it.", file=sys.stderr)
     if failed:
         raise ValueError("\n".join([f"{len(failed)} runs are missing:", *failed]))
 
@@ -109,7 +119,8 @@ def run(plan: Plan, row: str, seed: int, measured: bool) -> None:
             table_files.add(plan.path, plan.table, row, seed, lost, part="diverged")
         return
     if measured:
-        table_files.add(plan.path, plan.table, row, seed, plan.measured(row, config, workdir) | {"choice": chosen})
+        for numbers in plan.measured(row, config, workdir):
+            table_files.add(plan.path, plan.table, row, seed, numbers | {"choice": chosen})
 
 
 class Plan(NamedTuple):
@@ -140,18 +151,27 @@ class Plan(NamedTuple):
         loop.train(config, workdir)
         return workdir
 
-    def measured(self, row: str, config: ConfigDict, workdir: Path) -> dict[str, Any]:
-        """The numbers of a run; of these, what the file has of the very same network is not measured again."""
-        known, trained = table_files.stored(self.path, row, config.seed), training(workdir)
-        columns: set[str] = set()
-        if known and known["training"]["validation"] == trained["validation"]:
-            columns = table_files.todays(known, settings(config), self.table)
-        balls = known.get("balls", {}) if known and columns else {}
-        attacks = {name: attack for name, attack in config.attacks.items() if name not in columns}
-        universal = {name: b for name, b in self.table.universal.items() if balls.get(name) != b._asdict()}
-        new = self.traced | measure(config, workdir, attacks, universal)
-        new |= {"training": trained, "balls": table_files.balls(self.table)}
-        return table_files.joined(known, new, self.table, columns) if known and columns else new
+    def measured(self, row: str, config: ConfigDict, workdir: Path) -> Iterator[dict[str, Any]]:
+        """The numbers of a run: after its attacks, and with each δ for all images, of which a kill loses the last.
+
+        What the file has of the very same weights is not measured again.
+        """
+        trained = runs.load(workdir, **place(config))
+        today = {
+            "settings": settings(config), "weights": checksum(trained.variables), "training": training(workdir),
+            "began": kept(began(workdir), {}),
+        }  # fmt: skip
+        known = table_files.stored(self.path, row, config.seed)
+        found = (table_files.unchanged(known, today, self.table) or self.traced) | today
+        missing = {name: attack for name, attack in config.attacks.items() if name not in found.get("broken", {})}
+        found = table_files.with_attacks(found, *attacked(config, workdir, missing), self.table, self.traced)
+        yield found
+        for name, ball in self.table.universal.items():
+            if name not in found["universal"]:
+                threat = ThreatModel(ball.perturbation, "linf", ball.radius)
+                rates = universal_rates(trained, threat, ball.examples, ball.epochs)
+                found = table_files.with_universal(found, name, rates, self.table, self.traced)
+                yield found
 
     def chosen(self, row: str, seed: int) -> tuple[ConfigDict, dict[str, Any] | None]:
         """The config of a row, and how its weight was chosen; see `table_types.Choice`."""
@@ -188,10 +208,10 @@ class Plan(NamedTuple):
 
     def has(self, row: str, seed: int) -> bool:
         """Whether the file has the numbers of a row's config today, with all columns, or that it diverged."""
-        lost = table_files.stored(self.path, row, seed, "diverged")
-        choice = self.table.rows[row].choice
-        if lost and not choice:
-            return table_files.same_weights(lost["settings"], settings(self.config(row, seed)))
+        if lost := table_files.stored(self.path, row, seed, "diverged"):
+            choice = self.table.rows[row].choice
+            configs = [self.config(row, seed, value) for value in (choice.values if choice else [None])]
+            return any(table_files.same_weights(lost["settings"], settings(config)) for config in configs)
         stored = table_files.stored(self.path, row, seed)
         return stored is not None and self.is_todays(stored, row, seed)
 
@@ -219,14 +239,14 @@ class Plan(NamedTuple):
 
 def config_for(table: Table, row: str, seed: int, keys: list[str], fraction: float = 1.0) -> ConfigDict:
     """The config of a row in its table's size; training checks the table's attacks before it begins."""
-    config = config_of(table.rows[row].config, [*table.common, f"seed={seed}"], keys)
+    config = config_of(table.rows[row].config, [*table.common, f"seed={seed}"])
     config.attacks = ConfigDict(table.attacks)
     if ":select_by=" not in table.rows[row].config:
         config.select_by = table.select_by or config.select_by
     config.epochs *= fraction
     config.schedule.boundaries = tuple(fraction * epoch for epoch in config.schedule.boundaries)
     config.evaluation.update(split="test", limit=max(round(table.images * fraction), 10), pictures=0)
-    return config
+    return overridden(config, [f"--config.{key}" for key in keys])
 
 
 def settings(config: ConfigDict) -> dict[str, Any]:
@@ -236,25 +256,18 @@ def settings(config: ConfigDict) -> dict[str, Any]:
     return kept
 
 
-def measure(
-    config: ConfigDict, workdir: Path, attacks: Mapping[str, Any], balls: Mapping[str, Universal]
-) -> dict[str, Any]:
-    """The numbers of one run: its accuracies, which images each attack broke, and what one δ for all images does."""
-    place = dict(data_dir=config.data.data_dir or None, trust=("tables",))
-    report: dict[str, Any] = {"attacks": {}, "warnings": []}
-    broken = {}
-    if attacks:
-        report = evaluate(workdir, attacks, **config.evaluation.to_dict(), **place)[str(workdir)]
-        per_example = np.load(stored.folder_of(workdir, report["name"]) / stored.EXAMPLES)
-        broken = {name: packed(per_example[f"{name}/broken"]) for name in report["attacks"]}
-    universal = {}
-    for name, ball in balls.items():
-        threat = ThreatModel(ball.perturbation, "linf", ball.radius)
-        universal[name] = universal_rates(runs.load(workdir, **place), threat, ball.examples, ball.epochs)
-    return {
-        "settings": settings(config), "began": kept(began(workdir), {}), "evaluation": report, "broken": broken,
-        "universal": universal,
-    }  # fmt: skip
+def place(config: ConfigDict) -> dict[str, Any]:
+    """Where a run's data lie, and which modules may make parts of it."""
+    return dict(data_dir=config.data.data_dir or None, trust=("tables",))
+
+
+def attacked(config: ConfigDict, workdir: Path, attacks: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The report of an evaluation, and which images each attack broke; empty without attacks."""
+    if not attacks:
+        return {"attacks": {}, "warnings": []}, {}
+    report = evaluate(workdir, attacks, **config.evaluation.to_dict(), **place(config))[str(workdir)]
+    per_example = np.load(stored.folder_of(workdir, report["name"]) / stored.EXAMPLES)
+    return report, {name: packed(per_example[f"{name}/broken"]) for name in report["attacks"]}
 
 
 def began(workdir: Path) -> Path:

@@ -39,7 +39,6 @@ def rendered(path: Path, rows: str | None = None) -> str:
     kinds = {
         "rows": accuracy_tables.whole,
         "tables": _measurements,
-        "radii": _bounds,
         "evaluations": _evaluations,
         "parity": _parity,
         "peers": _peers,
@@ -60,25 +59,6 @@ def _measurements(path: Path, measured: Mapping[str, Any]) -> str:
     """The tables of one program that times or counts."""
     lines = [line for rows in measured["tables"].values() for line in (*markdown(rows), "")]
     return "\n".join([*lines, f"{_versions(measured)}. {_source(measured, path)}"])
-
-
-def _bounds(path: Path, measured: Mapping[str, Any]) -> str:
-    """The bounds of landscapes.py: a row per radius and model."""
-    shares = ("within the flow bound", "within the image bound")
-    medians = ("median change", "median flow bound", "median image bound", "median forward bound")
-    rest = ("median of image / flow", "rank correlation of change and flow bound",
-            "rank correlation of change and image bound")  # fmt: skip
-    heads = ["radius, px", "training", *(f"{name}, %" for name in shares), *medians, *rest]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for radius, models in measured["radii"].items():
-        for name, found in models.items():
-            cells = [f"{100 * found[key]:.0f}" for key in shares] + [f"{found[key]:.3g}" for key in (*medians, *rest)]
-            lines.append(f"| {radius} | {name} | " + " | ".join(cells) + " |")
-    note = (
-        f"{measured['images']} test images that all models classify correctly; the change is that under "
-        f"{measured['attack']}. {_source(measured, path)}"
-    )
-    return "\n".join([*lines, "", note])
 
 
 def _evaluations(path: Path, measured: Mapping[str, Any]) -> str:

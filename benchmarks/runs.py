@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from robust_jax import cli, models
+from robust_jax import cli, losses, models
 from robust_jax.config.command_line import overridden
 from robust_jax.extensions import choose
 from robust_jax.workdir import runs
@@ -32,14 +32,14 @@ def correctly_classified(workdir: Path, count: int) -> tuple[runs.Trained, model
     run = runs.load(workdir)
     bound = models.bind(run.model, run.variables)
     images, labels = (np.asarray(v) for v in run.examples(min(4 * count, len(run.dataset.test))))
-    right = np.flatnonzero(np.asarray(jax.jit(bound)(images)).argmax(-1) == labels)[:count]
+    right = np.flatnonzero(losses.predicted(jax.jit(bound)(images)) == labels)[:count]
     return run, bound, images[right], labels[right]
 
 
 def classified_by_all(loaded: Sequence[runs.Trained], count: int) -> tuple[np.ndarray, np.ndarray]:
     """Those of the first ``count`` test images that all runs classify correctly, and their labels."""
     images, labels = (np.asarray(v) for v in loaded[0].examples(count))
-    right = np.all([np.asarray(jax.jit(run.logits_fn)(images)).argmax(-1) == labels for run in loaded], 0)
+    right = np.all([losses.predicted(jax.jit(run.logits_fn)(images)) == labels for run in loaded], 0)
     return images[right], labels[right]
 
 

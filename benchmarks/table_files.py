@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import filelock
 
 from origin import keep, kept
 from robust_jax.evaluation import identity
-from robust_jax.evaluation.measure import chosen_attacks
+from robust_jax.evaluation.attack import Attack
+from robust_jax.evaluation.measure import chosen_attacks, versions
+from robust_jax.files import plain
 from robust_jax.workdir import saved_config
 from table_types import Table
 
@@ -56,41 +59,83 @@ def todays(run: Mapping[str, Any], settings: Mapping[str, Any], table: Table) ->
     if any(not key.startswith(FREE) for key in differing) or not same_weights(run["settings"], settings):
         return set()
     measured = run["evaluation"]["attacks"]
-    today = identity.attacks_of(chosen_attacks(table.attacks, trust=("tables",)))
+    today = chosen_attacks(table.attacks, trust=("tables",))
     return {name for name, attack in today.items() if name in measured and _same(measured[name], attack)}
 
 
-def joined(known: Mapping[str, Any], new: Mapping[str, Any], table: Table, columns: set[str]) -> dict[str, Any]:
-    """Numbers of a run with columns that were measured later, of the same network and images.
+def unchanged(known: Mapping[str, Any] | None, today: Mapping[str, Any], table: Table) -> dict[str, Any]:
+    """Of the numbers of a run those that are of today's weights, and of today's columns; empty if none is.
 
     Args:
-      known: the numbers of the run; ``later`` says where those come from that are newer than the others.
-      new: the numbers of the attacks and universal perturbations that it lacked.
+      known: what the file has of the run.
+      today: the ``settings`` and ``weights`` of the run.
       table: whose columns they are.
-      columns: the attacks of which ``known`` has the numbers of today.
     """
-    old, added = known["evaluation"], new["evaluation"]
-    gone = (old["attacks"].keys() | added["attacks"].keys()) - columns
-    warnings = [w for w in old["warnings"] if not any(re.search(rf"\b{name}\b", w) for name in gone)]
-    source = {key: new[key] for key in ("command", "revision", "hardware")}
-    merged = dict(known) | {key: new[key] for key in ("settings", "balls")}
-    for key in ("broken", "universal"):
-        merged[key] = known[key] | new[key]
-    attacks = old["attacks"] | added["attacks"]
-    merged["evaluation"] = old | {
-        "attacks": {name: attacks[name] for name in table.attacks},
-        "warnings": list(dict.fromkeys([*warnings, *added["warnings"]])),
+    if not known or known.get("weights") != today["weights"]:
+        return {}
+    columns = todays(known, today["settings"], table)
+    if not columns:
+        return {}
+    report = known["evaluation"]
+    gone = report["attacks"].keys() - columns
+    attacks = {name: report["attacks"][name] for name in table.attacks if name in columns}
+    warnings = [w for w in report["warnings"] if not any(re.search(rf"\b{name}\b", w) for name in gone)]
+    kept_balls = {name: ball for name, ball in balls(table).items() if known["balls"].get(name) == ball}
+    return dict(known) | {
+        "evaluation": report | {"attacks": attacks, "warnings": warnings},
+        "broken": {name: known["broken"][name] for name in attacks},
+        "universal": {name: known["universal"][name] for name in kept_balls},
+        "balls": kept_balls,
     }
-    merged["broken"] = {name: merged["broken"][name] for name in table.attacks}
-    merged["universal"] = {name: merged["universal"][name] for name in table.universal}
-    later = {name: source for name in (*added["attacks"], *new["universal"])}
-    return merged | {"later": known.get("later", {}) | later}
 
 
-def _same(measured: Mapping[str, Any], today: Mapping[str, Any]) -> bool:
-    """Whether a measured attack is that of today; an option that is newer than it has not changed since."""
-    old, new = ({**attack["threat"], **attack["settings"], "unit": ""} for attack in (measured, today))
-    return all(key in new and value == new[key] for key, value in old.items())
+def with_attacks(
+    found: Mapping[str, Any], report: Mapping[str, Any], broken: Mapping[str, str], table: Table,
+    source: Mapping[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """Numbers of a run with attacks that it lacked; ``later`` says where those come from that are newer than others."""
+    old = found.get("evaluation", report)
+    attacks = old["attacks"] | report["attacks"]
+    evaluation = old | {
+        "attacks": {name: attacks[name] for name in table.attacks},
+        "warnings": list(dict.fromkeys([*old["warnings"], *report["warnings"]])),
+    }
+    both = found.get("broken", {}) | broken
+    whole = {"universal": {}, "balls": {}} | dict(found)
+    whole |= {"evaluation": evaluation, "broken": {name: both[name] for name in table.attacks}}
+    return _with_source(whole, broken, source)
+
+
+def with_universal(
+    found: Mapping[str, Any], name: str, rates: Mapping[str, float], table: Table, source: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Numbers of a run with those of one δ for all images."""
+    universal, made = found["universal"] | {name: rates}, found["balls"] | {name: balls(table)[name]}
+    order = [ball for ball in table.universal if ball in universal]
+    whole = dict(found) | {"universal": {n: universal[n] for n in order}, "balls": {n: made[n] for n in order}}
+    return _with_source(whole, [name], source)
+
+
+def _with_source(found: dict[str, Any], names: Iterable[str], source: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers with where some of them come from, if that is not where the others do."""
+    today = dict(source) | {"versions": versions()}
+    first = {key: found[key] for key in source} | {"versions": found["evaluation"]["versions"]}
+    later = {name: one for name, one in found.get("later", {}).items() if name in found["broken"] | found["universal"]}
+    for name in names:
+        later.pop(name, None)
+        later |= {name: today} if today != first else {}
+    found.pop("later", None)
+    return found | ({"later": later} if later else {})
+
+
+def _same(measured: Mapping[str, Any], today: Attack) -> bool:
+    """Whether a measured attack is that of today; an option that is newer than it was then at its default."""
+    described = identity.attack_of(today)
+    old, new = ({**one["threat"], **one["settings"], "unit": ""} for one in (measured, described))
+    defaults = {name: plain(p.default) for name, p in inspect.signature(today.function).parameters.items()}
+    return old.keys() <= new.keys() and all(
+        value == (old[key] if key in old else defaults.get(key)) for key, value in new.items()
+    )
 
 
 def balls(table: Table) -> dict[str, Any]:
@@ -139,10 +184,20 @@ def add_tried(path: Path, table: Table, run: str, accuracy: float, settings: Map
     _change(path, table, "tried", lambda known: dict(known) | found)
 
 
+def refresh(path: Path, table: Table) -> None:
+    """Writes today's title, columns, pairs and labels of rows into the file."""
+
+    def named(rows: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: dict(rows[name]) | {"label": row.label} for name, row in table.rows.items() if name in rows}
+
+    _change(path, table, "rows", named)
+
+
 def _change(path: Path, table: Table, part: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Changes a part of the file as it is now: another process may have written other rows."""
     whole: dict[str, Any] = {"title": table.title, "pairs": table.pairs, "columns": list(table.attacks)}
-    whole |= {"worst": table.worst, "universal": balls(table)}
+    attacks = identity.attacks_of(chosen_attacks(table.attacks, trust=("tables",)))
+    whole |= {"attacks": attacks, "worst": table.worst, "universal": balls(table)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{path}.lock"):
         found = kept(path, {"rows": {}})

@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from robust_jax import attacks
+from robust_jax import attacks, losses
 from robust_jax.spaces.threat_models import ThreatModel
 from robust_jax.workdir.runs import Trained
 
@@ -26,7 +26,7 @@ def _untargeted(logits_fn, images, labels, threat, key, epochs):
 
 @jax.jit
 def _predicted(logits_fn, threat, images, delta):
-    return logits_fn(attacks.apply_universal(threat, images, delta)).argmax(-1)
+    return losses.predicted(logits_fn(attacks.apply_universal(threat, images, delta)))
 
 
 def universal_rates(trained: Trained, threat: ThreatModel, count: int, epochs: int) -> dict[str, float]:

@@ -247,17 +247,60 @@ def test_columns_that_are_new_are_joined_to_those_of_the_same_network(script):
     stronger = dict(table.attacks) | {"flow_pgd": table.attacks["flow_pgd"] | {"steps": 99}}
     columns = files.todays(whole, whole["settings"], table._replace(attacks=stronger))
     assert columns == set(table.attacks) - {"flow_pgd"}
-    old = whole | {"evaluation": whole["evaluation"] | {"warnings": ["flow_pgd is weak", "flow_apgd is weak"]}}
+    old = whole | {"weights": "abc", "balls": {}, "evaluation": whole["evaluation"] | {
+        "warnings": ["flow_pgd is weak", "flow_apgd is weak"]}}  # fmt: skip
+    table, today = table._replace(attacks=stronger), {"settings": whole["settings"], "weights": "abc"}
+    assert files.unchanged(old, today | {"weights": "abd"}, table) == {} == files.unchanged(None, today, table)
+    assert files.unchanged(whole, today, table) == {}  # it does not say which network it is of
+    found = files.unchanged(old, today, table)
+    assert set(found["broken"]) == set(found["evaluation"]["attacks"]) == columns
+    assert found["evaluation"]["warnings"] == ["flow_apgd is weak"]  # the weak attack is no more
+
     entry = whole["evaluation"]["attacks"]["flow_pgd"] | {"accuracy": 0.25}
-    new = {"command": "later", "revision": "2", "hardware": "cpu", "settings": whole["settings"], "balls": {},
-           "broken": {"flow_pgd": "ff"}, "universal": {},
-           "evaluation": {"attacks": {"flow_pgd": entry}, "warnings": ["new"]}}  # fmt: skip
-    joined = files.joined(old, new, table, columns)
+    report = {"attacks": {"flow_pgd": entry}, "warnings": ["new"]}
+    later = {"command": "later", "revision": "2", "hardware": "cpu"}
+    joined = files.with_attacks(found, report, {"flow_pgd": "ff"}, table, later)
     assert list(joined["evaluation"]["attacks"]) == list(table.attacks) == list(joined["broken"])
     assert joined["evaluation"]["attacks"]["flow_pgd"]["accuracy"] == 0.25 and joined["broken"]["flow_pgd"] == "ff"
     assert joined["evaluation"]["attacks"]["flow_apgd"] == whole["evaluation"]["attacks"]["flow_apgd"]
-    assert joined["evaluation"]["warnings"] == ["flow_apgd is weak", "new"]  # the weak attack is no more
+    assert joined["evaluation"]["warnings"] == ["flow_apgd is weak", "new"]
     assert joined["revision"] == whole["revision"] and joined["later"]["flow_pgd"]["revision"] == "2"
+    assert joined["later"]["flow_pgd"]["versions"]["jax"] and list(joined["later"]) == ["flow_pgd"]
+
+    ball = script("table_types").Universal("flow", 1.0)
+    table = table._replace(universal={"new": ball})
+    with_ball = files.with_universal(joined, "new", {"untargeted universal": 0.5}, table, later)
+    assert with_ball["balls"] == {"new": ball._asdict()} and with_ball["later"].keys() == {"flow_pgd", "new"}
+    assert files.unchanged(with_ball, today, table)["universal"] == {"new": {"untargeted universal": 0.5}}
+    bigger = table._replace(universal={"new": ball._replace(radius=2.0)})
+    assert files.unchanged(with_ball, today, bigger)["universal"] == {}
+    # What is measured at once has one source.
+    first = later | {key: with_ball[key] for key in ("settings", "weights")}
+    report = with_ball["evaluation"] | {"versions": with_ball["later"]["new"]["versions"]}
+    assert "later" not in files.with_attacks(first, report, with_ball["broken"], table, later)
+
+
+def test_an_option_that_old_numbers_lack_was_at_its_default(script):
+    files, tables = script("table_files"), script("tables")
+    table = tables.TABLES["mnist_smooth"]["short"]
+    rows = json.loads((ROOT / "docs" / "results" / "mnist_smooth_short.json").read_text())["rows"]
+    old = copy.deepcopy(rows["silu_igr_l2"]["seeds"]["0"])
+    del old["evaluation"]["attacks"]["flow_apgd"]["settings"]["rho"]
+    assert files.todays(old, old["settings"], table) == set(table.attacks)
+    given = dict(table.attacks) | {"flow_apgd": table.attacks["flow_apgd"] | {"rho": 0.3}}
+    assert files.todays(old, old["settings"], table._replace(attacks=given)) == set(table.attacks) - {"flow_apgd"}
+
+
+def test_what_the_command_gives_stands_above_what_a_table_sets_but_for_its_attacks_and_seeds(script):
+    reproduce, tables = script("reproduce"), script("tables")
+    table = tables.TABLES["mnist_lfr"]["short"]
+    keys = ["evaluation.limit=7", "select_by=clean", "epochs=3"]
+    config = reproduce.config_for(table, "lfr", 0, keys, fraction=0.5)
+    assert (config.evaluation.limit, config.select_by, config.epochs) == (7, "clean", 3.0)
+    options = dict(table="mnist_lfr", size="short", rows=None, fraction=1.0)
+    for key in ("seed=5", "attacks.pgd.steps=1"):
+        with pytest.raises(ValueError, match=f"--config.{key}: attacks and seeds are those of"):
+            reproduce.main(type("Flags", (), options), [f"--config.{key}"])
 
 
 def test_a_value_that_diverges_is_not_chosen_and_a_row_that_diverges_is_left_out(script, tmp_path, monkeypatch, capsys):
@@ -304,7 +347,7 @@ def test_a_value_that_diverges_is_not_chosen_and_a_row_that_diverges_is_left_out
     worse = broken._replace(rows={"plain": broken.rows["plain"], "mine": rows["mine"], "fine": rows["plain"]})
     monkeypatch.setitem(reproduce.TABLES, "broken", {"short": worse})
     nothing = {"settings": {"attacks": {}, "select_by": "clean"}, "evaluation": {"clean": {}, "attacks": {}}}
-    monkeypatch.setattr(reproduce, "measure", lambda *_: nothing)
+    monkeypatch.setattr(reproduce.Plan, "measured", lambda *_: [nothing])
     monkeypatch.setattr(reproduce, "rendered", str)
     with pytest.raises(ValueError, match="1 runs are missing:\nmine, seed 0: its weight is chosen to be like plain"):
         reproduce.main(type("Flags", (), options), [])
