@@ -54,7 +54,11 @@ def test_families():
     }  # fmt: skip
     assert {name for name, family in families.items() if family == "ascent"} == {"apgd", "apgd_dlr", "pgd"}
     white = {name for name, family in families.items() if family == "white_box"}
-    assert white == {"apgd_targeted", "carlini_wagner", "fab", "fab_targeted"}
+    assert white == {
+        "apgd_targeted", "carlini_wagner", "ddn", "ead", "fab", "fab_targeted", "fmn", "sigma_zero", "stadv",
+    }  # fmt: skip
+    # They stop as soon as they cross the boundary, and are not compared with attacks without gradients.
+    assert {name for name, family in families.items() if family == "boundary"} == {"adef", "deepfool", "jsma"}
     assert families["fgsm"] == "one_step" and families["auto_attack"] == "combined"
 
 

@@ -180,11 +180,16 @@ def test_restarts_add_runs_to_the_first():
     images = sample(0.2, 1.0)
     model = net(images)
     labels, threat = model(images).argmax(-1), ThreatModel("affine", "linf", (20, 1, 1))
-    one, four = (gradient(model, images, labels, threat, key=KEY, epochs=3, restarts=n, keep="highest_loss")
-                 for n in (1, 4))  # fmt: skip
-    mean = lambda r: float(losses.cross_entropy(model(r.images), labels).mean())  # noqa: E731
-    assert mean(four) > mean(one) + 1e-4
-    check_result(model, four, images, threat, labels)
+    gains = []
+    for seed in range(4):
+        one, four = (
+            gradient(model, images, labels, threat, key=jax.random.key(seed), epochs=3, restarts=n, keep="highest_loss")
+            for n in (1, 4)
+        )
+        check_result(model, four, images, threat, labels)
+        gains.append(float(losses.cross_entropy(model(four.images), labels).mean()
+                           - losses.cross_entropy(model(one.images), labels).mean()))  # fmt: skip
+    assert min(gains) >= 0 and max(gains) > 1e-4, gains  # the first run of the four is that of the one
 
 
 def test_an_image_counts_up_to_the_clip():

@@ -10,7 +10,7 @@ from robust_jax import commands
 @pytest.mark.parametrize(
     "workdir, message",
     [
-        ("a,b", "--workdir=a,b: eval.py takes a comma for the start of another workdir; leave it out."),
+        ("a,b", "--workdir=a,b: robust-jax evaluate takes a comma for the start of another workdir; leave it out."),
         ("fgr[weight=3]", "Take another name."),
     ],
 )

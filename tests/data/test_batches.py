@@ -127,10 +127,24 @@ def test_evaluation_is_in_order_once_and_padded(limit, size, count):
 
 
 def test_records_that_are_too_many_to_keep_are_decoded_each_time(monkeypatch):
-    kept = first(data.train_batches(source(), 5, seed=0), 12)
+    def decoded():
+        return data.Source("x", 23, (2, 2, 1), 3, lambda ids: [(kept[i]["image"], kept[i]["label"]) for i in ids])
+
+    kept = source()
     monkeypatch.setattr(sources, "_CACHE_BYTES", 10)
-    assert len(source()._known) == 0
-    assert same(kept, first(data.train_batches(source(), 5, seed=0), 12))
+    assert len(decoded()._known) == 0
+    assert same(first(data.train_batches(kept, 5, seed=0), 12), first(data.train_batches(decoded(), 5, seed=0), 12))
+
+
+def test_arrays_are_copied_and_not_taken_apart(monkeypatch):
+    """What becomes of the arrays later is not seen; a split of any size is taken at once."""
+    monkeypatch.setattr(sources, "_CACHE_BYTES", 10)
+    images = np.arange(23 * 4, dtype=np.uint8).reshape(23, 2, 2, 1)
+    made = data.Source.from_arrays(images, np.arange(23) % 3, 3)
+    monkeypatch.setattr(made, "_decode", None)
+    before = images.copy()
+    images[:] = 0
+    np.testing.assert_array_equal(made.take(np.arange(23))["image"], before)
 
 
 def test_kept_records_are_decoded_once():

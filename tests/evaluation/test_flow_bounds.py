@@ -57,6 +57,12 @@ def test_the_bounds_are_of_flows_in_linf_or_l2_alone():
             flow_bounds.flow_bounds(linear, IMAGES, LABELS, threat)
 
 
+def test_a_loss_has_a_name():
+    threat = rj.ThreatModel("flow", "linf", 0.1)
+    named, given = (flow_bounds.flow_bounds(linear, IMAGES, LABELS, threat, loss) for loss in ("margin", losses.margin))
+    np.testing.assert_array_equal(named.flow, given.flow)
+
+
 def test_the_shares_within_the_bounds():
     bounds = flow_bounds.FlowBounds(*(jnp.array([*two, 0.0]) for two in ([1.0, 2.0], [4.0, 4.0], [1.0, 1.0])))
     shares = flow_bounds.shares_within(jnp.array([0.5, 3.0, 0.0]), bounds)

@@ -13,7 +13,7 @@ import pytest
 from benchmarks.masking import honest, planted
 from benchmarks.masking.networks import FEW, KEY, THEIRS, perceptron
 from benchmarks.masking.probe import looked_at, names
-from robust_jax.attacks import deepfool, fgsm, gaussian_noise, pgd, square
+from robust_jax.attacks import deepfool, fgsm, fmn, gaussian_noise, pgd, square
 from robust_jax.evaluation import masking
 from robust_jax.evaluation.robustness import Attack, Outcome, PerExample, robustness
 from robust_jax.evaluation.signs.define import is_many
@@ -172,7 +172,7 @@ def test_an_attack_that_has_not_converged_shows_signs(standard):
 def made(**broken):
     """Outcomes by hand, of the attacks by name."""
     n = 100
-    functions = {"pgd": pgd, "square": square, "fgsm": fgsm}
+    functions = {"pgd": pgd, "square": square, "fgsm": fgsm, "fmn": fmn}
     outcomes = {}
     for name, where in broken.items():
         threat = ThreatModel("affine", "linf", (30.0, 3.0, 3.0)) if name.endswith("turned") else BALL
@@ -190,6 +190,7 @@ def test_attacks_are_compared_on_the_same_examples_beyond_noise():
     assert masking.compare(made(pgd=range(15), pgd_2=range(15, 30), square=range(30))) == []  # together as strong
     assert masking.compare(made(pgd_turned=range(20), square_turned=range(30))) == []  # few parameters
     assert masking.compare(made(pgd=range(20), square_turned=range(30))) == []  # another threat
+    assert names(masking.compare(made(fmn=range(20), square=range(30)))) == {"black_box"}  # it takes all of its steps
     assert "breaks 10 images more than pgd" in masking.compare(made(pgd=range(20), square=range(30)))[0]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
+from robust_jax.options import arguments
 from robust_jax.spaces import norms
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -239,6 +240,16 @@ def test_what_is_no_norm_is_an_error_that_lists_them(wrong):
     for f in (norms.exponent, norms.dual, lambda n: norms.norm(jnp.ones((1, 2)), n)):
         with pytest.raises(ValueError, match="l1.*l2.*linf"):
             f(wrong)
+
+
+@pytest.mark.parametrize("norm", ["l2inf", "linf", 1.5])
+def test_an_option_for_a_norm_keeps_it(norm):
+    """A term of one's own with ``norm: rj.norms.Norm`` is given what the config has."""
+
+    def mine(*, norm: norms.Norm = "l2"):
+        return norm
+
+    assert mine(**arguments(mine, {"norm": norm})) == norm
 
 
 @pytest.mark.parametrize("norm", ALL)

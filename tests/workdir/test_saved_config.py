@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import operator
 from dataclasses import replace
+from functools import reduce
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from robust_jax.configs import digits_standard
 from robust_jax.perturbations import additive, compose, flow
 from robust_jax.workdir import checkpoints, saved_config
 
@@ -59,3 +62,15 @@ def test_a_damaged_config_is_taken_from_a_checkpoint_or_named(kind, tmp_path, ca
         saved.save("best", 2, {"a": np.zeros(2)})
     assert saved_config.read(tmp_path) == CONFIG
     assert f"{path} is damaged" in caplog.text and why in caplog.text and "best/2" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("batch_size", 128.5), ("seed", 1.5), ("evaluation.limit", 2.5), ("seed", -1), ("precision", "int8")],
+)
+def test_a_saved_value_that_cannot_be_right_is_refused_as_in_a_new_config(tmp_path, key, value):
+    path, group = key.split("."), digits_standard.get_config().to_dict()
+    reduce(operator.getitem, path[:-1], group)[path[-1]] = value
+    (tmp_path / "config.json").write_text(json.dumps(saved_config.plain(ConfigDict(group))))
+    with pytest.raises(ValueError, match=f"{key}={value!r}"):
+        saved_config.read_config(tmp_path)

@@ -27,7 +27,7 @@ def _cost(o: SimpleNamespace, problem: Problem) -> Cost:
     return Cost(4 + o.steps, min(CANDIDATES, problem.classes - 1) + o.steps)
 
 
-@attack(family="boundary", cost=_cost, check=partial(check_norm, p=2))
+@attack(family="white_box", cost=_cost, check=partial(check_norm, p=2))
 def ddn(
     logits_fn: LogitsFn,
     images: Images,

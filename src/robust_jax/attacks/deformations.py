@@ -73,7 +73,7 @@ def _stadv_cost(o: SimpleNamespace, _: Problem) -> Cost:
     return Cost(3 + 2 * o.steps, 1 + o.steps)
 
 
-@attack(family="boundary", cost=_stadv_cost, check=check_field)
+@attack(family="white_box", cost=_stadv_cost, check=check_field)
 def stadv(
     logits_fn: LogitsFn,
     images: Images,

@@ -24,7 +24,7 @@ def _cost(o: SimpleNamespace, problem: Problem) -> Cost:
     return Cost(3 + 2 * steps, others + steps)
 
 
-@attack(family="boundary", cost=_cost, check=partial(check_norm, p=1))
+@attack(family="white_box", cost=_cost, check=partial(check_norm, p=1))
 def ead(
     logits_fn: LogitsFn,
     images: Images,

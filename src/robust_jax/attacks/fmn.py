@@ -22,7 +22,7 @@ def _cost(o: SimpleNamespace, problem: Problem) -> Cost:
     return Cost(4 + o.steps, min(CANDIDATES, problem.classes - 1) + o.steps)
 
 
-@attack(family="boundary", cost=_cost)
+@attack(family="white_box", cost=_cost)
 def fmn(
     logits_fn: LogitsFn,
     images: Images,

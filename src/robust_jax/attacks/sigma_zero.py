@@ -28,7 +28,7 @@ def _cost(o: SimpleNamespace, _: Problem) -> Cost:
     return Cost(o.steps + 2, o.steps)
 
 
-@attack(family="boundary", cost=_cost, check=check_pixelwise)
+@attack(family="white_box", cost=_cost, check=check_pixelwise)
 def sigma_zero(
     logits_fn: LogitsFn,
     images: Images,

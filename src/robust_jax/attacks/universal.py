@@ -217,7 +217,8 @@ def universal_gradient(
 
     def run(restart: Array, best: _Candidate) -> _Candidate:
         run_key = jax.random.fold_in(key, restart)
-        start = threat_models.random_delta(threat, run_key[None], images[:1])
+        # The keys before it are those of the epochs' orders.
+        start = threat_models.random_delta(threat, jax.random.fold_in(run_key, epochs)[None], images[:1])
 
         def one_pass(epoch: Array, carry: tuple[Delta, _Candidate]) -> tuple[Delta, _Candidate]:
             delta, best = carry

@@ -47,7 +47,7 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     workdirs = [w for w in options.workdir if w]
     if not workdirs:
-        raise ValueError("--workdir is empty: give one or more folders that train.py wrote.")
+        raise ValueError("--workdir is empty: give one or more folders that robust-jax train wrote.")
     if options["list"].value:
         _list(workdirs)
         return
@@ -76,7 +76,7 @@ def _asked(options: flags.FlagValues, overrides: Sequence[str], first: str) -> d
     """
     paths = [OVERRIDE.fullmatch(o)[1] for o in overrides]  # type: ignore[index]
     if trained := [path for path in paths if not path.startswith(OVERRIDABLE)]:
-        raise ValueError(f"{trained} belong to training: eval.py overrides {list(OVERRIDABLE)} only.")
+        raise ValueError(f"{trained} belong to training: robust-jax evaluate overrides {list(OVERRIDABLE)} only.")
     trust = cli.trusted(options.trust)
     config = cli.load_config(options.config) if options.config else saved_config.read_config(first, trust)
     if overrides:

@@ -43,7 +43,8 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
         config = overridden(cli.load_config(options.config), overrides)
         if "," in workdir:
             raise ValueError(
-                f"--workdir={workdir}: eval.py takes a comma for the start of another workdir; leave it out."
+                f"--workdir={workdir}: robust-jax evaluate takes a comma for the start of another workdir; "
+                f"leave it out."
             )
         loop.train(config, workdir, cli.trusted(options.trust))
     if parallel.is_main():

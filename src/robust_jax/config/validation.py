@@ -200,10 +200,7 @@ def _check_names(config: Mapping[str, Any]) -> None:
 
 def _check_values(config: Mapping[str, Any]) -> None:
     """Raises ValueError for a plain value out of its choices or range, see `robust_jax.config.defaults`."""
-    for path, choices in CHOICES.items():
-        choose(path, _at(config, path), choices)
-    for path, option in plain_options().items():
-        option.check(path, _at(config, path))
+    check_plain(config)
     for path in ("schedule.boundaries", "evaluation.signs", "writers"):
         if not isinstance(_at(config, path), tuple | list):
             raise ValueError(f"{path}={_at(config, path)!r}: give a tuple.")
@@ -219,6 +216,14 @@ def _check_values(config: Mapping[str, Any]) -> None:
     if config["data"]["name"] in IMAGE_SHAPES:  # others are checked once they are loaded
         check_images(config, *IMAGE_SHAPES[config["data"]["name"]])
     make_optimizer(schedule, **{name: v for name, v in config["optimizer"].items() if name not in OF_STEP})
+
+
+def check_plain(config: Mapping[str, Any], prefix: str = "") -> None:
+    """Raises ValueError for a number, bool or text of the wrong type, out of its range, or not among its choices."""
+    for path, choices in CHOICES.items():
+        choose(prefix + path, _at(config, path), choices)
+    for path, option in plain_options().items():
+        option.check(prefix + path, _at(config, path))
 
 
 @functools.cache

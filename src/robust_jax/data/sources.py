@@ -73,7 +73,7 @@ class Source:
         name: str = "train",
         class_names: Sequence[str] | None = None,
     ) -> Source:
-        """Wraps arrays.
+        """Wraps arrays, and copies them.
 
         Args:
           images: In 0..255, with 1 or 3 channels.
@@ -101,11 +101,17 @@ class Source:
         if np.shape(labels) != shape[:1] or not np.issubdtype(labels.dtype, np.integer):
             raise ValueError(f"{name}: labels must be integers [{shape[0]}], not {labels!r}.")
 
+        wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+        if len(wrong):
+            raise _out_of_range(name, wrong[0], labels[wrong[0]], num_classes)
+
         def decode(ids: np.ndarray) -> list[tuple[np.ndarray, int]]:
             return [(images[i], int(labels[i])) for i in ids]
 
         source = cls(name, shape[0], shape[1:], num_classes, decode, class_names)
-        source.take(source.ids)
+        # All are known to be right, and need not be decoded.
+        source._images, source._labels = np.array(images), np.asarray(labels, np.int32)
+        source._known = np.ones(shape[0], bool)
         return source
 
     def __repr__(self) -> str:
@@ -146,7 +152,7 @@ class Source:
                     f"expected uint8 {list(self.image_shape)} (height, width, channels)."
                 )
             if not 0 <= label < self.num_classes:
-                raise ValueError(f"{self.name}[{i}] has label {label}, expected 0..{self.num_classes - 1}.")
+                raise _out_of_range(self.name, i, label, self.num_classes)
         images, labels = zip(*records, strict=True)
         return np.stack(images), np.asarray(labels, np.int32)
 
@@ -158,3 +164,7 @@ class Source:
         """One example."""
         one = {k: v[0] for k, v in self.take(np.asarray([i])).items()}
         return one | {"label": int(one["label"]), "id": int(one["id"])}
+
+
+def _out_of_range(name: str, example: int, label: int, num_classes: int) -> ValueError:
+    return ValueError(f"{name}[{example}] has label {label}, expected 0..{num_classes - 1}.")

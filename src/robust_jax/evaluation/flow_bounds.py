@@ -45,7 +45,7 @@ class FlowBounds(NamedTuple):
 @checks_arguments
 def flow_bounds(
     logits_fn: LogitsFn, images: Images, labels: Int[Array, " b"], threat: ThreatModel,
-    loss: LossFn = losses.cross_entropy,
+    loss: str | LossFn = losses.cross_entropy,
 ) -> FlowBounds:  # fmt: skip
     """What flows of a ball can change the loss by, to first order, from the flow and from the input gradient.
 
@@ -65,7 +65,7 @@ def flow_bounds(
       images: ``[B, H, W, C]`` in [0, 1].
       labels: ``[B]``, the true classes.
       threat: flows, of norm linf or l2, with one number as the radius.
-      loss: ``(logits, labels) -> [B]``.
+      loss: ``(logits, labels) -> [B]``, or the name of one of the library.
 
     Raises:
       ValueError: another threat model.

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from jaxtyping import Array, Float, Int, Key
 
-from robust_jax.options import Convert, Range
+from robust_jax.options import Range
 from robust_jax.options.hints import described
-from robust_jax.spaces import norms, per_example
+from robust_jax.spaces import per_example
 from robust_jax.spaces.perturbations import Images
 
 Labels = Int[Array, " b"] | Float[Array, "b k"]
@@ -20,19 +20,6 @@ LogitsFn = Callable[[Images], Float[Array, "b k"]]
 Examples = Callable[[int], tuple[Images, Labels]]
 """``n -> (images, labels)``, the first n training examples."""
 
-
-def checked_norm(norm: norms.Norm) -> norms.Norm:
-    """The norm itself.
-
-    Raises:
-      ValueError: an unknown one.
-    """
-    norms.exponent(norm)
-    return norm
-
-
-Norm = Annotated[Any, Convert(checked_norm)]
-"""An option for a norm: "l1", "l2", "linf", a number p >= 1, or for flows "l2inf" and "l21"."""
 Mode = Literal["eval", "train"]
 """The mode of BatchNorm (and dropout) in an inner maximisation."""
 Sigma = Annotated[Any, Range(least=0, tuples=True, schedule=True)]

@@ -29,7 +29,6 @@ from robust_jax.objectives.inputs import (
     LogitsFn,
     Mode,
     Model,
-    Norm,
     Scale,
     Sigma,
     StepSize,
@@ -39,6 +38,7 @@ from robust_jax.options import Count, NotNegative, Positive, Range
 from robust_jax.penalties import gradient_norms
 from robust_jax.penalties.local_flatness import roughest as find_roughest
 from robust_jax.spaces import per_example, perturbations, threat_models
+from robust_jax.spaces.norms import Norm
 from robust_jax.spaces.perturbations import Delta, Images
 from robust_jax.spaces.registry import Space
 from robust_jax.spaces.threat_models import Threat

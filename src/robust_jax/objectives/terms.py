@@ -16,11 +16,12 @@ from jaxtyping import Array, Float
 
 from robust_jax import losses
 from robust_jax.objectives.define import marked, term
-from robust_jax.objectives.inputs import Labels, Mode, Norm, Scale
+from robust_jax.objectives.inputs import Labels, Mode, Scale
 from robust_jax.options import Positive, Range
 from robust_jax.penalties import gradient_norms
 from robust_jax.penalties.gradient_norms import Method
 from robust_jax.spaces import per_example, perturbations, threat_models
+from robust_jax.spaces.norms import Norm
 from robust_jax.spaces.perturbations import Delta, Images
 from robust_jax.spaces.registry import Space
 from robust_jax.spaces.threat_models import Threat

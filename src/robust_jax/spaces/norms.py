@@ -41,8 +41,18 @@ def exponent(norm: Any) -> float | None:
     raise ValueError(f"norm={norm!r} is not a norm: choose one of {sorted([*_NAMED, *_VECTOR])} or a number p >= 1.")
 
 
-Norm = Annotated[Any, Convert(exponent)]
-"""The name of a norm, or its exponent, a number p >= 1."""
+def checked(norm: Any) -> Any:
+    """The norm itself.
+
+    Raises:
+      ValueError: not the name of a norm.
+    """
+    exponent(norm)
+    return norm
+
+
+Norm = Annotated[Any, Convert(checked)]
+"""A norm: "l1", "l2", "linf", a number p >= 1, or for flows "l2inf" and "l21"."""
 
 
 def dual(norm: Norm) -> Norm:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import operator
 from collections.abc import Mapping, Sequence
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,9 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from robust_jax import files
-from robust_jax.config.defaults import CHOICES, RANGES, base
-from robust_jax.config.validation import KINDS, with_defaults
-from robust_jax.extensions import check_name, check_trust, choose
+from robust_jax.config.defaults import base
+from robust_jax.config.validation import KINDS, check_plain, with_defaults
+from robust_jax.extensions import check_name, check_trust
 from robust_jax.options import REQUIRED
 from robust_jax.options.hints import described
 from robust_jax.spaces import registry
@@ -221,16 +219,8 @@ def _with_defaults(section: str, name: str, entry: Any) -> Any:
 
 
 def _check_values(config: dict[str, Any], path: str) -> None:
-    """Raises ValueError for plain values of the wrong type, out of their range, or not among their choices."""
-    flat = _flat(base().to_dict())
-    given = {key: reduce(operator.getitem, key.split("."), config) for key in {*flat, *RANGES, *CHOICES}}
-    for key, default in flat.items():
-        if isinstance(default, str | bool) and type(given[key]) is not type(default):
-            raise ValueError(f"{path}{key}={given[key]!r} must be a {type(default).__name__}.")
-    for key, choices in CHOICES.items():
-        choose(f"{path}{key}", given[key], choices)
-    for key, bounds in RANGES.items():
-        bounds.check(f"{path}{key}", given[key])
+    """Raises ValueError for plain values that cannot be right, and for entries that are no groups."""
+    check_plain(config, path)
     for section in ("points", "terms", "attacks"):
         for name, entry in config[section].items():
             check_name(f"{path}{section}", name)

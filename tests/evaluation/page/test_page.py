@@ -208,6 +208,26 @@ def test_workdirs_of_one_name_are_told_apart(folders, tmp_path):
     assert labels == [str(folders[1]), str(tmp_path / "two")]
 
 
+def test_charts_join_what_is_of_the_same_attack_and_images(folders, tmp_path):
+    """What the pictures refuse to join."""
+    joined = rj.report(folders).page
+    changes = {
+        "split": lambda report: report.update(split="train"),
+        "settings": lambda report: [a["settings"].update(unseen=1) for a in report["attacks"].values()],
+    }
+    for kind, change in changes.items():
+        other = shutil.copytree(folders[1], tmp_path / kind)
+        for path in other.rglob("evaluation.json"):
+            report = json.loads(path.read_text())
+            change(report)
+            path.write_text(json.dumps(report))
+        page = rj.report([folders[0], other]).page
+        for chart in ("curves", "trade_off"):
+            before, after = ([len(one["series"]) for one in found[chart]] for found in (joined, page))
+            assert before and max(before) > max(after, default=0), (kind, chart, before, after)
+    assert all("n = " in chart["about"] for chart in joined["curves"] + joined["trade_off"])
+
+
 def test_a_saved_page_is_the_text(folders, tmp_path):
     report = rj.report(folders[1])
     assert report.save(tmp_path / "r.html").read_text() == report.text()

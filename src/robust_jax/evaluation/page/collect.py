@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -86,7 +87,7 @@ def _column(index: int, run: Run, evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _curves(columns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A chart per attack with a curve; evaluations that ran the attack in the same way share it."""
+    """A chart per attack with a curve; evaluations that ran it in the same way, on the same images, share it."""
     charts: dict[Any, dict[str, Any]] = {}
     for column in columns:
         for name, attack in column["report"]["attacks"].items():
@@ -95,9 +96,10 @@ def _curves(columns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             curve, radius = attack["curve"], attack["threat"]["radius"]
             single = isinstance(radius, int | float)
             unit = attack["threat"].get("unit") or ""
+            about = ", ".join((words.threat(attack), words.effort(attack), _examples(column)))
             chart = charts.setdefault(
-                (name, words.threat(attack), words.effort(attack)),
-                {"title": printable(name), "about": f"{words.threat(attack)}, {words.effort(attack)}", "series": [],
+                (name, about, _setting(attack)),
+                {"title": printable(name), "about": about, "series": [],
                  "x_label": (f"radius ({unit})" if unit else "radius") if single else "multiple of the radius",
                  "mark": float(radius) if single else 1.0},
             )  # fmt: skip
@@ -113,24 +115,46 @@ def _curves(columns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return list(charts.values())
 
 
+def _examples(column: Mapping[str, Any]) -> str:
+    """The images of an evaluation: those of another split, or more of them, do not compare."""
+    return f"{column['split'] or 'split not known'}, n = {column['report']['clean']['n']:,}"
+
+
+def _setting(attack: Mapping[str, Any]) -> str:
+    """All that says whether two attacks of a name are one, as `report.shared_attacks` has it."""
+    return json.dumps([attack.get(key) for key in ("threat", "settings", "after")], sort_keys=True, default=str)
+
+
 def _trade_off(columns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Robust against clean accuracy, a chart per attack that evaluations of two or more runs ran in the same way."""
+    """Robust against clean accuracy, a chart per attack that two or more runs ran in the same way, on the same images.
+
+    The rows are those of the table.
+    """
     charts = []
     for row in tables.rows([c["report"] for c in columns]):
-        known = [(c, cell) for c, cell in zip(columns, row["cells"], strict=True) if cell]
-        if row["name"] == "clean" or len({c["folder"] for c, _ in known}) < 2:
-            continue
-        series = []
-        for column, cell in known:
-            clean = column["report"]["clean"]
-            series.append(
-                {"name": column["label"], "colour": column["index"], "line": False, "dots": True,
-                 "points": [(clean["accuracy"], cell["accuracy"], cell["low"], cell["high"])],
-                 "spread": [tuple(clean["interval"])]}
-            )  # fmt: skip
-        about = ", ".join(filter(None, (row["threat"], row["effort"])))
-        charts.append({"title": row["name"], "about": about, "series": series, "x_label": "clean accuracy"})
+        alike: dict[Any, list[Any]] = {}
+        for column, cell in zip(columns, row["cells"], strict=True):
+            if cell and row["name"] != "clean":
+                attacks = column["report"]["attacks"]  # the worst case is of all
+                own = [attacks[row["name"]]] if row["name"] in attacks else attacks.values()
+                alike.setdefault((_examples(column), *map(_setting, own)), []).append((column, cell))
+        charts += [_trade_off_of(row, images, known) for (images, *_), known in alike.items()
+                   if len({c["folder"] for c, _ in known}) > 1]  # fmt: skip
     return charts
+
+
+def _trade_off_of(row: Mapping[str, Any], images: str, known: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
+    """The chart of one attack: a point per evaluation."""
+    series = []
+    for column, cell in known:
+        clean = column["report"]["clean"]
+        series.append(
+            {"name": column["label"], "colour": column["index"], "line": False, "dots": True,
+             "points": [(clean["accuracy"], cell["accuracy"], cell["low"], cell["high"])],
+             "spread": [tuple(clean["interval"])]}
+        )  # fmt: skip
+    about = ", ".join(filter(None, (row["threat"], row["effort"], images)))
+    return {"title": row["name"], "about": about, "series": series, "x_label": "clean accuracy"}
 
 
 def _training(runs: Sequence[Run]) -> list[dict[str, Any]]:
