@@ -222,7 +222,7 @@ def test_activations():
     assert set(expected) == set(layers.ACTIVATIONS)
     for name, values in expected.items():
         np.testing.assert_allclose(layers.activation(name)(x), values, rtol=1e-5 if name != "gelu" else 5e-3)
-    with pytest.raises(ValueError, match="unknown activation 'swish'; choose one of relu, silu, softplus, gelu"):
+    with pytest.raises(ValueError, match="activation='swish' is unknown: choose one of .*relu"):
         layers.activation("swish")
 
 

@@ -112,7 +112,7 @@ def test_activation_is_the_only_one(name):
 
     assert used() == {"logistic" if name == "mlp" else "name=relu"}
     assert used(activation="softplus") == {"name=softplus"}
-    with pytest.raises(ValueError, match="unknown activation 'swish'; choose one of relu"):
+    with pytest.raises(ValueError, match="activation='swish' is unknown: choose one of .*relu"):
         used(activation="swish")
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from robust_jax import losses
-from robust_jax.attacks.result import AttackResult, LogitsFn, clip_box, found_or_clean
+from robust_jax.attacks.result import AttackResult, LogitsFn, clip_box, found_or_clean, rounding
 from robust_jax.spaces import norms, per_example, perturbations, threat_models
 from robust_jax.spaces.perturbations import Delta, Images
 from robust_jax.spaces.threat_models import ThreatModel
@@ -96,7 +96,7 @@ def boundary(
     def distance(delta: Delta, blur: Array | None = None) -> tuple[Array, Array]:
         values, logits = margins(delta)
         # Beyond rounding: at a tie the same model, compiled differently, may prefer another class.
-        needed = confidence + 1e-5 * jnp.abs(jax.lax.stop_gradient(logits)).max(-1)
+        needed = confidence + 2 * rounding(jax.lax.stop_gradient(logits))
         away = (needed[:, None] - values) / gains
         margin = losses.margin(logits, labels) * (-1 if targeted else 1)
         away = away.min(-1) if blur is None else -blur * jax.nn.logsumexp(-away / blur[:, None], axis=-1)

@@ -109,7 +109,10 @@ def fgsm(
     loss: Loss = losses.cross_entropy,
     targeted: bool = False,
 ) -> AttackResult:
-    """One step of length radius from δ = 0 (Goodfellow et al. 2015), for any threat model; see `pgd`."""
+    """One step of length radius from δ = 0, ``argmax_{δ in ball} <∂ℓ/∂δ, δ>`` (Goodfellow et al. 2015, eq. 2 for linf).
+
+    For any threat model; arguments and errors are those of `pgd`.
+    """
     found = ascend(
         loss_score(logits_fn, losses.get(loss), targeted), images, threat, labels, key=key, steps=1,
         step_size=threat.radius, random_start=False, keep="last",

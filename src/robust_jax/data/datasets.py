@@ -49,8 +49,8 @@ def load(
           TFDS.
       data_dir: The folder of prepared TFDS datasets; None or "" is TFDS's default
         (`TFDS_DATA_DIR`, else `~/tensorflow_datasets`). A function of your own gets it unchanged.
-      validation: The fraction of the training split to set aside, 0 <= validation < 1; it does not matter if the
-        data has a validation split.
+      validation: The fraction of the training split to set aside, 0 <= validation < 1; it does not matter if images
+        of your own have a validation split. That of a TFDS dataset is not read.
       seed: Draws which examples those are.
       size: The height and width that images of your own are brought to; 0 if all have one size.
       resize: How: "crop", "stretch" or "pad", see `robust_jax.data.pixels.resized`.

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from robust_jax.extensions import choose
+
 if TYPE_CHECKING:  # imported where it is used: most datasets do without
     from PIL import Image
 
@@ -56,8 +58,7 @@ def resized(picture: Image.Image, size: int, resize: str) -> Image.Image:
     from PIL import Image, ImageOps
 
     ways = {"crop": ImageOps.fit, "pad": ImageOps.pad, "stretch": Image.Image.resize}
-    if resize not in ways:
-        raise ValueError(f"resize={resize!r}: choose one of {sorted(ways)}.")
+    choose("resize", resize, ways)
     if not size or picture.size == (size, size):
         return picture
     result: Image.Image = ways[resize](picture, (size, size), Image.Resampling.BILINEAR)  # type: ignore[operator]

@@ -138,9 +138,8 @@ def evaluate(
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     Settings(**given)  # what the call says is checked before anything is loaded
-    several_differ = len(set(map(str, folders))) > 1
     if out is not None:
-        folder_name("out", out) if several_differ else stored.check_name(out)
+        folder_name("out", out) if len(folders) > 1 else stored.check_name(out)
     objects = Objects.of(dataset, model)
     # A mistake in the last one is not found after hours.
     needed = runs.objects_needed({folder: saved_config.read_config(folder, trust) for folder in folders}, objects)
@@ -150,7 +149,7 @@ def evaluate(
         restored = runs.restored(folder, checkpoint, data_dir, trust, needed[folder])
         settings = Settings.of(restored.config, given)
         chosen = chosen_attacks(restored.config.attacks if attacks is None else attacks, data_dir, trust, objects)
-        name = None if several_differ else out
+        name = None if len(folders) > 1 else out
         place = _place(folder, restored, chosen, settings, name, attacks is None)
         with (
             explained(folder, "Attacks that finished are kept in evaluation_unfinished if that could be written"),

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from robust_jax.extensions import choose
 from robust_jax.options import Convert, Range
 
 Conv3x3 = partial(nn.Conv, kernel_size=(3, 3))
@@ -63,8 +64,7 @@ def activation(name: str) -> Callable[[Array], Array]:
     Raises:
         ValueError: an unknown name, listing all valid ones.
     """
-    if name not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {name!r}; choose one of {', '.join(ACTIVATIONS)}")
+    choose("activation", name, ACTIVATIONS)
     return ACTIVATIONS[name]
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from robust_jax.extensions import choose
 from robust_jax.models import cpu_convolution, layers
 
 # Convolutions of each of the five stages; every stage ends in a 2x2 pool.
@@ -43,6 +44,7 @@ class VGG(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b classes"]:
+        choose("depth", self.depth, STAGES)
         layers.check_images(images, f"vgg{self.depth}", least=32)
         activation = layers.activation(self.activation)
         x = layers.normalize(images, self.mean, self.std, self.dtype)

@@ -30,9 +30,26 @@ def roughest(
     """``argmax_{δ in ball} ‖g(T(x, δ))‖``, with g the gradient in a fresh δ at 0, by ascent on the norm itself.
 
     The ascent uses the exact second derivative. The best iterate is kept (δ = 0 is one of them if ``random_start`` is
-    false) and clipped to [0, 1] as attacks do; ``value`` is the norm there. The options are those of
-    `robust_jax.attacks.pgd`; ``norm`` is that of the gradient, by default the dual of the threat model's, and ``scale``
-    multiplies the gradient first, as in `robust_jax.gradient_norm`.
+    false) and clipped to [0, 1] as attacks do.
+
+    Args:
+      loss_fn: ``images -> [B]``, one loss per image.
+      images: ``[B, H, W, C]`` in [0, 1].
+      threat: the neighbourhood.
+      norm: of the gradient; by default the dual of the threat model's.
+      key: one key, or one per image.
+      steps, step_size, restarts, random_start: as in `robust_jax.attacks.pgd`.
+      scale: multiplies the gradient first, as in `robust_jax.gradient_norm`.
+
+    Returns:
+      The points: their ``images``, ``delta``, and ``value``, the norm there, ``[B]``.
+
+    Raises:
+      ValueError: what `local_flatness` raises.
+
+    Example::
+
+        found = roughest(loss_fn, images, rj.ThreatModel("additive", "linf", 0.1), key=jax.random.key(0))
     """
     check_images(images)
     check_threat(threat, images)
@@ -73,8 +90,6 @@ def local_flatness(
       ValueError: a composition whose parts have different norms, without ``norm``; images outside [0, 1] or of the
         wrong rank; a loss that is not one number per image; or an option out of its range.
     """
-    check_images(images)
-    check_threat(threat, images)
     search: dict[str, Any] = dict(norm=norm, steps=steps, step_size=step_size, scale=options.get("scale", 1.0))
     search |= {name: options.pop(name) for name in ("restarts", "random_start") if name in options}
     found = roughest(loss_fn, images, threat, key=key, **search)

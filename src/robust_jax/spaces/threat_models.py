@@ -176,7 +176,7 @@ def _times(delta: Array, radius: Any) -> Array:
 def unit(threat: ThreatModel) -> str:
     """The unit of the radius in words: "px", and "px per axis" for flows in linf, which bounds dy and dx each."""
     space = threat.perturbation
-    each = space.moves_pixels and not space.parts and norms.exponent(threat.norm) == np.inf and threat.norm != "l2inf"
+    each = space.moves_pixels and not space.parts and norms.exponent(threat.norm) == np.inf
     return f"{space.unit} per axis" if each and space.unit == "px" else space.unit
 
 
