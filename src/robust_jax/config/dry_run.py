@@ -132,7 +132,7 @@ def _step(
 ) -> Callable[[Batch], Any]:
     """What a training step does with an objective."""
 
-    def call(shapes: Batch) -> Any:
+    def call(shapes: Any) -> Any:  # a Batch, whose shapes are traced arrays here
         model, labels = Model(lambda x: (shapes.model(x), {}), shapes.model), labels_of(shapes.labels)
 
         def examples(count: int) -> tuple[jax.Array, jax.Array]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args
 
 import jax
@@ -54,33 +54,6 @@ class Outcome(NamedTuple):
     state: Any
 
 
-class Objective(NamedTuple):
-    """A training objective: called as ``(model, images, labels, keys) -> (total, Outcome)``.
-
-    Attributes:
-      find: ``(model, images, labels, keys, memory=None, steps_done=0, epoch=0.0, names=used) -> {NAME: Point}``,
-        constants of the step. There is one key per example, so that the points do not depend on how a batch is split.
-        Labels are classes ``[B]``, or soft ones ``[B, K]`` if all points and terms take them.
-      loss: ``(model, found, labels, epoch=0.0) -> (total, Outcome)``, given the points.
-      remember: ``(examples, classes) -> memory`` before the first step; ``examples(n)`` are the first n training
-        examples.
-      used: the names of the points that terms name.
-      remembering: those among them that carry something from step to step.
-    """
-
-    find: Callable[..., dict[str, Point]]
-    loss: Callable[..., tuple[Float[Array, ""], Outcome]]
-    remember: Callable[[Examples, int], dict[str, Any]]
-    used: tuple[str, ...] = ()
-    remembering: tuple[str, ...] = ()
-
-    def __call__(
-        self, model: Model, images: Images, labels: Labels, keys: Keys, epoch: Any = 0.0
-    ) -> tuple[Float[Array, ""], Outcome]:
-        """The loss at the points, for an objective without memory; ``epoch`` is where its schedules are."""
-        return self.loss(model, self.find(model, images, labels, keys, epoch=epoch), labels, epoch)
-
-
 class _PointEntry(NamedTuple):
     """A point as a config describes it; its ``place`` among all points is folded into its keys."""
 
@@ -108,6 +81,109 @@ def scheduled(option: Any, epoch: Any) -> Any:
         return option
     start, end, epochs = (option[name] for name in SCHEDULE)
     return start + (end - start) * jnp.minimum(epoch / epochs, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """A training objective: called as ``(model, images, labels, keys) -> (total, Outcome)``; `make_objective` makes it.
+
+    Attributes:
+      points: those that terms name.
+      terms: those whose weight is not 0.
+      runs: the points at which the model is run, each in a mode; runs are shared by terms.
+      reported: the point whose accuracy and state are reported, in train mode.
+    """
+
+    points: Mapping[str, _PointEntry]
+    terms: Mapping[str, _TermEntry]
+    runs: tuple[tuple[str, Mode], ...]
+    reported: str
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The names of the points that terms name."""
+        return tuple(self.points)
+
+    @property
+    def remembering(self) -> tuple[str, ...]:
+        """Those among them that carry something from step to step."""
+        return tuple(name for name, entry in self.points.items() if memory_of(entry.function))
+
+    def find(
+        self, model: Model, images: Images, labels: Labels, keys: Keys, memory: Mapping[str, Any] | None = None,
+        steps_done: Any = 0, epoch: Any = 0.0, names: Sequence[str] | None = None,
+    ) -> dict[str, Point]:  # fmt: skip
+        """The points that terms name, constants of the step.
+
+        Args:
+          model: see `robust_jax.objectives.inputs.as_model`.
+          images: ``[B, H, W, C]`` in [0, 1].
+          labels: classes ``[B]``, or soft ones ``[B, K]`` if all points and terms take them.
+          keys: one per example, so that the points do not depend on how a batch is split.
+          memory: what `remember` gave, or the last step's points; needed by points that remember.
+          steps_done: for these, how many steps were made before.
+          epoch: where the schedules are.
+          names: some of the points alone.
+        """
+        model = as_model(model)
+        keys = per_example.example_keys(keys, len(images))
+
+        def one(name: str, entry: _PointEntry) -> Point:
+            check_labels(entry.function, labels)
+            options = _arguments(entry, epoch)
+            if memory_of(entry.function):
+                if memory is None or name not in memory:
+                    raise ValueError("it remembers: give find(..., memory=objective.remember(examples, classes)).")
+                options |= {"memory": memory[name], "steps_done": steps_done}
+            point = entry.function(model, images, labels, per_example.fold_keys(keys, entry.place), **options)
+            if not isinstance(point, Point):
+                raise ValueError(
+                    f"it returned {type(point).__name__}: return robust_jax.objectives.Point(images, delta)."
+                )
+            return point
+
+        wanted = {name: self.points[name] for name in (self.points if names is None else names)}
+        return jax.lax.stop_gradient({name: with_path(entry.path, one, name, entry) for name, entry in wanted.items()})
+
+    def loss(
+        self, model: Model, found: Mapping[str, Point], labels: Labels, epoch: Any = 0.0
+    ) -> tuple[Float[Array, ""], Outcome]:
+        """The weighted sum of the terms at points that were found, and what a step reports."""
+        model = as_model(model)
+        outputs: dict[tuple[str, Mode], PointOutput] = {}
+        states: dict[tuple[str, Mode], Any] = {}
+        for point, mode in self.runs:
+            outputs[point, mode], states[point, mode] = run_at(model, found[point], labels, mode)
+
+        def one(entry: _TermEntry) -> Float[Array, ""]:
+            check_labels(entry.function, labels)
+            others = {option: outputs[point, entry.mode] for option, point in entry.others.items()}
+            value = entry.function(outputs[entry.at, entry.mode], **_arguments(entry, epoch), **others)
+            if jnp.shape(value) != labels.shape[:1]:
+                raise ValueError(
+                    f"it returned shape {jnp.shape(value)}: return one number per example, {labels.shape[:1]}."
+                )
+            return value.mean()
+
+        values = {name: with_path(entry.path, one, entry) for name, entry in self.terms.items()}
+        total = sum(scheduled(self.terms[name].weight, epoch) * value for name, value in values.items())
+        accuracy = (losses.predicted(outputs[self.reported, "train"].logits) == classes_of(labels)).mean()
+        return total, Outcome(values, accuracy, states[self.reported, "train"])
+
+    def remember(self, examples: Examples, classes: int) -> dict[str, Any]:
+        """The memory before the first step; ``examples(n)`` are the first n training examples."""
+
+        def one(entry: _PointEntry) -> Any:
+            memory = memory_of(entry.function)
+            return memory and memory(examples, classes, **_arguments(entry, 0.0))
+
+        return {name: with_path(self.points[name].path, one, self.points[name]) for name in self.remembering}
+
+    def __call__(
+        self, model: Model, images: Images, labels: Labels, keys: Keys, epoch: Any = 0.0
+    ) -> tuple[Float[Array, ""], Outcome]:
+        """The loss at the points, for an objective without memory; ``epoch`` is where its schedules are."""
+        return self.loss(model, self.find(model, images, labels, keys, epoch=epoch), labels, epoch)
 
 
 @checks_arguments
@@ -138,11 +214,8 @@ def make_objective(points: Mapping[str, Mapping[str, Any]], terms: Mapping[str, 
     reported = [*(entry.at for entry in at_terms.values() if classifies(entry.function)), *used][0]
     asked = {(point, entry.mode) for entry in at_terms.values() for point in (entry.at, *entry.others.values())}
     asked |= {(reported, "train")}
-    looks = tuple(one for one in itertools.product(used, get_args(Mode)) if one in asked)
-    return Objective(
-        partial(_find, used), partial(_loss, at_terms, looks, reported), partial(_remember, used),
-        tuple(used), tuple(name for name, entry in used.items() if memory_of(entry.function)),
-    )  # fmt: skip
+    runs = tuple(one for one in itertools.product(used, get_args(Mode)) if one in asked)
+    return Objective(used, at_terms, runs, reported)
 
 
 def _point_entry(path: str, entry: Mapping[str, Any], place: int) -> _PointEntry:
@@ -170,69 +243,7 @@ def _arguments(entry: _PointEntry | _TermEntry, epoch: Any) -> dict[str, Any]:
     return arguments(entry.function, {name: scheduled(value, epoch) for name, value in entry.options.items()})
 
 
-def _find(
-    used: Mapping[str, _PointEntry], model: Model, images: Images, labels: Labels, keys: Keys,
-    memory: Mapping[str, Any] | None = None, steps_done: Any = 0, epoch: Any = 0.0,
-    names: Sequence[str] | None = None,
-) -> dict[str, Point]:  # fmt: skip
-    """`Objective.find` of the points that terms name, or of some of them."""
-    model = as_model(model)
-    keys = per_example.example_keys(keys, len(images))
-
-    def one(name: str, entry: _PointEntry) -> Point:
-        check_labels(entry.function, labels)
-        options = _arguments(entry, epoch)
-        if memory_of(entry.function):
-            if memory is None or name not in memory:
-                raise ValueError("it remembers: give find(..., memory=objective.remember(examples, classes)).")
-            options |= {"memory": memory[name], "steps_done": steps_done}
-        point = entry.function(model, images, labels, per_example.fold_keys(keys, entry.place), **options)
-        if not isinstance(point, Point):
-            raise ValueError(f"it returned {type(point).__name__}: return robust_jax.objectives.Point(images, delta).")
-        return point
-
-    wanted = used if names is None else {name: used[name] for name in names}
-    return jax.lax.stop_gradient({name: with_path(entry.path, one, name, entry) for name, entry in wanted.items()})
-
-
-def _loss(
-    terms: Mapping[str, _TermEntry], looks: tuple[tuple[str, Mode], ...], reported: str,
-    model: Model, found: Mapping[str, Point], labels: Labels, epoch: Any = 0.0,
-) -> tuple[Float[Array, ""], Outcome]:  # fmt: skip
-    """`Objective.loss`; accuracy and state are those of train mode at the point ``reported``."""
-    model = as_model(model)
-    outputs: dict[tuple[str, Mode], PointOutput] = {}
-    states: dict[tuple[str, Mode], Any] = {}
-    for point, mode in looks:
-        outputs[point, mode], states[point, mode] = look(model, found[point], labels, mode)
-
-    def one(entry: _TermEntry) -> Float[Array, ""]:
-        check_labels(entry.function, labels)
-        others = {option: outputs[point, entry.mode] for option, point in entry.others.items()}
-        value = entry.function(outputs[entry.at, entry.mode], **_arguments(entry, epoch), **others)
-        if jnp.shape(value) != labels.shape[:1]:
-            raise ValueError(
-                f"it returned shape {jnp.shape(value)}: return one number per example, {labels.shape[:1]}."
-            )
-        return value.mean()
-
-    values = {name: with_path(entry.path, one, entry) for name, entry in terms.items()}
-    total = sum(scheduled(terms[name].weight, epoch) * value for name, value in values.items())
-    accuracy = (losses.predicted(outputs[reported, "train"].logits) == classes_of(labels)).mean()
-    return total, Outcome(values, accuracy, states[reported, "train"])
-
-
-def _remember(used: Mapping[str, _PointEntry], examples: Examples, classes: int) -> dict[str, Any]:
-    """`Objective.remember`."""
-
-    def one(entry: _PointEntry) -> Any:
-        memory = memory_of(entry.function)
-        return memory and memory(examples, classes, **_arguments(entry, 0.0))
-
-    return {name: with_path(entry.path, one, entry) for name, entry in used.items() if memory_of(entry.function)}
-
-
-def look(model: Model, point: Point, labels: Labels, mode: Mode = "train") -> tuple[PointOutput, Any]:
+def run_at(model: Model, point: Point, labels: Labels, mode: Mode = "train") -> tuple[PointOutput, Any]:
     """Runs the model on a point: one pass for the loss, its image gradient and the new state, none in eval mode."""
 
     def loss_fn(x: Images) -> tuple[PerExample, Any]:

@@ -128,7 +128,8 @@ def make_train_step(
         points = {name: point._replace(memory=None) for name, point in points.items()}
 
         def loss(params: Any, i: Any, part: Any) -> tuple[jax.Array, Any]:
-            return objective.loss(at(params, i), *part, epoch)
+            found, true = part
+            return objective.loss(at(params, i), found, true, epoch)
 
         def mean_of(function: Callable[..., Any], params: Any) -> Any:
             return accumulation.mean(partial(function, params), (points, labels), accumulate)
