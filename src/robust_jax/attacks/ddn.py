@@ -89,12 +89,12 @@ def ddn(
         gradient = finite(gradient)
         # Coordinates that the box holds back leave the step to the others.
         headroom = perturbations.headroom(space, images, delta, gradient)
-        free = jax.tree.map(lambda g, r: jnp.where(r > 0, g, 0), gradient, headroom)
+        free = perturbations.free(gradient, headroom)
         direction = threat_models.steepest(threat, free)
         delta = jax.tree.map(jnp.add, delta, per_example.times(alpha * epsilon, direction))
         epsilon = jnp.clip(epsilon * jnp.where(crossed, 1 - gamma, 1 + gamma), 0, 1)
         size = threat_models.size(threat, delta)
-        delta = per_example.times(jnp.where(size > 0, epsilon / jnp.where(size > 0, size, 1), 0), delta)
+        delta = per_example.times(per_example.quotient(epsilon, size), delta)
         return perturbations.confined(space, images, delta), epsilon, smallest
 
     delta, _, smallest = jax.lax.fori_loop(0, steps, step, (space.zeros(images), start.scale, start.smallest))

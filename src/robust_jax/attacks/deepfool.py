@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
 from robust_jax import losses
+from robust_jax.attacks import linearised
 from robust_jax.attacks.active_loop import while_active
 from robust_jax.attacks.define import Cost, Problem, Share, attack
-from robust_jax.attacks.result import AttackResult, LogitsFn, clip_box, crossed, equal, found_or_clean, rounding
+from robust_jax.attacks.result import AttackResult, LogitsFn, clip_box, crossed, equal, found_or_clean
 from robust_jax.options import Count, NotNegative
 from robust_jax.spaces import per_example, perturbations, threat_models
 from robust_jax.spaces.perturbations import Delta, Images
@@ -123,7 +124,7 @@ def minimal_step(
     def body(_: Array, fixed: tuple[Images, Array, Array, Delta], state: _State) -> tuple[_State, Array]:
         images, labels, rivals, start = fixed
         logits, pull = jax.vjp(partial(logits_at, images), state.tried)
-        signs = _rows(logits, labels, rivals, search.targeted)
+        signs = linearised.rows(logits, labels, rivals, search.targeted)
         distance, gradient, headroom = _nearest(logits, pull, signs, images, threat, state.tried, search.relaxation)
         # Nothing in the ball is farther than its diameter.
         fraction = jnp.where(jnp.isfinite(distance), jnp.clip(distance, 1e-6, 2), 0)
@@ -140,29 +141,17 @@ def minimal_step(
     return found.tried, found.success
 
 
-def _rows(logits: Array, labels: Array, rivals: Array, targeted: bool) -> Array:
-    """The differences of logits that should become positive, as rows of signs: [N, B, K]."""
-    own = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    if targeted:
-        current = jnp.where(own > 0, -jnp.inf, logits).argmax(-1)
-        return (own - jax.nn.one_hot(current, logits.shape[-1], dtype=own.dtype))[None]
-    return jax.nn.one_hot(rivals.T, logits.shape[-1], dtype=own.dtype) - own
-
-
 def _nearest(
     logits: Array, pull: Callable[[Array], tuple[Delta]], signs: Array, images: Images, threat: ThreatModel,
     delta: Delta, relaxation: float,
 ) -> tuple[Array, Delta, Delta]:  # fmt: skip
     """The relaxed distance to the nearest linearised boundary in radii, the gradient towards it, and the headroom."""
-    gradients = jax.tree.map(jnp.nan_to_num, jax.vmap(lambda row: pull(row)[0])(signs))
+    gradients, lacking = linearised.boundaries(logits, pull, signs)
     # Coordinates that the box holds back do not lead to the boundary.
     headrooms = jax.vmap(lambda g: perturbations.headroom(threat.perturbation, images, delta, g))(gradients)
-    gradients = jax.tree.map(lambda g, r: jnp.where(r > 0, g, 0), gradients, headrooms)
+    gradients = perturbations.free(gradients, headrooms)
     gains = jax.vmap(partial(threat_models.gain, threat))(gradients)
-    # A little past the boundary: at a tie the label may still be the first of the largest logits.
-    lacking = 2 * rounding(logits) - (signs * logits).sum(-1)
-    distances = jnp.where(gains > 0, lacking / jnp.where(gains > 0, gains, 1), jnp.inf)
-    distances = jnp.nan_to_num(distances, nan=jnp.inf, posinf=jnp.inf)
+    distances = jnp.nan_to_num(per_example.quotient(lacking, gains, jnp.inf), nan=jnp.inf, posinf=jnp.inf)
     nearest = distances.argmin(0)
     distance = relaxation * distances.min(0)
     gradient, headroom = (

@@ -13,9 +13,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from robust_jax import losses
+from robust_jax.attacks import linearised
 from robust_jax.attacks.active_loop import while_active
 from robust_jax.attacks.define import Cost, OpenFraction, Problem, attack
-from robust_jax.attacks.result import AttackResult, LogitsFn, clip_box, crossed, found_or_clean, rounding
+from robust_jax.attacks.result import AttackResult, LogitsFn, clip_box, crossed, found_or_clean
 from robust_jax.options import Count, Fraction, Range
 from robust_jax.spaces import capped, norms, per_example, perturbations, threat_models
 from robust_jax.spaces.per_example import example_keys
@@ -96,11 +97,7 @@ def fab(
     others = losses.rivals(logits_fn(images), labels, candidates)
 
     def rows(logits: Array, labels: Array, others: Array, _: Array) -> Array:
-        own = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-        if targeted:
-            current = jnp.where(own > 0, -jnp.inf, logits).argmax(-1)
-            return (own - jax.nn.one_hot(current, logits.shape[-1], dtype=own.dtype))[None]
-        return jax.nn.one_hot(others.T, logits.shape[-1], dtype=own.dtype) - own
+        return linearised.rows(logits, labels, others, targeted)
 
     effort = _Effort(steps, restarts, restarts, alpha_max, eta, beta, targeted, early_stop)
     return _search(rows, others, logits_fn, images, labels, threat, key, effort)
@@ -207,12 +204,10 @@ def _step(
     """The next δ: towards the nearest hyperplane, by its projections of δ and of 0."""
     logits, pull = jax.vjp(logits_at, delta)
     signs = signs_of(logits)
-    gradients = jax.tree.map(jnp.nan_to_num, jax.vmap(lambda row: pull(row)[0])(signs))
-    # A little past the boundary: at a tie the label may still be the first of the largest logits.
-    lacking = 2 * rounding(logits) - (signs * logits).sum(-1)
+    gradients, lacking = linearised.boundaries(logits, pull, signs)
     lacking = jnp.nan_to_num(lacking, posinf=0.0, neginf=0.0)
     gains = jax.vmap(partial(threat_models.gain, threat))(gradients)
-    nearest = jnp.where(gains > 0, jnp.abs(lacking) / jnp.where(gains > 0, gains, 1), jnp.inf).argmin(0)
+    nearest = per_example.quotient(jnp.abs(lacking), gains, jnp.inf).argmin(0)
     index = nearest, jnp.arange(len(images))
     gradient, lacking = jax.tree.map(lambda g: g[index], gradients), lacking[index]
     near = _to_plane(threat, images, delta, gradient, lacking)
@@ -221,7 +216,7 @@ def _step(
     moves = jax.tree.map(jnp.subtract, near, delta)
     short, long = threat_models.size(threat, moves), threat_models.size(threat, central)
     total = short + long
-    share = jnp.minimum(jnp.where(total > 0, short / jnp.where(total > 0, total, 1), 0), effort.alpha_max)
+    share = jnp.minimum(per_example.quotient(short, total), effort.alpha_max)
     ahead = jax.tree.map(lambda d, m: d + effort.eta * m, delta, moves)
     mixed = _mixed(share, ahead, jax.tree.map(lambda c: effort.eta * c, central))
     return perturbations.confined(threat.perturbation, images, mixed)

@@ -94,9 +94,9 @@ def fmn(
         gradient, size = finite(gradient), threat_models.size(threat, delta)
         smallest = smallest.or_smaller(delta, size, crossed)
         headroom = perturbations.headroom(space, images, delta, gradient)
-        free = jax.tree.map(lambda g, r: jnp.where(r > 0, g, 0), gradient, headroom)
+        free = perturbations.free(gradient, headroom)
         gain = threat_models.gain(threat, free)
-        ahead = jnp.nan_to_num(jnp.where(gain > 0, away / jnp.where(gain > 0, gain, 1), 0))
+        ahead = jnp.nan_to_num(per_example.quotient(away, gain))
         grown = (1 + rate) * epsilon
         farther = jnp.where(jnp.isfinite(smallest.cost), grown, jnp.maximum(grown, size + ahead))
         nearer = (1 - rate) * jnp.minimum(epsilon, smallest.cost)

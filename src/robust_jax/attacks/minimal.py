@@ -86,7 +86,7 @@ def boundary(
         gradient = finite(gradient)
         # Coordinates that the box holds back do not lead to the boundary.
         headroom = perturbations.headroom(space, images, zeros, gradient)
-        return threat_models.gain(threat, jax.tree.map(lambda g, r: jnp.where(r > 0, g, 0), gradient, headroom))
+        return threat_models.gain(threat, perturbations.free(gradient, headroom))
 
     gains = jax.lax.map(gain, jnp.eye(values.shape[1], dtype=values.dtype)).T
     # A class whose gradient vanishes at δ = 0 is far, but not infinitely: at other δ it may not vanish.

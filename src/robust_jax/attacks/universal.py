@@ -205,8 +205,7 @@ def universal_gradient(
             return jnp.where(weight > 0, gains(logits, labels[index]), 0).sum() / weight.sum()
 
         gradient = jax.tree.map(jnp.nan_to_num, jax.grad(mean)(delta))
-        free = jax.tree.map(lambda d: jnp.full_like(d, jnp.inf), delta)
-        return threat_models.move(threat, delta, gradient, size, free), None
+        return threat_models.move(threat, delta, gradient, size), None
 
     def better(new: _Candidate, old: _Candidate) -> _Candidate:
         higher = new.mean > old.mean

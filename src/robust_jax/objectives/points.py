@@ -230,8 +230,7 @@ def universal(
         return jnp.minimum(loss_fn(apply_universal(threat, images, v)), clip_loss).mean()
 
     gradient = model.mean(jax.grad(mean_loss)(memory))
-    free = jax.tree.map(lambda v: jnp.full_like(v, jnp.inf), memory)
-    moved = threat_models.move(threat, memory, gradient, step_size, free)
+    moved = threat_models.move(threat, memory, gradient, step_size)
     delta = perturbations.confined(threat.perturbation, images, spread(moved, len(images)))
     return Point(clip_box(threat.perturbation.apply(images, delta)), delta, moved)
 

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from robust_jax.spaces import per_example
+
 
 def fill(scores: Float[Array, "b n"], limits: Float[Array, "b n"], total: Float[Array, "b 1"]) -> Float[Array, "b n"]:
     """Lengths in ``[0, limits]`` of the given sum, or all limits if it is more: coordinates of larger score first.
@@ -54,14 +56,14 @@ def spread(
       speeds: at least 0; what has none stays at 0.
       gain: at least 0.
     """
-    ends = jnp.where(speeds > 0, limits / jnp.where(speeds > 0, speeds, 1), jnp.inf)
+    ends = per_example.quotient(limits, speeds, jnp.inf)
     rates, most = slopes * speeds, jnp.where(jnp.isinf(ends), 0, slopes * limits)
 
     def ahead(times: Array) -> Array:
         full = ends <= times
         rate = jnp.where(full, 0, rates).sum(-1, keepdims=True)
         lacking = gain - jnp.where(full, most, 0).sum(-1, keepdims=True)
-        return jnp.maximum(times, jnp.where(rate > 0, lacking / jnp.where(rate > 0, rate, 1), jnp.inf))
+        return jnp.maximum(times, per_example.quotient(lacking, rate, jnp.inf))
 
     start = jnp.zeros_like(gain)
     pair = jax.lax.while_loop(lambda p: (p[1] > p[0]).any(), lambda p: (p[1], ahead(p[1])), (start, ahead(start)))

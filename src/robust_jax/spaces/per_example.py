@@ -58,6 +58,12 @@ def times(factor: Float[Array, " b"], tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf * expand(factor, leaf), tree)
 
 
+def quotient(a: Array, b: Array, otherwise: float = 0.0) -> Array:
+    """``a / b`` where b is positive, elsewhere ``otherwise``, also in the derivative."""
+    positive = b > 0
+    return jnp.where(positive, a / jnp.where(positive, b, 1), otherwise)
+
+
 def widened(x: Array) -> Array:
     """Half precision as float32; other arrays are returned unchanged."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32)) if jnp.issubdtype(x.dtype, jnp.floating) else x

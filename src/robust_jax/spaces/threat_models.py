@@ -165,7 +165,7 @@ def _check_part(name: str, radius: Any, given: dict[str, Any]) -> None:
 def _divide(delta: Array, radius: Any) -> Array:
     """δ / radius, and 0 where the radius is 0."""
     radius = jnp.asarray(radius, delta.dtype)
-    return jnp.where(radius > 0, delta / jnp.where(radius > 0, radius, 1), 0)
+    return per_example.quotient(delta, radius)
 
 
 def _times(delta: Array, radius: Any) -> Array:
@@ -249,24 +249,26 @@ def steepest(threat: ThreatModel, gradient: Delta) -> Delta:
 
 @checks_arguments
 def move(
-    threat: ThreatModel, delta: Delta, gradient: Delta, step_size: StepSize, headroom: Delta, stride: Delta = None
-) -> Delta:
+    threat: ThreatModel, delta: Delta, gradient: Delta, step_size: StepSize,
+    headroom: Delta = None, stride: Delta = None,
+) -> Delta:  # fmt: skip
     """One projected ascent step ``Π(δ + step_size * u)``, u the unit ball's steepest direction for radius * gradient.
 
     ``step_size`` is in units of δ and of the radius' shape, so that every coordinate moves in its own unit.
     ``headroom`` is how far each can move, see `perturbations.headroom`: l1 fills the best coordinates up to it, other
-    norms skip coordinates that cannot move. ``stride`` is how far a step may take each, see `strides`.
+    norms skip coordinates that cannot move; None for no bound. ``stride`` is how far a step may take each, see
+    `strides`.
     """
 
-    def one(norm: norms.Norm, radius: Any, d: Array, g: Array, free: Array, *last: Any) -> Array:
-        *longest, s = last
+    def one(norm: norms.Norm, radius: Any, d: Array, g: Array, *limits_and_step: Any) -> Array:
+        *limits, s = limits_and_step
         s = jnp.asarray(s, d.dtype)
-        limits = [jnp.where(s > 0, limit / jnp.where(s > 0, s, 1), jnp.inf) for limit in (free, *longest)]
+        limits = [per_example.quotient(limit, s, jnp.inf) for limit in limits]
         unit = norms.steepest(_times(g, radius), norm, *limits)
         return _times(norms.project(_divide(d, radius) + _divide(s, radius) * unit, norm), radius)
 
-    given = {"delta": delta, "gradient": gradient, "headroom": headroom}
-    return _map_parts(one, threat, step_size, **given, **({} if stride is None else {"stride": stride}))
+    limits = {name: limit for name, limit in (("headroom", headroom), ("stride", stride)) if limit is not None}
+    return _map_parts(one, threat, step_size, delta=delta, gradient=gradient, **limits)
 
 
 @checks_arguments
