@@ -24,6 +24,9 @@ CIFAR_ATTACKS = {
 }  # fmt: skip
 # Penalties are compared at the clean accuracy that the larger weight of FGR costs.
 LIKE_FGR = Choice("terms.igr.weight", (1.0, 0.5, 0.25, 0.12, 0.06), like="fgr_300")
+# On ResNet-20, 6 epochs of 10,000 images, validation accuracy is 44.3, 47.1, 49.5 and 52.2% at the first four, and 54.3
+# with FGR.
+TRIED = {"resnet20": LIKE_FGR._replace(values=(0.12, 0.06, 0.03))}
 WORST = {"worst flow": ("flow_pgd", "flow_apgd", "flow_square")}
 # Of tables with many rows, each of which would take two cores days on all images.
 FEWER = ("data.limit=10000",)
@@ -38,7 +41,7 @@ def _cifar(model: str, name: str) -> dict[str, Table]:
     rows = {
         "standard": Row("standard", f"{config}:standard"),
         "random_start": Row("random start alone (λ = 0)", f"{config}:random_flow"),
-        "igr": Row("input-gradient regularisation", f"{config}:igr", LIKE_FGR),
+        "igr": Row("input-gradient regularisation", f"{config}:igr", TRIED.get(model, LIKE_FGR)),
         # The reference's λ / 128² (31 / 2)², see cifar10_vgg11_fgr.
         "fgr_100": Row("FGR, λ = 100", f"{config}:fgr:terms.fgr.weight=1.47"),
         "fgr_300": Row("FGR, λ = 300", f"{config}:fgr:terms.fgr.weight=4.40"),
