@@ -74,6 +74,27 @@ def test_a_space_whose_zero_changes_images_and_what_is_no_threat_model():
     jax.jit(lambda r: check_threat(ThreatModel(contrast, "linf", r), images))(0.1)  # constants there
 
 
+@pytest.mark.parametrize(
+    ("apply", "message"),
+    [
+        (lambda x, d: x + d, "apply fails.*(broadcast|shape)"),  # [B, 1] is broadcast to rows or columns, not to images
+        (lambda x, d: x + d.mean(0)[:, None, None], "change each image by its own entry"),
+        (lambda x, d: x - (x.mean(0) - x[:1].mean(0)) + d[:, :, None, None], "must return images unchanged"),
+        (lambda x, d: np.asarray(x) + np.asarray(d)[:, :, None, None], "it uses values that JAX traces, in NumPy"),
+        (lambda x: x, "apply fails.*positional argument"),
+        (lambda x, d: None, "must return images unchanged, not None"),
+    ],
+)
+def test_a_space_changes_each_image_by_its_own_entry(apply, message):
+    images = jax.random.uniform(jax.random.key(0), (8, 8, 8, 1))
+    space = Perturbation(lambda x: jnp.zeros((len(x), 1)), apply, "own")
+    with pytest.raises(ValueError, match=f"perturbation own: .*{message}"):
+        check_threat(ThreatModel(space, "linf", 0.1), images)
+    right = Perturbation(lambda x: jnp.zeros((len(x), 1)), lambda x, d: x + d[:, :, None, None], "own")
+    check_threat(ThreatModel(right, "linf", 0.1), images)
+    check_threat(ThreatModel(right, "linf", 0.1), images[:1])
+
+
 def test_bad_logits():
     with pytest.raises(ValueError, match=r"\[B, K\]"):
         check_batch(jnp.zeros((2, 2, 2, 1)), jnp.zeros(2, int), lambda x: x)
@@ -128,6 +149,25 @@ def test_noise_that_leaves_nothing_of_an_image_is_told_once(space, sigma, told, 
     for _ in range(2):
         warn_of_sigma(registry.get(space), sigma, np.zeros((2, 4, 4, 1), np.float32))
     assert len([text for text in caplog.messages if "noise leaves nothing of images (2, 4, 4, 1)" in text]) == told
+
+
+@pytest.mark.parametrize(
+    ("threat", "told"),
+    [
+        (ThreatModel("affine", "linf", 30.0), True),  # degrees, and pixels too
+        (ThreatModel("affine", "linf", (30.0, 3.0, 3.0)), False),
+        (ThreatModel("flow", "l2inf", 4.0), True),
+        (ThreatModel(("flow", "additive"), "linf", (0.5, 0.1)), False),
+        (ThreatModel("flow", "l2", 30.0), False),  # of all pixels together
+    ],
+)
+def test_a_radius_that_moves_pixels_out_of_the_image_is_told_once(threat, told, caplog, monkeypatch):
+    monkeypatch.setattr(logging, "_log_counter_per_token", {})
+    for _ in range(2):
+        check_threat(threat, np.zeros((2, 4, 4, 1), np.float32))
+    assert (
+        len([text for text in caplog.messages if "moves pixels as far as images (2, 4, 4, 1) are wide" in text]) == told
+    )
 
 
 def test_a_space_that_moves_no_pixels_warns_of_channels_first(caplog, monkeypatch):

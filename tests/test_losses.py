@@ -94,8 +94,11 @@ def test_the_configurable_losses_are_these():
 
 def test_get_takes_names_and_functions():
     assert losses.get("margin") is losses.margin and losses.get(losses.dlr) is losses.dlr
-    with pytest.raises(ValueError, match="loss='hinge'.*cross_entropy.*dlr.*margin"):
+    with pytest.raises(ValueError, match="loss='hinge'.*cross_entropy.*dlr.*margin.*'module:name' of your own"):
         losses.get("hinge")
+    own = losses.get("optax:softmax_cross_entropy_with_integer_labels")  # checked as a function of one's own is
+    logits, labels = jnp.eye(3), jnp.arange(3)
+    np.testing.assert_allclose(own(logits, labels), losses.cross_entropy(logits, labels), rtol=1e-6)
 
 
 def test_cross_entropy_of_soft_labels_is_the_mixture_of_those_of_classes():

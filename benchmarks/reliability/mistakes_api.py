@@ -68,7 +68,8 @@ def _delta_functions() -> Table:
     of = {"threat": THREAT_LIKE, "delta": ALONE_LIKE}
     table = {
         "size": (t.size, {}, {}), "project": (t.project, {}, {}), "in_radii": (t.in_radii, {}, {}),
-        "move": (t.move, moves | dict(headroom=DELTA), {"gradient": DELTA_LIKE, "headroom": DELTA_LIKE,
+        "move": (t.move, moves | dict(headroom=DELTA), {"gradient": DELTA_LIKE,
+                 "headroom": [wrong for wrong in DELTA_LIKE if wrong is not None],
                                                         "step_size": [None, "big", (1, 2), -0.1, np.nan]}),
         "shift": (t.shift, dict(direction=DELTA, step_size=0.1), {"direction": DELTA_LIKE,
                                                                   "step_size": [None, "big", (1, 2), -0.1, np.nan]}),

@@ -44,7 +44,9 @@ def check_images(images: Any, in_box: bool = True) -> None:
     wanted = f"images must be floats [B, H, W, C]{' in [0, 1]' if in_box else ''}"
     is_array = isinstance(images, np.ndarray | jax.Array)
     if not is_array or images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"{wanted}, got {_described(images)}.")
+        whole = is_array and jnp.issubdtype(images.dtype, jnp.integer)
+        way_out = ": robust_jax.data.to_float divides bytes by 255" if whole else ""
+        raise ValueError(f"{wanted}, got {_described(images)}{way_out}.")
     if 0 in images.shape[1:]:
         raise ValueError(f"{wanted}, got {images.shape}: images without pixels.")
     if in_box and _concrete(images) and images.size:
@@ -253,15 +255,27 @@ def check_curve(what: str, curve: Any) -> None:
             raise ValueError(f"{what}={shown}: give multiples >= 0 of the radius, such as (0, 0.5, 1, 2).")
 
 
-def warn_of_radius(threat: ThreatModel) -> None:
-    """Warns, once, of an additive linf radius above 1: its ball contains every image, so a /255 was forgotten."""
+def warn_of_radius(threat: ThreatModel, shape: tuple[int, ...] = ()) -> None:
+    """Warns, once, of a radius whose ball holds every image, or that may move every pixel out of the image.
+
+    Of the norms that bound each number: a /255 was forgotten, or rotations and shifts were given one radius, which is
+    one of degrees and of pixels. Of flows and shifts only if the shape of the images is given.
+    """
     one = not threat.perturbation.parts
     parts = (threat.perturbation,) if one else threat.perturbation.parts
     norms, radii = ((threat.norm,), (threat.radius,)) if one else (threat.norm, threat.radius)
+    side = max(shape[1:3], default=np.inf)
     for part, norm, radius in zip(parts, norms, radii, strict=True):
-        if part.name == "additive" and norm == "linf" and _concrete(radius) and np.max(radius) > 1:
+        if norm not in ("linf", "l2inf") or not _concrete(radius):
+            continue
+        shift = np.ravel(radius)[-2:] if part.name == "affine" else np.ravel(radius)
+        if part.name == "additive" and np.max(radius) > 1:
             text = "radius=%g of an additive linf ball holds every image: intensities lie in [0, 1]. Is it %g/255?"
             logging.log_first_n(logging.WARNING, text, 1, np.max(radius), np.max(radius))
+        elif part.name in ("flow", "affine") and np.max(shift) >= side:
+            text = "radius=%g of %s moves pixels as far as images %s are wide: it is in pixels%s."
+            more = ", and for affine (degrees, pixels down, pixels across)" if part.name == "affine" else ""
+            logging.log_first_n(logging.WARNING, text, 1, np.max(shift), part.name, shape, more)
 
 
 def warn_of_sigma(space: Perturbation, sigma: Any, images: Any) -> None:
@@ -288,29 +302,49 @@ def check_threat(threat: Any, images: Any) -> None:
             f"threat={threat!r} is not a threat model: give robust_jax.ThreatModel(perturbation, norm, radius)."
         )
     check_layout(space, images)
-    warn_of_radius(threat)
+    warn_of_radius(threat, images.shape)
     jax.eval_shape(lambda x: threat_models.in_radii(threat, space.zeros(x)), images)  # whether the radius fits δ
     check_space(space, images)
 
 
 def check_space(space: Perturbation, images: Any) -> None:
-    """Raises ValueError for a perturbation of the user's own that changes an image at δ = 0, or has one δ for all."""
+    """Raises ValueError for a perturbation of the user's own that is not what a `Perturbation` is.
+
+    It fails, changes an image at δ = 0, has one δ for all images, or mixes the images of a batch.
+    """
     for part in space.parts or (space,):
-        if part in registry.built_in().values():
-            continue
-        two = jax.eval_shape(part.zeros, jax.ShapeDtypeStruct((2, *images.shape[1:]), images.dtype))
-        if shared := [leaf.shape for leaf in jax.tree.leaves(two) if leaf.shape[:1] != (2,)]:
-            raise ValueError(
-                f"perturbation {part.name}: zeros(images) must have an entry for each image, [B, ...]; for 2 images it "
-                f"is {shared[0]}. One δ for all images is for attacks.universal_gradient and the like to make."
-            )
-        if not _concrete(images) or not len(images):
-            continue
-        one: Any = np.asarray(images)[:1]
-        with jax.ensure_compile_time_eval():
-            zeros = part.zeros(one)
-            same = np.asarray(part.apply(one, zeros))
+        if part not in registry.built_in().values():
+            _check_own(part, images)
+
+
+def _check_own(part: Perturbation, images: Any) -> None:
+    zeros_of, apply_of = (f"perturbation {part.name}: {name}" for name in ("zeros", "apply"))
+    shape = jax.ShapeDtypeStruct((2, *images.shape[1:]), images.dtype)
+    two = _called(zeros_of, lambda x: jax.eval_shape(part.zeros, x), shape)
+    if shared := [leaf.shape for leaf in jax.tree.leaves(two) if leaf.shape[:1] != (2,)]:
+        raise ValueError(
+            f"{zeros_of}(images) must have an entry for each image, [B, ...]; for 2 images it is {shared[0]}. One δ "
+            f"for all images is for attacks.universal_gradient and the like to make."
+        )
+    made = _called(apply_of, lambda x: jax.eval_shape(part.apply, x, two), shape)
+    if getattr(made, "shape", None) != shape.shape:
+        raise ValueError(f"{apply_of}(images, zeros(images)) must return images unchanged, not {_described(made)}.")
+    if not _concrete(images) or not len(images):
+        return
+    few: Any = np.asarray(images)[:2]
+    few = np.concatenate([few, few[:1, ::-1]])  # several, and another number than that of rows or columns
+    with jax.ensure_compile_time_eval():
+        zeros = part.zeros(few)
         if any(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(zeros)):
-            raise ValueError(f"perturbation {part.name}: zeros(images) must be 0 everywhere: the δ that has no effect.")
-        if same.shape != one.shape or not np.allclose(same, one, atol=1e-2):
-            raise ValueError(f"perturbation {part.name}: apply(images, zeros(images)) must return images unchanged.")
+            raise ValueError(f"{zeros_of}(images) must be 0 everywhere: the δ that has no effect.")
+        if not np.allclose(_called(apply_of, lambda x: part.apply(x, zeros), few), few, atol=1e-2):
+            raise ValueError(f"{apply_of}(images, zeros(images)) must return images unchanged.")
+        draw = np.random.default_rng(0)
+        delta = jax.tree.map(lambda z: jnp.asarray(0.1 * draw.standard_normal(z.shape), z.dtype), zeros)
+        together = np.asarray(_called(apply_of, lambda x: part.apply(x, delta), few))
+        alone = [part.apply(few[i : i + 1], jax.tree.map(lambda d, i=i: d[i : i + 1], delta)) for i in range(len(few))]
+    if not np.allclose(together, np.concatenate(alone), atol=1e-2, equal_nan=True):
+        raise ValueError(
+            f"{apply_of}(images, δ) must change each image by its own entry of δ: a batch gives other images than one "
+            f"after another. Are axes missing, as in δ[:, None, None, None], or is something averaged over the batch?"
+        )

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from robust_jax.extensions import choose
+from robust_jax.extensions import find
 from robust_jax.options import Count
 from robust_jax.options.signatures import checks_arguments
 
@@ -150,14 +150,12 @@ LOSSES: dict[str, LossFn] = {"cross_entropy": cross_entropy, "margin": margin, "
 
 
 def get(loss: str | LossFn) -> LossFn:
-    """A loss from its name in `LOSSES`; a function of your own raises ValueError unless it returns one per example.
+    """A loss from its name in `LOSSES` or ``module:name``; one of your own raises ValueError unless it is per example.
 
     Raises:
       ValueError: an unknown name.
     """
-    if not callable(loss):
-        choose("loss", loss, LOSSES)
-        return LOSSES[loss]
+    loss = loss if callable(loss) else find("loss", loss, LOSSES)
     return loss if loss in LOSSES.values() else partial(_checked, loss)
 
 

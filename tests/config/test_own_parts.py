@@ -49,6 +49,10 @@ def smallest(point):
     return point.loss
 
 
+def wrong(point):
+    return point.logits.argmax(-1) != point.labels
+
+
 def total(point):
     return point.loss.sum()
 
@@ -124,7 +128,8 @@ def test_complete_fills_in_their_defaults():
         ("points__dark__fcator", 0.5, r"points.dark .* has no option \['fcator'\]: valid are \['factor', 'kind'"),
         ("terms__far__scale", 11.0, "terms.far: scale=11.0 is larger than 10"),
         ("terms__far__perturbation", "flw", "terms.far.perturbation='flw' is unknown"),
-        ("terms__ce__kind", own("total"), r"terms.ce: it returned shape \(\): return one number per example"),
+        ("terms__ce__kind", own("total"), r"terms.ce: it returned float32 \(\): return one number per example"),
+        ("terms__ce__kind", own("wrong"), "terms.ce: it returned bool .*return floats, which have a gradient"),
         ("terms__ce__kind", own("entropy"), "terms.ce.kind=.*cannot be imported.*entropy"),
         ("attacks__negative__count", 0, "attacks.negative.count=0 must be at least 1"),
         ("attacks__negative__count", 6, "attacks.negative: count=6 is larger than 5"),

@@ -28,12 +28,45 @@ def test_arrays_and_the_splits_taken_from_them():
     ("images", "labels", "message"),
     [
         (IMAGES * 1.0, LABELS, "floats in \\[0, 1\\]"), (IMAGES, LABELS * 1.0, "whole numbers"),
-        (IMAGES, LABELS * 0, "one class only"), (IMAGES, LABELS - 1, "label -1"),
+        (IMAGES, LABELS * 0, "one class only"), (IMAGES, LABELS * 0 + 1, "one class only"),
+        (IMAGES, LABELS - 1, "label -1"), (IMAGES, np.eye(3, dtype=int)[LABELS], r"one-hot labels give labels.argmax"),
+        (IMAGES, LABELS[1:], r"labels must be whole numbers \[30\]"),
     ],
 )  # fmt: skip
 def test_arrays_that_are_refused(images, labels, message):
     with pytest.raises(ValueError, match=message):
         data.from_arrays(images, labels)
+
+
+def test_images_that_are_black_and_classes_that_are_absent_are_told(caplog):
+    data.from_arrays((IMAGES > 99).astype(np.uint8), LABELS + 1)
+    assert "no pixel is brighter than 1 of 255" in caplog.text and "no image has the labels [0]" in caplog.text
+
+
+def test_a_validation_split_is_named():
+    """(train, validation, test), as in `robust_jax.train`, would be (train, test, validation) here."""
+    pair = (IMAGES, LABELS)
+    with pytest.raises(TypeError, match="positional"):
+        data.dataset(pair, pair, pair)
+    with pytest.raises(ValueError, match=r"dataset: train is uint8 .*give a Source, or a tuple \(images, labels\)"):
+        data.dataset(IMAGES, LABELS)
+
+
+def test_splits_under_other_names_are_refused(tmp_path):
+    """They would be passed over, and a test split cut from the training images."""
+    for others in (
+        {"x_test": IMAGES},
+        {"X_test": IMAGES, "Y_test": LABELS},
+        {"images_test": IMAGES, "labels_test": LABELS},
+    ):
+        np.savez(tmp_path / "a.npz", x_train=IMAGES, y_train=LABELS, notes=np.arange(3), **others)
+        with pytest.raises(ValueError, match=r"a.npz has the arrays .*est.*beside.*no split by their names"):
+            data.load(f"npz:{tmp_path}/a.npz")
+    for split in ("train", "Test"):
+        for name in ("a", "b"):
+            (tmp_path / "pets" / split / name).mkdir(parents=True)
+    with pytest.raises(ValueError, match="has the folder 'Test' beside 'train': it is no split.*test, testing"):
+        data.load(f"folder:{tmp_path}/pets")
 
 
 def test_npz(tmp_path):
@@ -250,7 +283,8 @@ def test_the_first_examples_are_of_all_classes_though_files_are_sorted_by_class(
     np.savez(tmp_path / "sorted.npz", images=IMAGES[order], labels=LABELS[order])
     made = [
         data.load(f"folder:{pets}", validation=0.3), data.load(f"npz:{tmp_path}/sorted.npz", validation=0.3),
-        data.dataset((IMAGES[order], LABELS[order]), (IMAGES[order], LABELS[order]), (IMAGES[order], LABELS[order])),
+        data.dataset((IMAGES[order], LABELS[order]), (IMAGES[order], LABELS[order]),
+                     validation=(IMAGES[order], LABELS[order])),
     ]  # fmt: skip
     for dataset in made:
         for split in (dataset.train, dataset.validation, dataset.test):

@@ -316,11 +316,17 @@ def own(tmp_path, monkeypatch):
 def test_a_model_of_ones_own_is_a_class_or_a_function_in_a_file_outside_of_the_package(own):
     images = sample("digits_cnn")
     shared = dict(num_classes=7, mean=0.3, std=0.2)
-    linear = models.create("own_models:Linear", **shared, bias=False, batch_norm_axis=None)
+    with pytest.raises(ValueError, match="does not take mean and std, so .*would have no effect"):
+        models.create("own_models:Linear", **shared)
+    linear = models.create(
+        "own_models:Linear", num_classes=7, mean=0.1307, std=0.3081, bias=False, batch_norm_axis=None
+    )
     logits, variables = linear.init_with_output(jax.random.key(0), images)
     np.testing.assert_allclose(logits, images.reshape(2, -1) @ variables["params"]["Dense_0"]["kernel"], rtol=1e-5)
     np.testing.assert_array_equal(models.bind(linear, variables)(images), logits)
-    assert linear == models.create("own_models:Linear", **shared, bias=False)
+    with pytest.raises(ValueError, match=r"images must be floats .*got uint8 .*to_float divides bytes by 255"):
+        models.bind(linear, variables)((255 * images).astype(np.uint8))
+    assert linear == models.create("own_models:Linear", num_classes=7, bias=False)
     vgg = models.create("own_models:half_vgg", **shared, dtype="bfloat16", depth=13)
     assert vgg == models.create("vgg13", **shared, dtype="bfloat16")
     assert models.create("own_models:anything", **shared, dtype="bfloat16", more=1).num_classes == 7

@@ -191,6 +191,8 @@ def changed(**keys):
         ({"model": "Net"}, {}, "'Net' cannot be trained here"),
         ({"model": net()}, {"model__dtype": "bfloat16"}, "model.dtype='bfloat16': a model object has its own"),
         ({"model": Net(2, rngs=nnx.Rngs(0))}, {}, r"gives \(2, 2\) for \[2, 6, 5, 1\] images of 3 classes"),
+        ({"model": net()}, {"model__mean": (0.25,), "model__std": (0.5,)}, "a model object .* normalises them itself"),
+        ({"model": Net}, {"model__mean": (125.3,)}, "model.mean=.*125.3.* must be at most 1"),
         ({"model": net()}, {"epochs": -1.0}, "epochs=-1.0 must be above 0"),
     ],
 )

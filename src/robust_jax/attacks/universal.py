@@ -43,9 +43,9 @@ def apply_universal(threat: ThreatModel, images: Images, delta: Delta) -> Images
       delta: ``[1, ...]``, or ``[B, ...]`` with B equal entries, as in an `AttackResult` of this module.
 
     Raises:
-      ValueError: images that are no floats ``[N, H, W, C]``, or a δ of another shape than theirs.
+      ValueError: images that are no floats ``[N, H, W, C]`` in [0, 1], or a δ of another shape than theirs.
     """
-    check_images(images, in_box=False)
+    check_images(images)
     check_threat(threat, images)
     _check_delta(threat, images, delta)
     return clip_box(threat.perturbation.apply(images, spread(delta, len(images))))

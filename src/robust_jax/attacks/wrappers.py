@@ -56,7 +56,10 @@ def black_box(function: Callable[[np.ndarray], Any], num_classes: int) -> Logits
     def on_host(images: Any) -> np.ndarray:
         logits = np.asarray(function(np.asarray(images)), np.float32)
         if logits.shape != (len(images), num_classes):
-            raise ValueError(f"black_box: for {len(images)} images the function returned {logits.shape}, not [B, K].")
+            raise ValueError(
+                f"black_box: for {len(images)} images the function returned {logits.shape}, not ({len(images)}, "
+                f"{num_classes}), as num_classes={num_classes} says."
+            )
         return logits
 
     @jax.custom_jvp

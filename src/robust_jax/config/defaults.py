@@ -33,8 +33,8 @@ RANGES: dict[str, Range] = {
     "data.test": Range(above=0, below=1),
     **dict.fromkeys([f"data.augment.{key}" for key in ("resize", "padding")], Range(least=0, most=10_000)),  # pixels
     **dict.fromkeys(("data.augment.mixup", "data.augment.cutmix"), Range(least=0)),
-    "model.mean": Range(tuples=True),
-    "model.std": Range(above=0, tuples=True),
+    "model.mean": Range(least=0, most=1, tuples=True),  # of images in [0, 1]
+    "model.std": Range(above=0, most=1, tuples=True),
     "optimizer.ema": Range(least=0, below=1),
     **dict.fromkeys(
         [f"optimizer.{key}" for key in ("weight_decay", "clip_norm", "max_norm", "adversarial_weights")], Range(least=0)

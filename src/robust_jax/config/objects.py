@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from robust_jax import data, models
 from robust_jax.data import own
+from robust_jax.data.known import is_well_known
 from robust_jax.extensions import OBJECT, is_object
 from robust_jax.models.network import LinenNetwork, Network, NNXNetwork, code_of
 from robust_jax.options.hints import described
@@ -67,6 +68,7 @@ class Objects:
             if not self._is_made:
                 plain = {"model.options": {}, "model.dtype": "float32", "sync_batch_norm": False}
                 _refuse(config, plain, "a model object has its own: set it where the object is made")
+                _refuse_statistics(config)
                 config.model.mean, config.model.std = (0.0,), (1.0,)
             config.model.name = self.model_name
         return config
@@ -103,7 +105,7 @@ class Objects:
             return given
         test = given[-1] if len(given) > 1 else None
         validation = given[1] if len(given) == 3 else c["validation"]
-        return own.dataset(given[0], test, validation, test_fraction=c["test"], seed=config["seed"])
+        return own.dataset(given[0], test, validation=validation, test_fraction=c["test"], seed=config["seed"])
 
     @property
     def network(self) -> Network | None:
@@ -146,6 +148,16 @@ NONE = Objects()
 
 def _is_network(model: Any) -> bool:
     return isinstance(model, nn.Module | LinenNetwork | NNXNetwork)
+
+
+def _refuse_statistics(config: ConfigDict) -> None:
+    """Raises ValueError for means and deviations of one's own: a model object would not be given them."""
+    mean, std = config.model.mean, config.model.std
+    if not is_well_known(mean, std):  # those that `base` fills in are of no weight
+        raise ValueError(
+            f"model.mean={mean}, model.std={std}: a model object is given images in [0, 1] and normalises "
+            f"them itself; or give a class that takes mean and std."
+        )
 
 
 def _refuse(config: ConfigDict, plain: Mapping[str, Any], way_out: str) -> None:

@@ -145,7 +145,7 @@ def first_examples(source: Source, count: int, resize: int = 0) -> tuple[Float[A
     Raises:
       ValueError: if the source has fewer.
     """
-    if count > len(source):
+    if not 0 <= count <= len(source):
         raise ValueError(f"{count} examples are asked for, but {source.name} has {len(source)}.")
     batch = source.take(np.arange(count))
     images = augment.resize_and_center_crop(to_float(jnp.asarray(batch["image"])), resize)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from robust_jax.data import pixels
 from robust_jax.data.parts import Dataset, mixed, of_parts, split_off
@@ -48,13 +49,21 @@ def from_arrays(
     images = pixels.as_bytes(f"{name}: images", images)
     images = images[..., None] if images.ndim == 3 else images
     labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
-    if not np.issubdtype(labels.dtype, np.integer) or not labels.size:
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer) or not labels.size:
+        one_hot = "; of one-hot labels give labels.argmax(-1)" if labels.ndim == 2 else ""
         raise ValueError(
-            f"{name}: labels must be whole numbers, one per image, not {labels.dtype} {list(labels.shape)}."
+            f"{name}: labels must be whole numbers [{len(images)}], one per image, not {labels.dtype} "
+            f"{list(labels.shape)}{one_hot}."
         )
-    classes = num_classes or (len(class_names) if class_names else int(labels.max()) + 1)
-    if classes < 2:
+    known = num_classes or len(class_names or ())
+    there = np.unique(labels)
+    if known == 1 or not known and len(there) < 2:
         raise ValueError(f"{name} has one class only: a classifier needs at least 2.")
+    if not known and (absent := sorted({*range(there[-1])} - {*there.tolist()})):
+        logging.warning("%s: no image has the labels %s: are they numbered from 0?", name, absent[:10])
+    if images.max(initial=0) <= 1:
+        logging.warning("%s: no pixel is brighter than 1 of 255: give floats in [0, 1], or 0 and 255.", name)
+    classes = known or int(there[-1]) + 1
     return Source.from_arrays(images, labels, classes, name, class_names)
 
 
@@ -154,8 +163,8 @@ def from_huggingface(split: Any, *, image: str = "image", label: str = "label", 
 def dataset(
     train: Source | tuple[Any, Any],
     test: Source | tuple[Any, Any] | None = None,
-    validation: Source | tuple[Any, Any] | float = 0.1,
     *,
+    validation: Source | tuple[Any, Any] | float = 0.1,
     test_fraction: float = 0.2,
     seed: int = 0,
     name: str = "own",
@@ -176,19 +185,18 @@ def dataset(
     Raises:
       ValueError: splits of other shapes or classes, nothing left on one side.
     """
-    first = train if isinstance(train, Source) else from_arrays(*train)
-
-    def as_split(given: Source | tuple[Any, Any], title: str) -> Source:
-        if isinstance(given, Source):
-            return given
-        return from_arrays(*given, num_classes=first.num_classes, class_names=first.class_names, name=title)
-
-    if test is None:
-        first, tested = split_off(first, test_fraction)
-    else:
-        tested = as_split(test, "test")
+    given = {"train": train, "test": test}
     fraction = validation if isinstance(validation, int | float) else 0.0
-    held_out = None if isinstance(validation, int | float) else as_split(validation, "validation")
+    given |= {"validation": None if isinstance(validation, int | float) else validation}
+    for title, part in given.items():
+        if not (part is None or isinstance(part, Source) or _is_pair(part)):
+            raise ValueError(
+                f"dataset: {title} is {described(part)}: give a Source, or a tuple (images, labels) of arrays."
+            )
+    there = {title: part for title, part in given.items() if part is not None}
+    splits = dict(zip(there, _sources(list(there.values()), list(there)), strict=True))
+    first, held_out = splits["train"], splits.get("validation")
+    first, tested = (first, splits["test"]) if test is not None else split_off(first, test_fraction)
     for other in filter(None, (tested, held_out)):
         if (other.image_shape, other.num_classes) != (first.image_shape, first.num_classes):
             raise ValueError(

@@ -5,6 +5,7 @@ A relative path starts in ``data.data_dir``, or in the current folder if that is
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,10 +52,19 @@ def npz(path: str, *, data_dir: str | Path | None = None, test: float = 0.2) -> 
             f"{file} has the arrays {sorted(arrays)}: it needs images and labels, or train_images and train_labels (or "
             f"x_train and y_train), and the same with val and test if it has such splits."
         )
+    used = {name for pair in pairs.values() for name in pair} | {"class_names"}
+    looks_like_one = re.compile(r"(^|_)(x|y|images?|labels?)(_|$)", re.IGNORECASE)
+    if others := sorted(name for name in arrays.keys() - used if looks_like_one.search(name)):
+        raise ValueError(
+            f"{file} has the arrays {others} beside {sorted(used & arrays.keys())}: they are no split by their names. "
+            f"Splits are x_SPLIT and y_SPLIT, or SPLIT_images and SPLIT_labels, with SPLIT one of {_known_names()}."
+        )
     names = [str(name) for name in arrays["class_names"]] if "class_names" in arrays else None
-    train = from_arrays(*pairs["train"], class_names=names, name=f"{file}/train")
+    train = from_arrays(*map(arrays.get, pairs["train"]), class_names=names, name=f"{file}/train")
     made = {
-        split: from_arrays(*pair, num_classes=train.num_classes, class_names=names, name=f"{file}/{split}")
+        split: from_arrays(
+            *map(arrays.get, pair), num_classes=train.num_classes, class_names=names, name=f"{file}/{split}"
+        )
         for split, pair in pairs.items()
         if split != "train"
     }
@@ -119,7 +129,17 @@ def _split_folders(root: Path) -> dict[str, Path]:
     splits = {split: found[0] for split, found in there.items() if found}
     if splits and "train" not in splits:
         raise ValueError(f"{root} has {[p.name for p in splits.values()]}, and no folder train.")
+    others = {p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")} - {*splits.values()}
+    if splits and others:
+        raise ValueError(
+            f"{root} has the folder {min(others).name!r} beside {splits['train'].name!r}: it is no split by its name. "
+            f"Known are {_known_names()}; rename it, or put it elsewhere."
+        )
     return splits or {"train": root}
+
+
+def _known_names() -> str:
+    return ", ".join(name for names in _SPLITS.values() for name in names)
 
 
 def _found(path: str, data_dir: str | Path | None) -> Path:
@@ -136,11 +156,11 @@ def _with_test(made: Mapping[str, Source], fraction: float) -> tuple[Source, ...
     return (train, made["validation"], test) if "validation" in made else (train, test)
 
 
-def _pair(arrays: Mapping[str, Any], split: str) -> tuple[Any, Any] | None:
-    """The images and labels of a split, under any of the names that are common."""
+def _pair(arrays: Mapping[str, Any], split: str) -> tuple[str, str] | None:
+    """The names of the images and labels of a split, of all that are common."""
     names = [(f"{s}_images", f"{s}_labels") for s in _SPLITS[split]] + [(f"x_{s}", f"y_{s}") for s in _SPLITS[split]]
     names += [("images", "labels")] if split == "train" else []
-    return next(((arrays[x], arrays[y]) for x, y in names if x in arrays and y in arrays), None)
+    return next(((x, y) for x, y in names if x in arrays and y in arrays), None)
 
 
 def _classes(where: Path) -> dict[str, list[Path]]:

@@ -173,6 +173,8 @@ def _tell(reports: dict[str, dict[str, Any]], sweep: tuple[str, Sequence[Any]] |
 
     table.show(reports, [stored.folder_of(folder, report["name"]) for folder, report in reports.items()])
     if len(reports) > 1:
+        if len({report["identity"]["examples"] for report in reports.values()}) > 1:
+            print("These are not the same images: the columns do not compare.")
         with explained(Path(next(iter(reports))).parent, "The evaluations themselves are written"):
             folder = os.path.relpath(path := comparison.keep(reports, sweep, out))
             print(printable(f"Compared in {path if folder.startswith('..') else folder}"))

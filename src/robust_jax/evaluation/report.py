@@ -106,9 +106,9 @@ def counted(entries: Sequence[Mapping[str, Any]]) -> str:
 def shared_attacks(reports: Reports) -> dict[str, list[Mapping[str, Any]]]:
     """The attacks that all workdirs were evaluated with in the same way: name -> one entry per workdir.
 
-    None if the images are not the same: of another split, or more of them.
+    None if the images are not the same: of another split or dataset, or more of them.
     """
-    if len({(report.get("split"), report["clean"]["n"]) for report in reports.values()}) > 1:
+    if len(set(map(images_of, reports.values()))) > 1:
         return {}
     first, *others = [r["attacks"] for r in reports.values()]
     return {
@@ -116,6 +116,11 @@ def shared_attacks(reports: Reports) -> dict[str, list[Mapping[str, Any]]]:
         for name, attack in first.items()
         if all(name in other and _alike(other[name], attack) for other in others)
     }
+
+
+def images_of(report: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What says of which images an evaluation is: their split, number and checksum."""
+    return report.get("split"), report["clean"]["n"], (report.get("identity") or {}).get("examples")
 
 
 def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -50,7 +50,7 @@ def show(
       The content of ``evaluation.json``, see `summarise`.
 
     Raises:
-      ValueError: no name of a folder, or one that cannot be written.
+      ValueError: no name of a folder, or one that cannot be written; fewer names than classes.
 
     Example::
 
@@ -60,6 +60,9 @@ def show(
     from robust_jax.evaluation import table
 
     summary = summarise(measured) | {"class_names": list(class_names)}
+    classes = max(int(measured.label.max()), int(measured.prediction.max())) + 1
+    if class_names and len(class_names) < classes:
+        raise ValueError(f"class_names has {len(class_names)} names for at least {classes} classes: give one for each.")
     if save is None:
         table.show({name: summary})
         return summary

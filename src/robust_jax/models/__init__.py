@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from robust_jax import extensions
+from robust_jax.data.known import is_well_known
 from robust_jax.models.adapter import Model, model
 from robust_jax.models.bound import BoundModel, bind
 from robust_jax.models.digits_cnn import DigitsCNN
@@ -46,8 +47,8 @@ def create(
     name: str | Callable[..., Any],
     *,
     num_classes: Annotated[int, Range(least=2)],
-    mean: Annotated[Any, Range(tuples=True)] = 0.0,
-    std: Annotated[Any, Range(above=0, tuples=True)] = 1.0,
+    mean: Annotated[Any, Range(least=0, most=1, tuples=True)] = 0.0,
+    std: Annotated[Any, Range(above=0, most=1, tuples=True)] = 1.0,
     dtype: Any = jnp.float32,
     image_shape: tuple[int, ...] | None = None,
     **fields: Any,
@@ -97,6 +98,7 @@ def create(
     dtype = _float_dtype(dtype)
     if not takes_any:
         _refuse_unknown(name, {"num_classes", *fields, *(("dtype",) if dtype != jnp.float32 else ())}, known)
+    _check_statistics(name, _as_tuple(mean), _as_tuple(std), ("mean", "std") if takes_any else known)
     shared = {"num_classes": num_classes, "mean": _as_tuple(mean), "std": _as_tuple(std), "dtype": dtype}
     if image_shape is not None and "image_shape" in known:
         shared["image_shape"] = tuple(image_shape)
@@ -115,6 +117,20 @@ def create(
             f"flax.nnx.Module"
         )
     return trainable(model)
+
+
+def _check_statistics(name: str, mean: tuple[float, ...], std: tuple[float, ...], known: Sequence[str]) -> None:
+    """Raises ValueError for means or deviations of one's own that the model does not take."""
+    lost = {
+        field: value
+        for field, value, none in (("mean", mean, 0), ("std", std, 1))
+        if field not in known and any(one != none for one in value)
+    }
+    if lost and not is_well_known(mean, std):
+        raise ValueError(
+            f"model {name!r} does not take {' and '.join(lost)}, so {lost} would have no effect: it is given images in "
+            f"[0, 1]. Normalise in the model, or give it the fields mean and std."
+        )
 
 
 def _refuse_unknown(name: str, wanted: set[str], known: Sequence[str]) -> None:

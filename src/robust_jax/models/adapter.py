@@ -88,7 +88,8 @@ def model(network: Any, variables: Any = None, *, channels_first: bool | None = 
       per_image: whether it takes single images, ``[H, W, C]`` or ``[C, H, W]``, and returns ``[K]``.
 
     Returns:
-      Images ``[B, H, W, C]`` in [0, 1] to logits ``[B, K]``, a pytree of the weights. What the network reads besides
+      Images ``[B, H, W, C]`` in [0, 1] to logits ``[B, K]``, a pytree of the weights as they are now: what becomes of
+      those of an NNX or Keras network later is not seen. What the network reads besides
       its weights, such as a global number, is fixed when an attack first compiles, as under `jax.jit`.
 
     Raises:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
+from robust_jax.checks import check_images
 from robust_jax.models.network import Fixed, Network, check_variables, code_of
 from robust_jax.options import shown
 from robust_jax.options.signatures import checks_arguments
@@ -23,7 +24,12 @@ class BoundModel:
     variables: Mapping[str, Any]
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b classes"]:
-        """Logits of the images in eval mode."""
+        """Logits of the images in eval mode.
+
+        Raises:
+          ValueError: images that are no floats ``[B, H, W, C]``, such as bytes.
+        """
+        check_images(images, in_box=False)
         logits: Any = self.model.apply(self.variables, images, train=False)
         return logits
 

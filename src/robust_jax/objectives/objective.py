@@ -28,12 +28,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from robust_jax import losses
+from robust_jax.checks import check_images
 from robust_jax.extensions import choose
 from robust_jax.objectives.define import check_labels, classifies, memory_of
 from robust_jax.objectives.inputs import Examples, Keys, Labels, Mode, Model, as_model, classes_of
 from robust_jax.objectives.points import POINTS, Point
 from robust_jax.objectives.terms import TERMS, PerExample, PointOutput, every_term
 from robust_jax.options import SCHEDULE, arguments, arguments_of, check_options, function_of, options_of, with_path
+from robust_jax.options.hints import described
 from robust_jax.options.signatures import checks_arguments
 from robust_jax.spaces import per_example
 from robust_jax.spaces.perturbations import Images
@@ -140,6 +142,7 @@ class Objective:
                 raise ValueError(
                     f"it returned {type(point).__name__}: return robust_jax.objectives.Point(images, delta)."
                 )
+            check_images(point.images, in_box=False)
             return point
 
         wanted = {name: self.points[name] for name in (self.points if names is None else names)}
@@ -159,10 +162,12 @@ class Objective:
             check_labels(entry.function, labels)
             others = {option: outputs[point, entry.mode] for option, point in entry.others.items()}
             value = entry.function(outputs[entry.at, entry.mode], **_arguments(entry, epoch), **others)
-            if jnp.shape(value) != labels.shape[:1]:
+            if not isinstance(value, jax.Array) or value.shape != labels.shape[:1]:
                 raise ValueError(
-                    f"it returned shape {jnp.shape(value)}: return one number per example, {labels.shape[:1]}."
+                    f"it returned {described(value)}: return one number per example, an array {labels.shape[:1]}."
                 )
+            if not jnp.issubdtype(value.dtype, jnp.floating):
+                raise ValueError(f"it returned {described(value)}: return floats, which have a gradient.")
             return value.mean()
 
         values = {name: with_path(entry.path, one, entry) for name, entry in self.terms.items()}
@@ -191,7 +196,8 @@ def make_objective(points: Mapping[str, Mapping[str, Any]], terms: Mapping[str, 
     """An objective from its description in plain data, as a config holds it.
 
     Args:
-      points: NAME -> ``dict(kind=a name in POINTS or module:name, **options)``. The point "clean" always exists.
+      points: NAME -> ``dict(kind=a name in POINTS or module:name, **options)``. The point "clean" always exists; those
+        that no term names are left out.
       terms: NAME -> ``dict(kind=a name in TERMS or module:name, at=a point's name, weight=1.0, **options)``. A term of
         weight 0 is left out, and costs nothing.
 

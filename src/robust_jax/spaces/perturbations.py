@@ -209,12 +209,12 @@ def headroom(perturbation: Perturbation, images: Images, delta: Delta, direction
     return jnp.maximum((perturbation.confine(images, delta + sign) - delta) * sign, 0)
 
 
-@checks_arguments
 def free(gradient: Delta, room: Delta) -> Delta:
     """The gradient without the coordinates that the box holds back: they do not lead anywhere."""
     return jax.tree.map(lambda g, r: jnp.where(r > 0, g, 0), gradient, room)
 
 
+@checks_arguments
 def gaussian_delta(perturbation: Perturbation, keys: Key[Array, " b"], images: Images, sigma: Sigma) -> Delta:
     """δ with independent N(0, sigma²) coordinates, sigma in units of δ, broadcast to its last axis."""
     leaves, tree = jax.tree.flatten(perturbation.zeros(images))

@@ -108,7 +108,7 @@ def _checked_radius(radius: Any) -> Any:
     if isinstance(radius, jax.core.Tracer):
         return radius
     try:
-        values = np.asarray(np.nan if isinstance(radius, str) else radius, np.float32)
+        values = np.asarray(np.nan if isinstance(radius, str | bool) else radius, np.float32)
     except (TypeError, ValueError):
         values = np.asarray(np.nan)
     if not np.all(np.isfinite(values) & (values >= 0)):

@@ -30,6 +30,10 @@ FREE = (
 )  # fmt: skip
 
 
+class MissingError(ValueError):
+    """There is no config: the folder is no workdir."""
+
+
 def read(workdir: Path) -> dict[str, Any]:
     """What ``config.json`` holds.
 
@@ -48,7 +52,8 @@ def read(workdir: Path) -> dict[str, Any]:
         why = "it " + str(error).removeprefix(f"{path} ").rstrip(".")
     if (copy := _copy(workdir)) is None:
         if not path.exists():
-            raise ValueError(f"{path} does not exist: {workdir} is no workdir of robust-jax train.")
+            there = "" if path.parent.is_dir() else f"there is no folder {workdir}; "
+            raise MissingError(f"{path} does not exist: {there}a workdir is a folder that robust-jax train wrote.")
         raise ValueError(
             f"{path} is damaged ({why}), and no checkpoint holds a copy: put back what robust-jax train wrote."
         )
@@ -184,6 +189,8 @@ def completed(workdir: Path) -> dict[str, Any]:
     try:
         filled = _filled(read(workdir), f"{path}: ")
         _check_values(filled, f"{path}: ")
+    except MissingError:
+        raise
     except ValueError as error:
         raise ValueError(
             f"{error} Restore it from a copy. In a workdir of your own robust-jax train writes it again if you remove "
