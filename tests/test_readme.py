@@ -41,7 +41,7 @@ def test_the_readme_runs_after_its_commands(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_page_about_python_runs(tmp_path):
     namespace = {"workdir": tmp_path / "run"}
-    assert run_python("docs/library.md", namespace) == 4
+    assert run_python("docs/library.md", namespace) == 5
     result, penalty, state = (namespace[name] for name in ("result", "penalty", "state"))
     assert result.delta.shape == (32, 2)
     assert jnp.all(jnp.abs(result.delta) <= jnp.array([0.3, 0.2]) * 1.0001)
