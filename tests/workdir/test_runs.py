@@ -172,7 +172,7 @@ def test_restore(tmp_path):
         assert repr(found) == f"Trained(digits_cnn on digits, step {step})"
     with pytest.raises(ValueError, match="'newest'.*latest.*best"):
         runs.load(tmp_path, "newest")
-    with pytest.raises(ValueError, match="is no workdir of robust-jax train"):
+    with pytest.raises(ValueError, match="there is no folder .*nowhere; a workdir is a folder that robust-jax train wrote.$"):
         runs.load(tmp_path / "nowhere")
 
 
@@ -308,8 +308,8 @@ DAMAGED = [
     (changed(model=3), "model='3' must be a group of keys"),
     (changed(data__augment=None), "data.augment='None' must be a group of keys"),
     (changed(attacks__flow="pgd"), "attacks.flow='pgd' must be a group of keys"),
-    (changed(model__name=3), "model.name=3 must be a str"),
-    (changed(sync_batch_norm=1), "sync_batch_norm=1 must be a bool"),
+    (changed(model__name=3), "model.name=3 is of type int, not str"),
+    (changed(sync_batch_norm=1), "sync_batch_norm=1 is of type int, not bool"),
     (changed(evaluation__checkpoint="lates"), "evaluation.checkpoint='lates' is unknown.*Did you mean 'latest'"),
     (changed(model__std="x"), "model.std='x': give a finite number"),
     (changed(seed=2**32), "seed=4294967296 must be at most 4294967295"),
