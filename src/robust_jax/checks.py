@@ -130,7 +130,7 @@ def checked_logits(logits_fn: Any) -> Callable[[Any], Any]:
 
 
 def _logits(logits_fn: Callable[[Any], Any], images: Any) -> Any:
-    logits = _called("logits_fn", logits_fn, images)
+    logits = called("logits_fn", logits_fn, images)
     _check_output("logits_fn", logits, "logits [B, K]", "return the logits alone")
     if len(logits.shape) != 2 or logits.shape[0] != len(images):
         raise ValueError(f"logits_fn must return [B, K]; for {len(images)} images it returns {logits.shape}.")
@@ -155,7 +155,7 @@ def checked_losses(loss_fn: Any, has_aux: bool = False) -> Callable[[Any], Any]:
     check_function("loss_fn", loss_fn)
 
     def losses(images: Any) -> Any:
-        found = _called("loss_fn", loss_fn, images)
+        found = called("loss_fn", loss_fn, images)
         if has_aux and not (isinstance(found, tuple) and len(found) == 2):
             raise ValueError(f"loss_fn must return (losses [B], aux) with has_aux=True, got {_described(found)}.")
         loss = found[0] if has_aux else found
@@ -184,7 +184,7 @@ def check_function(name: str, function: Any) -> None:
         raise ValueError(f"{name} must be a function of images, got {_described(function)}.")
 
 
-def _called(name: str, function: Callable[[Any], Any], images: Any) -> Any:
+def called(name: str, function: Callable[[Any], Any], images: Any) -> Any:
     """``function(images)``; what libraries raise in it becomes one message, the function's own ValueErrors pass."""
     try:
         return function(images)
@@ -320,13 +320,13 @@ def check_space(space: Perturbation, images: Any) -> None:
 def _check_own(part: Perturbation, images: Any) -> None:
     zeros_of, apply_of = (f"perturbation {part.name}: {name}" for name in ("zeros", "apply"))
     shape = jax.ShapeDtypeStruct((2, *images.shape[1:]), images.dtype)
-    two = _called(zeros_of, lambda x: jax.eval_shape(part.zeros, x), shape)
+    two = called(zeros_of, lambda x: jax.eval_shape(part.zeros, x), shape)
     if shared := [leaf.shape for leaf in jax.tree.leaves(two) if leaf.shape[:1] != (2,)]:
         raise ValueError(
             f"{zeros_of}(images) must have an entry for each image, [B, ...]; for 2 images it is {shared[0]}. One δ "
             f"for all images is for attacks.universal_gradient and the like to make."
         )
-    made = _called(apply_of, lambda x: jax.eval_shape(part.apply, x, two), shape)
+    made = called(apply_of, lambda x: jax.eval_shape(part.apply, x, two), shape)
     if getattr(made, "shape", None) != shape.shape:
         raise ValueError(f"{apply_of}(images, zeros(images)) must return images unchanged, not {_described(made)}.")
     if not _concrete(images) or not len(images):
@@ -337,11 +337,11 @@ def _check_own(part: Perturbation, images: Any) -> None:
         zeros = part.zeros(few)
         if any(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(zeros)):
             raise ValueError(f"{zeros_of}(images) must be 0 everywhere: the δ that has no effect.")
-        if not np.allclose(_called(apply_of, lambda x: part.apply(x, zeros), few), few, atol=1e-2):
+        if not np.allclose(called(apply_of, lambda x: part.apply(x, zeros), few), few, atol=1e-2):
             raise ValueError(f"{apply_of}(images, zeros(images)) must return images unchanged.")
         draw = np.random.default_rng(0)
         delta = jax.tree.map(lambda z: jnp.asarray(0.1 * draw.standard_normal(z.shape), z.dtype), zeros)
-        together = np.asarray(_called(apply_of, lambda x: part.apply(x, delta), few))
+        together = np.asarray(called(apply_of, lambda x: part.apply(x, delta), few))
         alone = [part.apply(few[i : i + 1], jax.tree.map(lambda d, i=i: d[i : i + 1], delta)) for i in range(len(few))]
     if not np.allclose(together, np.concatenate(alone), atol=1e-2, equal_nan=True):
         raise ValueError(

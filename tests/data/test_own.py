@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -41,6 +42,14 @@ def test_arrays_that_are_refused(images, labels, message):
 def test_images_that_are_black_and_classes_that_are_absent_are_told(caplog):
     data.from_arrays((IMAGES > 99).astype(np.uint8), LABELS + 1)
     assert "no pixel is brighter than 1 of 255" in caplog.text and "no image has the labels [0]" in caplog.text
+
+
+def test_half_precision_is_taken_and_statistics_are_of_a_split():
+    half = jnp.asarray(IMAGES / 255, jnp.bfloat16)
+    expected = np.rint(255 * np.asarray(half, np.float32))
+    np.testing.assert_array_equal(data.from_arrays(half, LABELS).take(np.arange(30))["image"], expected)
+    with pytest.raises(ValueError, match="is no split: of a dataset give its training split, dataset.train"):
+        data.statistics(data.dataset((IMAGES, LABELS)))
 
 
 def test_a_validation_split_is_named():

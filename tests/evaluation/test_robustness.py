@@ -247,6 +247,16 @@ def test_errors():
         Attack(lambda *a, **b: pgd(*a, **b), ball, {"targeted": True})
 
 
+def test_an_attack_of_ones_own_returns_a_result():
+    def mine(logits_fn, images, labels, threat, *, key):
+        return images, jnp.zeros_like(images)
+
+    with pytest.raises(
+        ValueError, match=r"mine returned a tuple: return robust_jax.attacks.AttackResult\(images, delta"
+    ):
+        robustness(MODEL, cut(30), {"mine": Attack(mine, ThreatModel("additive", "linf", 0.1))}, key=jax.random.key(0))
+
+
 def test_arrays_round_trip(tmp_path):
     measured = robustness(MODEL, cut(32), {"a": margin_attack(0.01)}, key=jax.random.key(0))
     np.savez(tmp_path / "x.npz", **measured.arrays())

@@ -189,6 +189,11 @@ def changed(**keys):
         ({"dataset": data.dataset(*PAIRS, validation=0.0)}, {}, "'own' has no validation images"),
         ({"dataset": PAIRS}, {"data__size": 6}, "data.size=6: images given as an object have a size"),
         ({"model": "Net"}, {}, "'Net' cannot be trained here"),
+        (
+            {"model": net(image_shape=(8, 8, 1))},
+            {},
+            r"the model 'object:Net#.*' fails for float32 \(2, 6, 5, 1\) images: ",
+        ),
         ({"model": net()}, {"model__dtype": "bfloat16"}, "model.dtype='bfloat16': a model object has its own"),
         ({"model": Net(2, rngs=nnx.Rngs(0))}, {}, r"gives \(2, 2\) for \[2, 6, 5, 1\] images of 3 classes"),
         ({"model": net()}, {"model__mean": (0.25,), "model__std": (0.5,)}, "a model object .* normalises them itself"),

@@ -172,7 +172,9 @@ def test_restore(tmp_path):
         assert repr(found) == f"Trained(digits_cnn on digits, step {step})"
     with pytest.raises(ValueError, match="'newest'.*latest.*best"):
         runs.load(tmp_path, "newest")
-    with pytest.raises(ValueError, match="there is no folder .*nowhere; a workdir is a folder that robust-jax train wrote.$"):
+    with pytest.raises(
+        ValueError, match="there is no folder .*nowhere; a workdir is a folder that robust-jax train wrote.$"
+    ):
         runs.load(tmp_path / "nowhere")
 
 

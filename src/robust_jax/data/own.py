@@ -268,10 +268,17 @@ def statistics(source: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
     Give the training split; a channel that never varies has 1 for a standard deviation.
 
+    Raises:
+      ValueError: something that is no `Source`.
+
     Example::
 
         c.model.mean, c.model.std = data.statistics(data.load("folder:pets", size=64).train)
     """
+    if not isinstance(source, Source):
+        raise ValueError(
+            f"statistics: {described(source)} is no split: of a dataset give its training split, dataset.train."
+        )
     count, total, squares = 0, np.zeros(source.image_shape[-1]), np.zeros(source.image_shape[-1])
     for start in range(0, len(source), 1000):
         images = source.take(np.arange(start, min(start + 1000, len(source))))["image"].astype(np.float64) / 255

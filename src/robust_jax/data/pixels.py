@@ -97,6 +97,7 @@ def as_bytes(what: Any, array: np.ndarray) -> np.ndarray:
     array = np.asarray(array)
     if array.dtype == np.uint8:
         return array
+    array = array.astype(np.float32) if array.dtype.name.startswith("bfloat") else array  # no float of NumPy's own
     floats = np.issubdtype(array.dtype, np.floating)
     if not (floats or np.issubdtype(array.dtype, np.integer)):
         raise ValueError(f"{what}: pixels must be numbers, not {array.dtype}.")

@@ -17,6 +17,7 @@ from robust_jax.evaluation import drawn
 from robust_jax.evaluation.adversarial_set import AdversarialSet, rows_of
 from robust_jax.evaluation.batching import Batch, Rows, in_parts, joined, on_host, selected, with_ids_and_masks
 from robust_jax.evaluation.outcomes import Outcome, PerExample
+from robust_jax.options.hints import described
 from robust_jax.spaces import per_example, threat_models
 
 
@@ -134,6 +135,11 @@ def _run(model, source, examples, key, traced, function, settings):
     images, labels, ids = examples
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
     result = function(source, images, labels, key=keys, **traced, **dict(settings))
+    if not (hasattr(result, "images") and hasattr(result, "delta")):
+        name = getattr(function, "__name__", "attack")
+        raise ValueError(
+            f"{name} returned {described(result)}: return robust_jax.attacks.AttackResult(images, delta, success)."
+        )
     threat, logits = traced["threat"], per_example.widened(model(result.images))
     recomputed = jnp.clip(threat.perturbation.apply(images, result.delta), 0, 1)
     found = {

@@ -14,6 +14,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from robust_jax import data, models, parallel
+from robust_jax.checks import called
 from robust_jax.config import build
 from robust_jax.config.objects import Objects
 from robust_jax.config.validation import check_images
@@ -38,7 +39,8 @@ def check_against(config: ConfigDict, dataset: data.Dataset) -> None:
 def check_logits(name: str, model: models.Network, variables: Mapping[str, Any], dataset: data.Dataset) -> None:
     """Raises ValueError for a model of the user's own that does not give one logit per class."""
     images = jax.ShapeDtypeStruct((2, *dataset.image_shape), np.float32)
-    logits = jax.eval_shape(models.bind(model, variables), images)
+    bound = models.bind(model, variables)
+    logits = called(f"the model {name!r}", lambda x: jax.eval_shape(bound, x), images)
     expected = (2, dataset.num_classes)
     if getattr(logits, "shape", None) != expected:
         shown = getattr(logits, "shape", None) or f"a {type(logits).__name__}"

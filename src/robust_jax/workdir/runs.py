@@ -53,6 +53,8 @@ class Trained(NamedTuple):
           ValueError: if there is no such split, or it has fewer images.
         """
         choose("split", split, SPLITS)
+        if count > (there := len(getattr(self.dataset, split))):
+            raise ValueError(f"{count} examples are asked for, but the {split} split has {there}.")
         return data.first_examples(getattr(self.dataset, split), count, self.config.data.eval_resize)
 
     def __repr__(self) -> str:
