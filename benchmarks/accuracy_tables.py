@@ -11,6 +11,7 @@ from scipy.stats import binomtest
 
 from origin import unpacked
 from robust_jax.evaluation.statistics import wilson_interval
+from table_files import compared
 
 UNCHECKED = "Further signs of masked gradients{}, which take more attacks, were not looked for."
 
@@ -85,7 +86,7 @@ def _with_columns(row: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[s
 
 def _is_of(measured: Mapping[str, Any], today: Mapping[str, Any]) -> bool:
     """Whether a measured attack is that of the table, as far as it says."""
-    old, new = ({**one["threat"], **one["settings"], "unit": ""} for one in (measured, today))
+    old, new = compared(measured), compared(today)
     return all(new.get(key) == value for key, value in old.items())
 
 

@@ -130,12 +130,16 @@ def _with_source(found: dict[str, Any], names: Iterable[str], source: Mapping[st
 
 def _same(measured: Mapping[str, Any], today: Attack) -> bool:
     """Whether a measured attack is that of today; an option that is newer than it was then at its default."""
-    described = identity.attack_of(today)
-    old, new = ({**one["threat"], **one["settings"], "unit": ""} for one in (measured, described))
+    old, new = compared(measured), compared(identity.attack_of(today))
     defaults = {name: plain(p.default) for name, p in inspect.signature(today.function).parameters.items()}
     return old.keys() <= new.keys() and all(
         value == (old[key] if key in old else defaults.get(key)) for key, value in new.items()
     )
+
+
+def compared(attack: Mapping[str, Any]) -> dict[str, Any]:
+    """What says whether two described attacks are one: their balls and options, not how a unit is called."""
+    return {**attack["threat"], **attack["settings"], "unit": ""}
 
 
 def balls(table: Table) -> dict[str, Any]:

@@ -55,15 +55,9 @@ def from_arrays(
             f"{name}: labels must be whole numbers [{len(images)}], one per image, not {labels.dtype} "
             f"{list(labels.shape)}{one_hot}."
         )
-    known = num_classes or len(class_names or ())
-    there = np.unique(labels)
-    if known == 1 or not known and len(there) < 2:
-        raise ValueError(f"{name} has one class only: a classifier needs at least 2.")
-    if not known and (absent := sorted({*range(there[-1])} - {*there.tolist()})):
-        logging.warning("%s: no image has the labels %s: are they numbered from 0?", name, absent[:10])
     if images.max(initial=0) <= 1:
         logging.warning("%s: no pixel is brighter than 1 of 255: give floats in [0, 1], or 0 and 255.", name)
-    classes = known or int(there[-1]) + 1
+    classes = _classes(name, labels, num_classes or len(class_names or ()))
     return Source.from_arrays(images, labels, classes, name, class_names)
 
 
@@ -185,9 +179,9 @@ def dataset(
     Raises:
       ValueError: splits of other shapes or classes, nothing left on one side.
     """
-    given = {"train": train, "test": test}
     fraction = validation if isinstance(validation, int | float) else 0.0
-    given |= {"validation": None if isinstance(validation, int | float) else validation}
+    given = {"train": train, "test": test}
+    given |= {} if isinstance(validation, int | float) else {"validation": validation}
     for title, part in given.items():
         if not (part is None or isinstance(part, Source) or _is_pair(part)):
             raise ValueError(
@@ -287,6 +281,16 @@ def statistics(source: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0))
     return tuple(mean.round(4).tolist()), tuple(np.where(std < 1e-4, 1.0, std).round(4).tolist())
+
+
+def _classes(name: str, labels: np.ndarray, known: int) -> int:
+    """The number of classes: that which is known, or if it is 0 the largest label and one."""
+    there = np.unique(labels)
+    if known == 1 or not known and len(there) < 2:
+        raise ValueError(f"{name} has one class only: a classifier needs at least 2.")
+    if not known and (absent := sorted({*range(there[-1])} - {*there.tolist()})):
+        logging.warning("%s: no image has the labels %s: are they numbered from 0?", name, absent[:10])
+    return known or int(there[-1]) + 1
 
 
 def _label(what: str, label: Any) -> int:

@@ -16,7 +16,7 @@ from robust_jax.evaluation import drawn as drawn_examples
 from robust_jax.evaluation.outcomes import PerExample
 from robust_jax.evaluation.stored import EXAMPLES, REPORT
 from robust_jax.evaluation.summary import Summary
-from robust_jax.evaluation.table import Reports, effort_of, labels_of, space_of, threat_of
+from robust_jax.evaluation.table import ALIKE, Reports, effort_of, images_of, labels_of, space_of, threat_of
 from robust_jax.files import file_name, printable, write_atomically
 
 
@@ -118,13 +118,8 @@ def shared_attacks(reports: Reports) -> dict[str, list[Mapping[str, Any]]]:
     }
 
 
-def images_of(report: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What says of which images an evaluation is: their split, number and checksum."""
-    return report.get("split"), report["clean"]["n"], (report.get("identity") or {}).get("examples")
-
-
 def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return all(one.get(key) == other.get(key) for key in ("threat", "settings", "after"))
+    return all(one.get(key) == other.get(key) for key in ALIKE)
 
 
 def drawable(text: str) -> str:

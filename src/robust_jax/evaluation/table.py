@@ -79,6 +79,17 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 120)
 
 
+ALIKE = ("threat", "settings", "after")
+"""What two attacks have in common that are compared."""
+
+
+def images_of(report: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What says of which images an evaluation is: their split, number and checksum, as far as it says them."""
+    identity = report.get("identity")
+    checksum = str(identity.get("examples", "")) if isinstance(identity, Mapping) else ""
+    return str(report.get("split") or ""), report["clean"]["n"], checksum
+
+
 def rows_of(reports: Reports) -> dict[Row, dict[str, Mapping[str, Any]]]:
     """The rows of the table: attack, threat model and effort in words -> label of the workdir -> accuracy."""
     return by_row(dict(zip(labels_of(reports), map(entries_of, reports.values()), strict=True)))

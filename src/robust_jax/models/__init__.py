@@ -98,8 +98,9 @@ def create(
     dtype = _float_dtype(dtype)
     if not takes_any:
         _refuse_unknown(name, {"num_classes", *fields, *(("dtype",) if dtype != jnp.float32 else ())}, known)
-    _check_statistics(name, _as_tuple(mean), _as_tuple(std), ("mean", "std") if takes_any else known)
     shared = {"num_classes": num_classes, "mean": _as_tuple(mean), "std": _as_tuple(std), "dtype": dtype}
+    if not takes_any:
+        _check_statistics(name, shared["mean"], shared["std"], known)
     if image_shape is not None and "image_shape" in known:
         shared["image_shape"] = tuple(image_shape)
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}

@@ -8,6 +8,7 @@ from typing import Any
 
 from robust_jax.evaluation.page import advice, details, images, reproduce, sources, tables, words
 from robust_jax.evaluation.page.sources import Evaluation, Run
+from robust_jax.evaluation.table import ALIKE, images_of
 from robust_jax.files import printable
 
 
@@ -98,7 +99,7 @@ def _curves(columns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             unit = attack["threat"].get("unit") or ""
             about = ", ".join((words.threat(attack), words.effort(attack), _examples(column)))
             chart = charts.setdefault(
-                (name, about, _checksum(column), _setting(attack)),
+                (name, about, images_of(column["report"]), _setting(attack)),
                 {"title": printable(name), "about": about, "series": [],
                  "x_label": (f"radius ({unit})" if unit else "radius") if single else "multiple of the radius",
                  "mark": float(radius) if single else 1.0},
@@ -120,15 +121,9 @@ def _examples(column: Mapping[str, Any]) -> str:
     return f"{column['split'] or 'split not known'}, n = {column['report']['clean']['n']:,}"
 
 
-def _checksum(column: Mapping[str, Any]) -> str:
-    """That of an evaluation's images, empty if it has none: two datasets may have as many."""
-    identity = column["report"].get("identity")
-    return str(identity.get("examples", "")) if isinstance(identity, Mapping) else ""
-
-
 def _setting(attack: Mapping[str, Any]) -> str:
     """All that says whether two attacks of a name are one, as `report.shared_attacks` has it."""
-    return json.dumps([attack.get(key) for key in ("threat", "settings", "after")], sort_keys=True, default=str)
+    return json.dumps([attack.get(key) for key in ALIKE], sort_keys=True, default=str)
 
 
 def _trade_off(columns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -143,7 +138,9 @@ def _trade_off(columns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             if cell and row["name"] != "clean":
                 attacks = column["report"]["attacks"]  # the worst case is of all
                 own = [attacks[row["name"]]] if row["name"] in attacks else attacks.values()
-                alike.setdefault((_examples(column), _checksum(column), *map(_setting, own)), []).append((column, cell))
+                alike.setdefault((_examples(column), images_of(column["report"]), *map(_setting, own)), []).append(
+                    (column, cell)
+                )
         charts += [_trade_off_of(row, images, known) for (images, *_), known in alike.items()
                    if len({c["folder"] for c, _ in known}) > 1]  # fmt: skip
     return charts
