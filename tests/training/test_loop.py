@@ -633,9 +633,23 @@ def test_a_schedule_that_ends_after_the_run_is_told_before_training(caplog):
     late = dict(schedule__name="piecewise", schedule__boundaries=(0.5, 40.0), schedule__warmup_epochs=50.0)
     training.prepare(config(**late))
     assert "schedule: boundaries=40, warmup_epochs=50 is not reached in epochs=" in caplog.text
-    caplog.clear()
-    training.prepare(config(schedule__boundaries=(1.0,)))
-    assert "schedule.boundaries have no effect with schedule.name=constant" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        (dict(schedule__boundaries=(1.0,)), "schedule.boundaries=(1.0,) has no effect with schedule.name=constant"),
+        (dict(schedule__name="cosine", schedule__factor=0.2), "schedule.factor=0.2 has no effect with schedule.name=co"),
+        (dict(optimizer__name="adam", optimizer__nesterov=True), "optimizer.nesterov=True has no effect with optimizer"),
+        (dict(optimizer__name="adam", optimizer__momentum=0.5), "optimizer.momentum=0.5 has no effect with optimizer."),
+        (dict(optimizer__name="adam"), ""),
+        (dict(schedule__name="piecewise", schedule__boundaries=(0.5,), schedule__factor=0.2), ""),
+        (dict(optimizer__name="sgd", optimizer__nesterov=True, optimizer__momentum=0.5), ""),
+    ],
+)
+def test_keys_that_nothing_reads_are_told_before_training(keys, told, caplog):
+    training.prepare(config(**keys))
+    assert told in caplog.text and ("no effect" in caplog.text) == bool(told)
 
 
 def test_validation_computes_at_the_precision_of_training(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from robust_jax import data, models, parallel
 from robust_jax.checks import called
 from robust_jax.config import build
+from robust_jax.config.defaults import base
 from robust_jax.config.objects import Objects
 from robust_jax.config.validation import check_images
 from robust_jax.data.known import STATISTICS
@@ -75,6 +76,7 @@ def warn(config: ConfigDict, objects: Objects) -> None:
     _warn_of_unused_points(config)
     _warn_of_missing_sources(config)
     _warn_of_schedule(config)
+    _warn_of_idle_keys(config)
     if objects.network is None:
         _warn_of_statistics(config)
 
@@ -94,14 +96,27 @@ def _warn_of_missing_sources(config: ConfigDict) -> None:
 
 
 def _warn_of_schedule(config: ConfigDict) -> None:
-    """Decays or a warm-up beyond the end: often only ``epochs`` was changed. Or decays without a schedule."""
+    """Decays or a warm-up beyond the end: often only ``epochs`` was changed."""
     schedule, ends = config.schedule, config.epochs
-    if schedule.boundaries and schedule.name == "constant":
-        logging.warning("schedule.boundaries have no effect with schedule.name=constant: piecewise takes them.")
     late = [f"boundaries={b:g}" for b in schedule.boundaries if b >= ends] if schedule.name == "piecewise" else []
     late += [f"warmup_epochs={schedule.warmup_epochs:g}"] if schedule.warmup_epochs >= ends else []
     if late:
         logging.warning("schedule: %s is not reached in epochs=%g: set both.", ", ".join(late), ends)
+
+
+# What alone reads some keys of its section.
+_READERS = {"schedule": ("piecewise", ("boundaries", "factor")), "optimizer": ("sgd", ("momentum", "nesterov"))}
+
+
+def _warn_of_idle_keys(config: ConfigDict) -> None:
+    """Keys that were set, and that the schedule or optimiser does not read: often only its name was changed."""
+    defaults = base()
+    for section, (reader, keys) in _READERS.items():
+        name = config[section].name
+        for key in keys if name != reader else ():
+            if (value := config[section][key]) and value != defaults[section][key]:
+                logging.warning("%s.%s=%s has no effect with %s.name=%s: only %s reads it.",
+                                section, key, value, section, name, reader)  # fmt: skip
 
 
 def _warn_of_statistics(config: ConfigDict) -> None:
