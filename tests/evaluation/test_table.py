@@ -56,6 +56,22 @@ def test_where_the_table_is_too_wide_intervals_have_lines_of_their_own(monkeypat
         assert all(len(line) <= width for line in lines) and sum(line.count(cell) for line in lines) == 4
 
 
+def test_workdirs_that_do_not_fit_beside_each_other_have_several_tables(monkeypatch, capsys):
+    threat = {"perturbation": "flow", "norm": "linf", "radius": 0.155, "unit": "px per axis"}
+    entry = report(0.98)["clean"] | {"threat": threat, "settings": {"attack": "pgd", "steps": 20, "restarts": 3}}
+    reports = {f"runs/seed_{i:02}": report(0.98) | {"attacks": {"flow": entry | LARGEST}} for i in range(12)}
+    reports["runs/seed_11"] = report(1.0) | {"attacks": {"other": entry | LARGEST}}
+    for width, tables in ((300, 1), (120, 3), (60, 12)):
+        monkeypatch.setattr(table, "_console", lambda width=width: table.Console(width=width))
+        table.show(reports)
+        text = capsys.readouterr().out
+        assert all(len(line) <= width for line in text.splitlines())
+        assert text.count("threat") == tables and text.count("Accuracy, n = 100") == 1
+        assert text.count("[98.0, 98.0]") == 2 * 11 + 1 and text.count("[100.0, 100.0]") == 1
+        assert text.count("x the radius") == 1 and "all: ‖δ‖ <= 1 x" in text
+        assert all(text.count(f"seed_{i:02}") == 1 for i in range(12))
+
+
 def test_options_that_are_not_by_default_are_part_of_the_effort():
     given = dict(steps=20, restarts=3, loss="margin", early_stop=True, keep="best", step_size=0.01)
     assert table.effort_of({"settings": {"attack": "pgd", **given}}) == (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -27,23 +28,35 @@ MOST_OTHERS = 20  # lines about other evaluations
 def show(reports: Reports, written: Iterable[Path] = ()) -> None:
     """Prints a table with a row per attack and a column per workdir, and below it what casts doubt on the numbers.
 
+    Workdirs that do not fit beside each other are shared out among several tables.
+
     Args:
       reports: workdir -> report.
       written: the folders that hold their files, in the same order.
     """
     console = _console()
-    table = _table(reports)
-    fits = table.__rich_measure__(console, console.options.update(max_width=10_000)).maximum <= console.width
-    console.print(table if fits else _table(reports, "\n"))
+    for table in _tables(reports, console):
+        console.print(table)
+    held = {label: _held(report) for label, report in zip(labels_of(reports), reports.values(), strict=True)}
+    if len(set(held.values())) == 1:
+        held = {"all" if len(held) > 1 else label: told for label, told in list(held.items())[:1]}
+    for label, told in held.items():
+        if told:
+            console.print(f"{label}: {told}", markup=False)
     for label, report in zip(labels_of(reports), reports.values(), strict=True):
-        if attacks := report["attacks"].values():
-            size, excess = (max(float(a["largest"][k]) for a in attacks) for k in ("size", "excess"))
-            held = f"‖δ‖ <= {size:.5g} x the radius; images within {excess:.1g} of T(x, δ) in [0, 1]"
-            console.print(f"{label}: {held}", markup=False)
         for warning in report["warnings"]:
             console.print(printable(f"Warning, {label}: {warning}"), style="yellow", markup=False)
     for folder in written:
         console.print(printable(f"Written to {folder}"), markup=False, soft_wrap=True)
+
+
+def _held(report: Mapping[str, Any]) -> str:
+    """How far the attacks of a report went, "" without attacks."""
+    attacks = report["attacks"].values()
+    if not attacks:
+        return ""
+    size, excess = (max(float(attack["largest"][key]) for attack in attacks) for key in ("size", "excess"))
+    return f"‖δ‖ <= {size:.5g} x the radius; images within {excess:.1g} of T(x, δ) in [0, 1]"
 
 
 def show_stored(held: Mapping[str, Reports], besides: bool = False) -> None:
@@ -131,21 +144,52 @@ def _by_attacks(
     return found
 
 
-def _table(reports: Reports, before_interval: str = " ") -> Table:
-    """Accuracies with their intervals: a row per attack, a column per workdir."""
-    sizes = sorted({report["clean"]["n"] for report in reports.values()})
-    splits = dict.fromkeys(report["split"] for report in reports.values() if report.get("split"))
-    where = f" on the {' and '.join(splits)} split" if splits else ""
-    table = Table(title=f"Accuracy{where}, n = {' and '.join(map(str, sizes))}, 95% intervals")
+def _tables(reports: Reports, console: Console) -> list[Table]:
+    """The fewest tables in which no accuracy is broken, the workdirs shared out among them."""
+    most = console.options.update(max_width=10_000)
+    rows, title, headers = rows_of(reports), _title(reports), _headers(reports)
+    whole = _table(headers, rows, title)
+    if whole.__rich_measure__(console, most).maximum <= console.width:
+        return [whole]
+    found: list[Table] = []
+    for count in range(1, len(headers) + 1):
+        each = math.ceil(len(headers) / count)
+        groups = [dict(list(headers.items())[i : i + each]) for i in range(0, len(headers), each)]
+        found = [_table(group, rows, "" if i else title, "\n") for i, group in enumerate(groups)]
+        if all(table.__rich_measure__(console, most).minimum <= console.width for table in found):
+            break
+    return found
+
+
+def _title(reports: Reports) -> str:
+    splits = " and ".join(dict.fromkeys(report["split"] for report in reports.values() if report.get("split")))
+    sizes = " and ".join(map(str, sorted({report["clean"]["n"] for report in reports.values()})))
+    return f"Accuracy{splits and f' on the {splits} split'}, n = {sizes}, 95% intervals"
+
+
+def _headers(reports: Reports) -> dict[str, str]:
+    """Label of a workdir -> the head of its column, with the images where these are not the same in all."""
+    images = [f"{report.get('split', '')} split, n = {report['clean']['n']}" for report in reports.values()]
+    labels = labels_of(reports)
+    own = [f"\n{printable(of)}" for of in images] if len(set(images)) > 1 else [""] * len(images)
+    return {label: label + more for label, more in zip(labels, own, strict=True)}
+
+
+def _table(
+    headers: Mapping[str, str], rows: Mapping[Row, Mapping[str, Any]], title: str, before_interval: str = " "
+) -> Table:
+    """Accuracies with their intervals: a column per workdir, a row per attack that one of them has."""
+    table = Table(title=title)
     for column in ("attack", "threat", "effort"):
         table.add_column(column, overflow="fold")
-    labels = labels_of(reports)
-    for label, report in zip(labels, reports.values(), strict=True):
-        own = f"\n{report.get('split', '')} split, n = {report['clean']['n']}" if len(sizes) + len(splits) > 2 else ""
-        table.add_column(Text(label + printable(own)), justify="right", overflow="fold")
-    for row, entries in rows_of(reports).items():
-        cells = (*row, *(_accuracy(entries[label], before_interval) if label in entries else "" for label in labels))
-        table.add_row(*(Text(printable(cell)) for cell in cells))  # names are no markup
+    for label, header in headers.items():
+        cells = [_accuracy(entries[label], before_interval) for entries in rows.values() if label in entries]
+        width = max(len(line) for cell in cells for line in cell.splitlines())
+        table.add_column(Text(header), justify="right", overflow="fold", min_width=width)
+    for row, entries in rows.items():
+        if entries.keys() & headers.keys():
+            cells = [_accuracy(entries[label], before_interval) if label in entries else "" for label in headers]
+            table.add_row(*(Text(printable(cell)) for cell in (*row, *cells)))  # names are no markup
     return table
 
 
