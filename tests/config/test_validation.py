@@ -8,7 +8,7 @@ import pytest
 
 from robust_jax.attacks import ATTACKS
 from robust_jax.config import base, complete
-from robust_jax.config.validation import KINDS, check, number, option_at
+from robust_jax.config.validation import KINDS, check, number
 from robust_jax.objectives.points import POINTS
 from robust_jax.objectives.terms import TERMS
 from robust_jax.options import options_of
@@ -47,14 +47,6 @@ def test_complete_fills_in_every_option_of_every_kind():
     assert c.attacks.flow.loss == "cross_entropy" and c.attacks.flow.step_size is None
     assert KINDS["points"][0] is POINTS and KINDS["terms"][0] is TERMS and KINDS["attacks"][0] is ATTACKS
     json.dumps(c.to_dict())  # plain data
-
-
-def test_the_option_at_a_path():
-    c = complete(some())
-    assert option_at(c, "terms.gain.radius").range.tuples and not option_at(c, "terms.gain.weight").range.tuples
-    assert option_at(c, "attacks.flow.curve").range.tuples and option_at(c, "points.adv.steps").is_whole
-    for path in ("seed", "data.limit", "points.nothing.sigma", "points.adv.nothing", "points", "terms.fgr"):
-        assert option_at(c, path) is None
 
 
 def test_complete_is_idempotent_and_leaves_its_argument_alone():

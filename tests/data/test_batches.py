@@ -12,7 +12,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from robust_jax import data
-from robust_jax.data import sources
+from robust_jax.config.defaults import base, nominal_shape
+from robust_jax.data import known, sources
 
 
 @pytest.fixture(scope="module")
@@ -286,6 +287,15 @@ def test_what_is_known_of_a_dataset_is_so(digits):
     images = np.concatenate([part.take(np.arange(len(part)))["image"] for part in (digits.train, digits.validation)])
     found = (images / 255).mean(), (images / 255).std()
     np.testing.assert_allclose(np.ravel(data.STATISTICS["digits"]), found, atol=2e-3)
+
+
+def test_what_is_known_of_a_dataset_is_known_of_its_versions():
+    mnist = known.KNOWN["mnist"]
+    assert known.facts("mnist:3.0.1") is mnist and known.facts("mnist/config:3.0.1") is mnist
+    assert [known.facts(name) for name in ("mnist:images", "folder:mnist", "imagenet2012")] == [None] * 3
+    config = base("mnist:3.0.1")
+    assert (config.model.mean, config.model.std) == (mnist.mean, mnist.std)
+    assert nominal_shape(config.to_dict()) == (mnist.image_shape, 10)
 
 
 def test_importing_data_loads_no_reader():

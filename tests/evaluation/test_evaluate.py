@@ -267,7 +267,7 @@ def test_errors(workdirs):
         evaluate(workdirs, split="held_out")
     with pytest.raises(ValueError, match="limit=-1 must be at least 0"):
         evaluate(workdirs, limit=-1)
-    with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
+    with pytest.raises(ValueError, match="batch_size=0 must be above 0"):
         evaluate(workdirs, batch_size=0)
     for given, message in (
         (dict(seed=2**32), "seed=4294967296 must be at most 4294967295"),
@@ -275,6 +275,7 @@ def test_errors(workdirs):
         (dict(limit="many"), "limit must be a whole number or None, got 'many'"),
         (dict(batch_size=2.5), "batch_size must be a whole number or None, got 2.5"),
         (dict(signs=3), "signs must be a tuple or list"),
+        (dict(checkpoint="newest"), "checkpoint='newest' is unknown"),
     ):
         with pytest.raises(ValueError, match=message):
             evaluate(workdirs, **given)

@@ -7,7 +7,6 @@ import pytest
 from matplotlib.image import imread
 
 from robust_jax.evaluation import landscape_pictures as drawing
-from robust_jax.evaluation.flow_bounds import FlowBounds
 from robust_jax.evaluation.landscapes import Gradients, Surface
 
 RNG = np.random.default_rng(0)
@@ -71,14 +70,6 @@ def test_histograms_count_what_they_leave_out(log):
 def test_histograms_of_nothing_are_refused():
     with pytest.raises(ValueError, match="distance has no positive finite number"):
         drawing.histograms({"a": [np.inf, 0.0]}, xlabel="distance", log=True)
-
-
-def test_the_bound_chart_has_a_panel_per_model_and_a_point_per_positive_change():
-    bounds = dict.fromkeys("ab", FlowBounds(np.ones(3), 2 * np.ones(3), np.ones(3)))
-    figure = drawing.bound_chart({"a": np.array([0.5, 1.0, -1.0]), "b": np.ones(3)}, bounds, path=io.BytesIO())
-    assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
-    assert [len(line.get_xdata()) for line in figure.axes[0].lines[:2]] == [2, 2]
-    np.testing.assert_array_equal(figure.axes[1].lines[1].get_xdata(), [2, 2, 2])
 
 
 @pytest.mark.parametrize("everywhere", [False, True])

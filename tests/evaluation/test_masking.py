@@ -145,6 +145,19 @@ def test_every_evaluation_looks_at_logits_and_gradients_once(standard):
     assert masking.glance(PerExample(measured.id, measured.label, measured.prediction, measured.loss, {})) == []
 
 
+def test_signs_are_looked_for_in_the_network_that_was_measured():
+    found = set()
+
+    def model(images):
+        found.add(jax.config.jax_default_matmul_precision)
+        return (images.reshape(len(images), -1) @ jnp.ones((images[0].size, 10))) * jnp.arange(10.0)
+
+    measured = robustness(model, (FEW, THEIRS), {"pgd": ATTACKS["pgd"]}, key=KEY, precision="bfloat16")
+    masking.glance(measured)
+    masking.probe(model, FEW, THEIRS, measured, key=KEY)
+    assert found - {None} == {"bfloat16"}  # without one only shapes are asked for
+
+
 def test_attacks_on_a_quantised_input_show_signs(standard):
     model = jax.tree_util.Partial(planted.quantised, standard)
     measured = measure(model, {"pgd": ATTACKS["pgd"], "square": Attack(square, BALL, {"queries": 200})})

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 
 import robust_jax as rj
 from robust_jax import losses
@@ -383,6 +384,14 @@ def test_a_norm_may_be_a_whole_number_and_a_curve_an_array():
     measured = robustness(MODEL, (IMAGES, LABELS), {"a": attack}, key=jax.random.key(0))
     found = summarise(measured)["attacks"]["a"]
     assert threat_of(found) == "additive 2 0.2" and attack_of(attack)["curve"] == [0.0, 1.0]
+
+
+def test_attacks_may_come_from_a_config():
+    config = ConfigDict({"shift": dict(kind="fgsm", perturbation="additive", norm="linf", radius=0.05)})
+    found = robustness(MODEL, (IMAGES, LABELS), config, key=jax.random.key(0)).attacks["shift"]
+    given = Attack(rj.attacks.fgsm, ThreatModel("additive", "linf", 0.05))
+    again = robustness(MODEL, (IMAGES, LABELS), {"shift": given}, key=jax.random.key(0)).attacks["shift"]
+    np.testing.assert_array_equal(found.broken, again.broken)
 
 
 def test_attacks_whose_pictures_would_be_one_file_are_refused():

@@ -102,6 +102,18 @@ def test_only_flows_that_share_a_budget_among_few_pixels_have_a_stride():
     assert [int((leaf != 0).sum()) for leaf in moved] == [4 * len(IMAGES), len(IMAGES)]
 
 
+def test_a_stride_without_headroom_bounds_every_step():
+    threat = ThreatModel("flow", "l21", 2.0)
+    zeros = threat.perturbation.zeros(IMAGES)
+    strides = threat_models.strides(threat, zeros)
+    moved = threat_models.move(threat, zeros, normal_delta(threat), 1.0, stride=strides)
+    np.testing.assert_array_equal(
+        moved, threat_models.move(threat, zeros, normal_delta(threat), 1.0, endless(zeros), strides)
+    )
+    lengths = np.linalg.norm(moved, axis=-1).reshape(len(IMAGES), -1)
+    assert (lengths <= get("flow").stride * (1 + 1e-6)).all() and ((lengths > 0).sum(-1) == 4).all()
+
+
 @threats
 def test_random_deltas_are_per_example_and_not_degenerate(threat):
     delta = threat_models.random_delta(threat, KEYS, IMAGES)

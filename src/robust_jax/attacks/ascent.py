@@ -81,7 +81,7 @@ def ascend(
     score: Score, images: Images, threat: ThreatModel, known: Any = None, *,
     key: Key[Array, "..."], steps: Count, step_size: Any = None, restarts: Count = 1, momentum: float = 0.0,
     optimizer: Any = None, random_start: bool = True, keep: Keep = "best", early_stop: bool = False,
-    estimate: Estimate | None = None,
+    estimate: Estimate | None = None, name: str = "ascend",
 ) -> Ascent:  # fmt: skip
     """Maximises a score over the ball: ``δ <- Π_ball(δ + step_size * argmax_{‖u‖ <= 1} <∂score/∂δ, u>)``.
 
@@ -103,16 +103,17 @@ def ascend(
       keep: see `pgd`.
       early_stop: see `pgd`.
       estimate: replaces the gradient, so that the score is not differentiated.
+      name: of the attack, in messages.
 
     Raises:
       ValueError: no steps or restarts, options that contradict each other, or one step size for a composition.
     """
-    check_call("ascend", ascend, dict(steps=steps, restarts=restarts, keep=keep))
-    check_runs("ascend", restarts, random_start, keep, early_stop)
+    check_call(name, ascend, dict(steps=steps, restarts=restarts, keep=keep))
+    _check_runs(name, restarts, random_start, keep, early_stop)
     space = threat.perturbation
     keys = example_keys(key, len(images))
     check_step_size(threat, images, step_size)
-    size = jax.tree.map(lambda r: 2.5 * r / max(steps, 1), threat.radius) if step_size is None else step_size
+    size = jax.tree.map(lambda r: 2.5 * r / steps, threat.radius) if step_size is None else step_size
     zeros = space.zeros(images)
     if optimizer is None:
         step = _steepest(threat, zeros, size, momentum)
@@ -236,7 +237,7 @@ def check_step_size(threat: ThreatModel, images: Images, step_size: Any) -> None
             )
 
 
-def check_runs(name: str, restarts: int, random_start: bool, keep: Keep, early_stop: bool) -> None:
+def _check_runs(name: str, restarts: int, random_start: bool, keep: Keep, early_stop: bool) -> None:
     """Raises ValueError, beginning with the attack's name, for options that contradict each other."""
     if restarts > 1 and not random_start:
         raise ValueError(f"{name}: restarts={restarts} repeat the same run without random_start: set restarts=1.")

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from robust_jax import losses
-from robust_jax.attacks.ascent import Keep, ascend, check_runs
+from robust_jax.attacks.ascent import Keep
 from robust_jax.attacks.define import Cost, Loss, Problem, attack
-from robust_jax.attacks.pgd import loss_score
+from robust_jax.attacks.pgd import ascend_loss
 from robust_jax.attacks.result import AttackResult, LogitsFn
 from robust_jax.options import Count, Length, NotNegative, Positive
 from robust_jax.spaces import per_example, perturbations, threat_models
@@ -114,14 +114,12 @@ def spsa(
       ValueError: images outside [0, 1] or of the wrong rank, labels out of range (both for concrete arrays), an option
         out of its range, or options that contradict each other.
     """
-    check_runs("spsa", 1, random_start, keep, early_stop)
     estimate = partial(estimate_gradient, threat=threat, samples=samples, probe=probe, signs=True)
-    found = ascend(
-        loss_score(logits_fn, losses.get(loss), targeted), images, threat, labels, key=key, steps=steps,
+    return ascend_loss(
+        "spsa", logits_fn, images, labels, threat, loss=loss, targeted=targeted, key=key, steps=steps,
         step_size=step_size, momentum=momentum, random_start=random_start, keep=keep, early_stop=early_stop,
         estimate=estimate,
     )  # fmt: skip
-    return AttackResult(found.images, found.delta, found.success)
 
 
 @attack(family="black_box", cost=_cost)
@@ -149,11 +147,9 @@ def nes(
     linf that of the largest coordinate, three to four standard deviations. Costs, arguments and errors are those of
     `spsa`.
     """
-    check_runs("nes", 1, random_start, keep, early_stop)
     estimate = partial(estimate_gradient, threat=threat, samples=samples, probe=probe, signs=False)
-    found = ascend(
-        loss_score(logits_fn, losses.get(loss), targeted), images, threat, labels, key=key, steps=steps,
+    return ascend_loss(
+        "nes", logits_fn, images, labels, threat, loss=loss, targeted=targeted, key=key, steps=steps,
         step_size=step_size, momentum=momentum, random_start=random_start, keep=keep, early_stop=early_stop,
         estimate=estimate,
     )  # fmt: skip
-    return AttackResult(found.images, found.delta, found.success)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 from jaxtyping import Array, Int, Key
 
 from robust_jax import losses
-from robust_jax.attacks.ascent import Keep, Optimizer, Score, ascend, check_runs
+from robust_jax.attacks.ascent import Keep, Optimizer, Score, ascend
 from robust_jax.attacks.define import Cost, Loss, Problem, attack
 from robust_jax.attacks.result import AttackResult, LogitsFn
 from robust_jax.losses import LossFn
@@ -78,12 +79,19 @@ def pgd(
         result = pgd(logits_fn, images, labels, ThreatModel("additive", "linf", 8 / 255), key=jax.random.key(0))
         robust_accuracy = 1 - result.success.mean()
     """
-    check_runs("pgd", restarts, random_start, keep, early_stop)
-    found = ascend(
-        loss_score(logits_fn, losses.get(loss), targeted), images, threat, labels, key=key, steps=steps,
+    return ascend_loss(
+        "pgd", logits_fn, images, labels, threat, loss=loss, targeted=targeted, key=key, steps=steps,
         step_size=step_size, restarts=restarts, momentum=momentum, optimizer=optimizer, random_start=random_start,
         keep=keep, early_stop=early_stop,
     )  # fmt: skip
+
+
+def ascend_loss(
+    name: str, logits_fn: LogitsFn, images: Images, labels: Array, threat: ThreatModel, *, loss: Loss, targeted: bool,
+    **search: Any,
+) -> AttackResult:  # fmt: skip
+    """An attack that maximises a loss of the logits by `ascend`, whose options are those of the ``search``."""
+    found = ascend(loss_score(logits_fn, losses.get(loss), targeted), images, threat, labels, name=name, **search)
     return AttackResult(found.images, found.delta, found.success)
 
 
@@ -113,8 +121,7 @@ def fgsm(
 
     For any threat model; arguments and errors are those of `pgd`.
     """
-    found = ascend(
-        loss_score(logits_fn, losses.get(loss), targeted), images, threat, labels, key=key, steps=1,
+    return ascend_loss(
+        "fgsm", logits_fn, images, labels, threat, loss=loss, targeted=targeted, key=key, steps=1,
         step_size=threat.radius, random_start=False, keep="last",
     )  # fmt: skip
-    return AttackResult(found.images, found.delta, found.success)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from robust_jax.data.known import IMAGE_SHAPES, STATISTICS
+from robust_jax.data.known import facts
 from robust_jax.options import Range
 
 SPLITS = ("test", "validation", "train")
@@ -55,7 +55,8 @@ def nominal_shape(config: Mapping[str, Any]) -> tuple[tuple[int, int, int], int]
     otherwise, and 1,000 classes, so that no class of a config is too large.
     """
     channels = np.size(config["model"]["mean"])
-    return IMAGE_SHAPES.get(config["data"]["name"], ((32, 32, channels if channels > 1 else 3), 1000))
+    known = facts(config["data"]["name"])
+    return (known.image_shape, known.num_classes) if known else ((32, 32, channels if channels > 1 else 3), 1000)
 
 
 def base(dataset: str = "digits", model: str = "digits_cnn") -> ConfigDict:
@@ -63,7 +64,8 @@ def base(dataset: str = "digits", model: str = "digits_cnn") -> ConfigDict:
 
     It is one long table, so that all keys can be read in one place.
     """
-    mean, std = STATISTICS.get(dataset, ((0.0,), (1.0,)))
+    known = facts(dataset)
+    mean, std = (known.mean, known.std) if known else ((0.0,), (1.0,))
     return ConfigDict(
         {
             "seed": 0,

@@ -32,7 +32,7 @@ from robust_jax.config.defaults import CHOICES, RANGES, SPLITS, base, nominal_sh
 from robust_jax.config.optimizers import OF_STEP, make_optimizer, make_schedule
 from robust_jax.config.values import number
 from robust_jax.data.augment import MIXING, augment, resize_images
-from robust_jax.data.known import IMAGE_SHAPES
+from robust_jax.data.known import facts
 from robust_jax.extensions import FILES, check_name, choose, find, is_object
 from robust_jax.models import MODELS
 from robust_jax.objectives.objective import make_objective
@@ -41,7 +41,7 @@ from robust_jax.objectives.terms import TERMS, every_term
 from robust_jax.options import REQUIRED, Option, function_of, options_of, with_path
 from robust_jax.options.hints import described
 
-__all__ = ["KINDS", "SPLITS", "check", "complete", "number", "option_at"]
+__all__ = ["KINDS", "SPLITS", "check", "complete", "number"]
 
 # Section of a config -> (its built-in parts by name, the options that all of its entries have).
 KINDS: dict[str, tuple[Mapping[str, Callable[..., Any]], dict[str, Option]]] = {
@@ -90,15 +90,6 @@ def options_at(section: str, name: str, entry: Mapping[str, Any]) -> dict[str, O
     known, own = KINDS[section]
     path = f"{section}.{name}"
     return own | with_path(path, options_of, function_of(f"{path}.kind", entry.get("kind"), known))
-
-
-def option_at(config: Mapping[str, Any], path: str) -> Option | None:
-    """The option at a path such as "terms.fgr.weight"; None of a key that is no option of a part."""
-    section, _, rest = path.partition(".")
-    name, _, option = rest.partition(".")
-    if section not in KINDS or name not in config[section]:
-        return None
-    return options_at(section, name, config[section][name]).get(option)
 
 
 def _filled(entry: Mapping[str, Any], options: Mapping[str, Option]) -> dict[str, Any]:
@@ -213,8 +204,8 @@ def _check_values(config: Mapping[str, Any]) -> None:
         find("model.name", config["model"]["name"], MODELS)
     choose("select_by", config["select_by"], ("clean", *config["attacks"]))
     schedule = make_schedule(**config["schedule"], epochs=config["epochs"], steps_per_epoch=100)
-    if config["data"]["name"] in IMAGE_SHAPES:  # others are checked once they are loaded
-        check_images(config, *IMAGE_SHAPES[config["data"]["name"]])
+    if known := facts(config["data"]["name"]):  # others are checked once they are loaded
+        check_images(config, known.image_shape, known.num_classes)
     make_optimizer(schedule, **{name: v for name, v in config["optimizer"].items() if name not in OF_STEP})
 
 

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from robust_jax.extensions import module_of
+
 
 class Facts(NamedTuple):
     """What is known about a dataset.
@@ -54,6 +56,13 @@ KNOWN = {
 }
 NAMES = tuple(KNOWN)
 """The names of these datasets; any other image-classification dataset of TFDS can be loaded too."""
+
+
+def facts(name: str) -> Facts | None:
+    """What is known about a dataset, also by a name with version or config, such as "mnist:3.0.1"."""
+    return None if module_of(name) else KNOWN.get(name.split("/")[0].split(":")[0])
+
+
 STATISTICS = {name: (facts.mean, facts.std) for name, facts in KNOWN.items()}
 """Name -> mean and standard deviation of the training images, in [0, 1]."""
 IMAGE_SHAPES = {name: (facts.image_shape, facts.num_classes) for name, facts in KNOWN.items()}

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robust_jax.data import originals
-from robust_jax.data.known import KNOWN, NAMES
+from robust_jax.data.known import NAMES, facts
 
 _NETWORK_SECONDS = 3.0
 
@@ -135,9 +135,9 @@ def _split(builder: Any, name: str, split: str, shape: tuple[int, ...], classes:
         return [decode_one(int(i), record) for i, record in zip(ids, records, strict=True)]
 
     names = tuple(features["label"].names)
-    facts = KNOWN.get(name.split("/")[0].split(":")[0])
-    if names == tuple(map(str, range(classes))) and facts and facts.num_classes == classes:  # TFDS makes these up
-        names = facts.class_names
+    known = facts(name)
+    if names == tuple(map(str, range(classes))) and known and known.num_classes == classes:  # TFDS makes these up
+        names = known.class_names
     return Records(title, splits[split].num_examples, tuple(shape), classes, decode, names)
 
 

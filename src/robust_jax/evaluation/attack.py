@@ -11,11 +11,31 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robust_jax.attacks.define import about
-from robust_jax.checks import check_curve, check_function
+from robust_jax.checks import check_attack_names, check_curve, check_function
 from robust_jax.files import plain
 from robust_jax.options import check_call
 from robust_jax.spaces import threat_models
 from robust_jax.spaces.threat_models import ThreatModel
+
+
+def built(attacks: Mapping[str, Any], build: Callable[[str, Any], Attack]) -> dict[str, Attack]:
+    """The attacks of an evaluation; entries of a config are built.
+
+    Args:
+      attacks: NAME -> `Attack`, or its entry in a config.
+      build: ``(name, entry) -> Attack``, see `robust_jax.evaluation.from_config.attack_from`.
+
+    Raises:
+      ValueError: a name that cannot be used, two that are one name of a file, or something that is no attack.
+    """
+    check_attack_names(attacks)
+    for name, given in attacks.items():
+        if not isinstance(given, Attack) and not hasattr(given, "items"):  # a ConfigDict is no Mapping
+            raise ValueError(
+                f"attacks.{name} is {given!r}: give Attack(function, threat, settings), or dict(kind=..., "
+                f"perturbation=..., radius=..., **options)."
+            )
+    return {name: given if isinstance(given, Attack) else build(name, given) for name, given in attacks.items()}
 
 
 def _hashable(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from robust_jax.evaluation import curves
+from robust_jax.evaluation.drawing import png
 from robust_jax.evaluation.identity import digest, shortened
 from robust_jax.evaluation.report import counted, draw_curves, drawable, shared_attacks, write_json
 from robust_jax.evaluation.stored import COMPARISONS, Place, forget
@@ -117,15 +117,13 @@ def _draw_trade_off(folder: Path, reports: Reports, key: str, values: Sequence[A
         return [float(np.mean([entries[i]["accuracy"] for i in runs])) for runs in of_value.values()]
 
     seeds = ", mean over seeds" if len(of_value) < len(values) else ""
-    picture = io.BytesIO()
-    curves.trade_off(
+    figure = curves.trade_off(
         means(clean),
         {drawable(f"{name}: {threat_of(same[0])}"): means(same) for name, same in shared.items()},
         list(of_value),
-        picture,
         title=drawable(f"{key}, {counted(clean)}{seeds}"),
     )
-    write_atomically(folder / TRADE_OFF, picture.getvalue())
+    write_atomically(folder / TRADE_OFF, png(figure))
     return TRADE_OFF
 
 

@@ -26,9 +26,14 @@ class Picture(Figure):
     """A figure that a notebook displays without `pyplot`."""
 
     def _repr_png_(self) -> bytes:
-        content = io.BytesIO()
-        self.savefig(content, format="png")
-        return content.getvalue()
+        return png(self)
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as the content of a PNG file."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
 
 
 def saved(figure: Figure, path: Target | None) -> Figure:

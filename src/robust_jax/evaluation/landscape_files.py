@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from matplotlib.figure import Figure
 
 from robust_jax.evaluation import landscape_pictures, landscapes
+from robust_jax.evaluation.drawing import png
 from robust_jax.evaluation.outcomes import PerExample
 
 NAME = "model"
@@ -34,13 +33,7 @@ def drawn(measured: PerExample, count: int, key: Any) -> Iterator[tuple[str, str
         )
         title = f"cross-entropy: up along {name}, across at random"
         figure = landscape_pictures.surface_grid({NAME: surface}, labels=labels.tolist(), title=title)
-        yield "loss_surface", name, _png(figure)
+        yield "loss_surface", name, png(figure)
         if not index:
             gradients = landscapes.loss_gradients(measured.logits_fn, images, labels)
-            yield "gradients", "", _png(landscape_pictures.gradient_grid(images, {NAME: gradients}))
-
-
-def _png(figure: Figure) -> bytes:
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    return picture.getvalue()
+            yield "gradients", "", png(landscape_pictures.gradient_grid(images, {NAME: gradients}))

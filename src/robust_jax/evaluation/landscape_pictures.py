@@ -15,8 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from robust_jax.evaluation.curves import COLOURS
-from robust_jax.evaluation.drawing import MUTED, SIGNED, Picture, Target
-from robust_jax.evaluation.flow_bounds import FlowBounds
+from robust_jax.evaluation.drawing import SIGNED, Picture, Target, saved
 from robust_jax.evaluation.landscapes import Gradients, Surface
 from robust_jax.options.signatures import checks_arguments
 
@@ -61,7 +60,7 @@ def surface_grid(
         if len(labels):
             axes[0, column].set_title(str(labels[column]), fontsize=9)
     _name_rows(axes, list(surfaces))
-    return _written(figure, path)
+    return saved(figure, path)
 
 
 @checks_arguments
@@ -94,7 +93,7 @@ def gradient_grid(
             axes[1 + 2 * row, i].imshow(signed, cmap=SIGNED, vmin=-top, vmax=top, interpolation="nearest")
             axes[2 + 2 * row, i].imshow(length, cmap="gray_r", vmin=0, vmax=_top(length), interpolation="nearest")
     _name_rows(axes, ["image", *(f"{name}\n{kind}" for name in gradients for kind in ("input", "flow"))])
-    return _written(figure, path)
+    return saved(figure, path)
 
 
 @checks_arguments
@@ -133,37 +132,7 @@ def histograms(
             axes.axvline(float(np.median(one)), color=colour, ls=":", lw=1.2)
     axes.set(xlabel=xlabel, ylabel="images", xscale="log" if log else "linear")
     _finish(axes, title)
-    return _written(figure, path)
-
-
-@checks_arguments
-def bound_chart(
-    changes: Mapping[str, Any], bounds: Mapping[str, FlowBounds], *, path: Target | None = None, title: str = ""
-) -> Figure:
-    """Draws the measured change of the loss against the two bounds of `flow_bounds`, a point per image and bound.
-
-    Below the diagonal the change stays within the bound. A panel per model; axes are logarithmic, and points without a
-    positive change are left out.
-
-    Args:
-      changes: model name -> ``[n]``, such as `loss_change` under an attack.
-      bounds: model name -> the bounds of the same images.
-      path: the PNG file, or an open binary file.
-      title: above the chart.
-    """
-    figure = Picture(figsize=(3.4 * len(changes), 3.5), dpi=150, layout="constrained")
-    panels = np.reshape(figure.subplots(1, len(changes), sharex=True, sharey=True), -1)
-    for axes, (name, change) in zip(panels, changes.items(), strict=True):
-        for kind, colour in (("flow", COLOURS[0]), ("image", COLOURS[1])):
-            bound, changed = np.asarray(getattr(bounds[name], kind)), np.asarray(change)
-            kept = (changed > 0) & (bound > 0)
-            axes.plot(bound[kept], changed[kept], ".", ms=3, color=colour, label=f"{kind} gradient")
-        axes.axline((1, 1), (2, 2), color=MUTED, ls=":", lw=1)
-        axes.set(xscale="log", yscale="log", xlabel="bound to first order", title=name)
-    panels[0].set_ylabel("measured change of the loss")
-    _finish(panels[0], "")
-    figure.suptitle(title, fontsize=11)
-    return _written(figure, path)
+    return saved(figure, path)
 
 
 def _figure(rows: int, columns: int, size: float, title: str) -> tuple[Figure, np.ndarray]:
@@ -188,9 +157,3 @@ def _finish(axes: Axes, title: str) -> None:
     axes.set_title(title, fontsize=10) if title else None
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
-
-
-def _written(figure: Figure, path: Target | None) -> Figure:
-    if path is not None:
-        figure.savefig(path, format="png")
-    return figure

@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Sequence
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
@@ -107,7 +108,8 @@ def glance(measured: PerExample, own: Sequence[Sign] = ()) -> list[str]:
             return []
         return [warning for one in _needing(GLANCE, own) for warning in one(look)]
 
-    return as_many_as_fit(found, len(few))[0]
+    with jax.default_matmul_precision(measured.precision):
+        return as_many_as_fit(found, len(few))[0]
 
 
 @checks_arguments
@@ -145,12 +147,13 @@ def probe(
         extensions.choose("probe: needs", need, NEEDS)
     look = Look(measured, checked_logits(logits_fn), jnp.asarray(images), labels, key)
     warnings = []
-    for one in _needing(needs, own):
-        # More attacks would only repeat that there is no gradient.
-        if one.needs != "attacks" or look.gradient_error is None:  # type: ignore[attr-defined]
-            if progress:
-                progress(one.__name__)
-            warnings += one(look)
+    with jax.default_matmul_precision(measured.precision):
+        for one in _needing(needs, own):
+            # More attacks would only repeat that there is no gradient.
+            if one.needs != "attacks" or look.gradient_error is None:  # type: ignore[attr-defined]
+                if progress:
+                    progress(one.__name__)
+                warnings += one(look)
     return warnings
 
 

@@ -21,12 +21,12 @@ from absl import logging
 
 from robust_jax import models, parallel
 from robust_jax.attacks.define import Problem, cost_of
-from robust_jax.checks import check_attack_names
 from robust_jax.config.objects import NONE, Objects
 from robust_jax.data.batches import Batches
+from robust_jax.data.datasets import is_own
 from robust_jax.data.sources import Source
 from robust_jax.evaluation import masking, outcome_cache, report, stored
-from robust_jax.evaluation.attack import Attack
+from robust_jax.evaluation.attack import Attack, built
 from robust_jax.evaluation.batching import as_many_as_fit
 from robust_jax.evaluation.from_config import attack_from
 from robust_jax.evaluation.outcomes import PerExample
@@ -34,6 +34,7 @@ from robust_jax.evaluation.robustness import robustness
 from robust_jax.evaluation.settings import Settings
 from robust_jax.evaluation.stored import Place
 from robust_jax.evaluation.summary import summarise
+from robust_jax.extensions import is_object, module_of
 from robust_jax.progress import Bar
 from robust_jax.workdir.folder import try_to_write
 from robust_jax.workdir.runs import Trained
@@ -48,16 +49,9 @@ def chosen_attacks(
     """The attacks, those in the form of a config built, see `attack_from`.
 
     Raises:
-      ValueError: a name that cannot be used, two that are one name of a file, and what `attack_from` raises.
+      ValueError: what `robust_jax.evaluation.attack.built` and `attack_from` raise.
     """
-    check_attack_names(attacks)
-    for name, given in attacks.items():
-        if not isinstance(given, Attack) and not hasattr(given, "items"):
-            raise ValueError(f"attacks.{name} is {given!r}: give Attack(function, threat, settings) or dict(kind=...).")
-    return {
-        name: given if isinstance(given, Attack) else attack_from(name, given, data_dir, trust, objects)
-        for name, given in attacks.items()
-    }
+    return built(attacks, lambda name, entry: attack_from(name, entry, data_dir, trust, objects))
 
 
 class Measured(NamedTuple):
@@ -179,7 +173,8 @@ def _prepare(place: Place) -> None:
 def _fingerprints(restored: Trained, attacks: Mapping[str, Attack], settings: Settings, n: int) -> dict[str, str]:
     """See `outcome_cache.fingerprints`; none for a model or dataset of the user's own, whose code is not seen."""
     config = restored.config
-    if ":" in f"{config.model.name}{config.data.name}":
+    names = config.model.name, config.data.name
+    if is_own(config.data.name) or module_of(config.model.name) or any(map(is_object, names)):
         return {}
     ids = zlib.crc32(np.ascontiguousarray(getattr(restored.dataset, settings.split).ids[:n]).tobytes())
     rest = [ids, config.data.to_dict(), config.model.to_dict(), restored.step, settings.split, n, settings.seed,

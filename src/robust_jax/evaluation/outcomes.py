@@ -91,6 +91,7 @@ class PerExample:
       attacks: NAME -> what the attack did.
       logits_fn: the model that was measured, a pytree; None if it is not at hand.
       images: the first few images, for signs of masked gradients in what the model says about them.
+      precision: of the matrix products, with which signs are looked for too.
     """
 
     id: Int[np.ndarray, " n"]
@@ -100,6 +101,7 @@ class PerExample:
     attacks: dict[str, Outcome]
     logits_fn: Any = dataclasses.field(default=None, repr=False, compare=False)
     images: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
+    precision: str = dataclasses.field(default="float32", init=False, compare=False)
 
     def __repr__(self) -> str:
         shares = {"clean": self.correct} | {name: ~outcome.broken for name, outcome in self.attacks.items()}

@@ -13,6 +13,7 @@ import numpy as np
 
 from robust_jax.evaluation import curves, landscape_files, pictures
 from robust_jax.evaluation import drawn as drawn_examples
+from robust_jax.evaluation.drawing import png
 from robust_jax.evaluation.outcomes import PerExample
 from robust_jax.evaluation.stored import EXAMPLES, REPORT
 from robust_jax.evaluation.summary import Summary
@@ -49,15 +50,14 @@ def write(
     for name, outcome in measured.attacks.items():
         if drawn and outcome.sample and outcome.sample["clean"].shape[-1] in (1, 3):
             examples = jax.tree.map(lambda leaf: leaf[:drawn], outcome.sample)
-            picture = io.BytesIO()
             title = f"{name}: {threat_of(report['attacks'][name])}, {effort_of(report['attacks'][name])}"
             names = [drawable(name) for name in report.get("class_names") or ()]
-            pictures.adversarial_grid(**examples, path=picture, title=drawable(title), class_names=names)
+            figure = pictures.adversarial_grid(**examples, title=drawable(title), class_names=names)
             drawn_now.append(picture_of("adversarial", name))
-            write_atomically(folder / drawn_now[-1], picture.getvalue())
-    for kind, name, png in landscape_files.drawn(measured, surfaces, jax.random.key(report.get("seed", 0))):
+            write_atomically(folder / drawn_now[-1], png(figure))
+    for kind, name, picture in landscape_files.drawn(measured, surfaces, jax.random.key(report.get("seed", 0))):
         drawn_now.append(picture_of(kind, name) if name else f"{kind}.png")
-        write_atomically(folder / drawn_now[-1], png)
+        write_atomically(folder / drawn_now[-1], picture)
     whole = Summary({**report, "pictures": drawn_now})
     write_json(folder / REPORT, whole)
     return whole
@@ -82,19 +82,17 @@ def draw_curves(reports: Reports, folder: Path) -> list[str]:
         radius = attack["threat"]["radius"]
         by_radius = isinstance(radius, (int, float))
         unit = attack["threat"].get("unit", "")
-        picture = io.BytesIO()
-        curves.accuracy_curves(
+        figure = curves.accuracy_curves(
             {
                 drawable(label): a["curve"] if by_radius else a["curve"] | {"radius": a["curve"]["multiple"]}
                 for label, a in zip(labels_of(reports), same, strict=True)
             },
-            picture,
             title=drawable(f"{name}: {space_of(attack)}, {effort_of(attack)}, {counted(same)}"),
             xlabel=f"radius{f' ({unit})' if unit else ''}" if by_radius else f"radius / {radius}",
             highlight=radius if by_radius else 1.0,
         )
         drawn.append(picture_of("robustness", name))
-        write_atomically(folder / drawn[-1], picture.getvalue())
+        write_atomically(folder / drawn[-1], png(figure))
     return drawn
 
 

@@ -29,9 +29,9 @@ from jaxtyping import Array, Bool, Float, Key
 
 from robust_jax import losses
 from robust_jax.attacks.compiled import as_argument
-from robust_jax.checks import check_attack_names, check_batch
+from robust_jax.checks import check_batch
 from robust_jax.evaluation.adversarial_set import AdversarialSet
-from robust_jax.evaluation.attack import Attack
+from robust_jax.evaluation.attack import Attack, built
 from robust_jax.evaluation.batching import Batch, Rows, as_batches, in_parts, joined, on_host, with_ids_and_masks
 from robust_jax.evaluation.identity import attack_of
 from robust_jax.evaluation.outcomes import Outcome, PerExample, contradiction
@@ -101,14 +101,14 @@ def robustness(
         are others in the second pass; an attack named clean or worst_case, two whose pictures would be one file; a
         source with other classes.
     """
-    check_attack_names(attacks)
-    attacks = {name: _attack(name, attack) for name, attack in attacks.items()}
+    attacks = built(attacks, _from_config)
     model = as_argument(logits_fn)
     report = progress or (lambda *_: None)
     batches = as_batches(batches, batch_size)
     check_key(key, None)
     with jax.default_matmul_precision(precision), nullcontext() if save is None else AdversarialSet(save) as kept:
         measured, largest = _clean_images(model, batches, place, report, kept)
+        measured.precision = precision
         finished = {} if finished is None or kept else finished
         trial = Trial(model, model, None, key, place, largest, kept)
         _run_attacks(trial, attacks, batches, measured, worst_case_only, finished, keep, report)
@@ -148,17 +148,10 @@ def _run_attacks(
         left = left & ~outcome.broken
 
 
-def _attack(name: str, attack: Any) -> Attack:
-    if isinstance(attack, Mapping):
-        from robust_jax.evaluation.from_config import attack_from  # loads models and workdirs, for sources
+def _from_config(name: str, entry: Any) -> Attack:
+    from robust_jax.evaluation.from_config import attack_from  # loads models and workdirs, for sources
 
-        return attack_from(name, attack)
-    if not isinstance(attack, Attack):
-        raise ValueError(
-            f"attacks.{name} is {attack!r}: give Attack(function, threat, settings), or dict(kind=..., "
-            f"perturbation=..., radius=..., **options)."
-        )
-    return attack
+    return attack_from(name, entry)
 
 
 def _source(name: str, attack: Attack, model: Any, measured: PerExample) -> Any:

@@ -6,12 +6,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
-from robust_jax.config.defaults import RANGES, SPLITS
+from robust_jax.config.defaults import CHOICES
+from robust_jax.config.validation import plain_options
 from robust_jax.evaluation import masking
 from robust_jax.extensions import choose
+from robust_jax.files import plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Settings:
       precision: of matrix products.
 
     Raises:
-      ValueError: an unknown split or sign, or a number out of range.
+      ValueError: what the keys of a config raise.
     """
 
     split: str = "test"
@@ -48,19 +49,14 @@ class Settings:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        choose("split", self.split, SPLITS)
-        for name, least, meaning in (
-            ("seed", 0, "it numbers the random draws"), ("limit", 0, "0 for all examples"),
-            ("checks", 0, "0 for none"), ("pictures", 0, "0 for none"), ("surfaces", 0, "0 for none"),
-            ("batch_size", 1, "the number of examples at a time"),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | np.integer):
-                raise ValueError(f"{name}={value!r} must be a whole number: {meaning}.")
-            if value < least:
-                raise ValueError(f"{name}={value} must be at least {least}: {meaning}.")
-            object.__setattr__(self, name, int(value))  # NumPy's are no JSON
-        RANGES["seed"].check("seed", self.seed)
+        for field in dataclasses.fields(self):
+            path = field.name if field.name in ("seed", "precision") else f"evaluation.{field.name}"
+            value = getattr(self, field.name)
+            if path in CHOICES:
+                choose(field.name, value, CHOICES[path])
+            elif path in plain_options():
+                plain_options()[path].check(field.name, value)
+                object.__setattr__(self, field.name, plain(value))  # NumPy's numbers are no JSON
         if not isinstance(self.signs, Sequence):
             raise ValueError(f"signs={self.signs!r}: give a tuple of names 'module:name'.")
         masking.find(self.signs)

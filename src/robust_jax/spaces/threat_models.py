@@ -6,10 +6,10 @@ perturbation; for a composition that is a tuple, and every part has a ball of it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -119,16 +119,44 @@ def _checked_radius(radius: Any) -> Any:
     return values if isinstance(radius, tuple | list) else radius
 
 
-def _map_parts(f: Callable[..., Any], threat: ThreatModel, step_size: Any = None, **deltas: Delta) -> Delta:
-    """``f(norm, radius, *deltas)``, with the step size last if there is one, for each part of a composition.
+class _Part(NamedTuple):
+    space: Perturbation
+    norm: norms.Norm
+    radius: Any
+
+    @property
+    def stride(self) -> float | None:
+        """The stride if a single coordinate or vector is the steepest direction of this ball, else None."""
+        return self.space.stride if self.norm == "l21" or norms.exponent(self.norm) == 1 else None
+
+
+def _parts(threat: ThreatModel) -> list[_Part]:
+    """The parts of a composition, or the one of a threat model that is none."""
+    space = threat.perturbation
+    if not space.parts:
+        return [_Part(space, threat.norm, threat.radius)]
+    return [_Part(*part) for part in zip(space.parts, threat.norm, threat.radius, strict=True)]
+
+
+def _split(threat: ThreatModel, value: Any) -> Any:
+    """The δ of each part."""
+    return value if threat.perturbation.parts else (value,)
+
+
+def _joined(threat: ThreatModel, values: Iterable[Any]) -> Any:
+    """A value per part in the form of δ: a tuple for a composition."""
+    found = tuple(values)
+    return found if threat.perturbation.parts else found[0]
+
+
+def _map_parts(f: Callable[..., Any], threat: ThreatModel, **given: Any) -> Any:
+    """``f(norm, radius, **given)`` for each part of a composition; what is given is δ's, gradients or a step size.
 
     Raises:
-      ValueError: a δ, by its name here, that is no array or of another shape than the first; a radius or step size
-        that does not broadcast to it.
+      ValueError: something given, by its name here, that is no array or of another shape than the first; a radius or
+        ``step_size`` that does not broadcast to it.
     """
     space = threat.perturbation
-    given = deltas if step_size is None else deltas | {"step_size": step_size}
-    whole = (threat.norm, threat.radius, *given.values())
     if space.parts:
         for name, value in given.items():
             if not isinstance(value, tuple | list) or len(value) != len(space.parts):
@@ -136,10 +164,11 @@ def _map_parts(f: Callable[..., Any], threat: ThreatModel, step_size: Any = None
                     f"{name} must be a tuple of one for each part of {space.name}, got {described(value)}."
                 )
     found = []
-    for norm, radius, *part in zip(*whole, strict=True) if space.parts else [whole]:
-        _check_part(space.name, radius, dict(zip(given, part, strict=True)))
-        found.append(f(norm, radius, *part))
-    return tuple(found) if space.parts else found[0]
+    for i, part in enumerate(_parts(threat)):
+        own = {name: _split(threat, value)[i] for name, value in given.items()}
+        _check_part(space.name, part.radius, own)
+        found.append(f(part.norm, part.radius, **own))
+    return _joined(threat, found)
 
 
 def _check_part(name: str, radius: Any, given: dict[str, Any]) -> None:
@@ -194,49 +223,46 @@ def apply_with_slope(threat: ThreatModel, images: Images, delta: Delta) -> Image
     The reach is the radius for linf and l2inf, where every coordinate or vector has its own budget, and for l1 and l21
     the perturbation's stride, or a sixteenth of the radius, the step of 40 steps, if that is less.
     """
-    ways = iter(_strides(threat))
 
-    def reach(norm: norms.Norm, radius: Any) -> Any:
-        if (way := next(ways)) is not None:
-            return perturbations.Stride(jnp.minimum(way, jnp.asarray(radius) / 16))
-        return radius if norm == "l2inf" or norms.exponent(norm) == np.inf else None
+    def reach(part: _Part) -> Any:
+        if part.stride is not None:
+            return perturbations.Stride(jnp.minimum(part.stride, jnp.asarray(part.radius) / 16))
+        return part.radius if part.norm == "l2inf" or norms.exponent(part.norm) == np.inf else None
 
-    return perturbations.apply_with_slope(threat.perturbation, images, delta, _map_parts(reach, threat))
-
-
-def _strides(threat: ThreatModel) -> list[float | None]:
-    """The stride of each part whose ball has a single coordinate or vector as its steepest direction, else None."""
-    parts = threat.perturbation.parts
-    named = zip(parts, threat.norm, strict=True) if parts else [(threat.perturbation, threat.norm)]
-    return [space.stride if norm == "l21" or norms.exponent(norm) == 1 else None for space, norm in named]
+    reaches = _joined(threat, map(reach, _parts(threat)))
+    return perturbations.apply_with_slope(threat.perturbation, images, delta, reaches)
 
 
 @checks_arguments
 def strides(threat: ThreatModel, delta: Delta) -> Delta:
     """How far a step takes each coordinate at most, see `Perturbation.stride`; infinite outside of l1 and l21 balls."""
-    ways = iter(_strides(threat))
-    return jax.tree.map(lambda d: jnp.full_like(d, jnp.inf if (way := next(ways)) is None else way), delta)
+    ways = (jnp.inf if part.stride is None else part.stride for part in _parts(threat))
+    return _joined(threat, map(jnp.full_like, _split(threat, delta), ways))
 
 
 @checks_arguments
 def project(threat: ThreatModel, delta: Delta) -> Delta:
     """δ projected into the ball, see `norms.project`."""
-    return _map_parts(lambda n, r, d: _times(norms.project(_divide(d, r), n), r), threat, delta=delta)
+    return _map_parts(_projected, threat, delta=delta)
+
+
+def _projected(norm: norms.Norm, radius: Any, delta: Array) -> Array:
+    return _times(norms.project(_divide(delta, radius), norm), radius)
 
 
 @checks_arguments
 def in_radii(threat: ThreatModel, delta: Delta) -> Delta:
     """``δ / radius`` per part, and 0 where the radius is 0."""
-    return _map_parts(lambda _, r, d: _divide(d, r), threat, delta=delta)
+    return _map_parts(lambda _, radius, delta: _divide(delta, radius), threat, delta=delta)
 
 
 @checks_arguments
 def on_sphere(threat: ThreatModel, direction: Delta) -> Delta:
     """``radius * direction / ‖direction‖`` per part: the point of the ball's surface in a direction; 0 stays 0."""
 
-    def one(norm: norms.Norm, radius: Any, d: Array) -> Array:
-        length = per_example.expand(norms.norm(d, norm), d)
-        return _times(d / jnp.where(length > 0, length, 1), radius)
+    def one(norm: norms.Norm, radius: Any, direction: Array) -> Array:
+        length = per_example.expand(norms.norm(direction, norm), direction)
+        return _times(direction / jnp.where(length > 0, length, 1), radius)
 
     return _map_parts(one, threat, direction=direction)
 
@@ -244,7 +270,11 @@ def on_sphere(threat: ThreatModel, direction: Delta) -> Delta:
 @checks_arguments
 def steepest(threat: ThreatModel, gradient: Delta) -> Delta:
     """``argmax_{δ in ball} <gradient, δ>``, see `norms.steepest`."""
-    return _map_parts(lambda n, r, g: _times(norms.steepest(_times(g, r), n), r), threat, gradient=gradient)
+
+    def one(norm: norms.Norm, radius: Any, gradient: Array) -> Array:
+        return _times(norms.steepest(_times(gradient, radius), norm), radius)
+
+    return _map_parts(one, threat, gradient=gradient)
 
 
 @checks_arguments
@@ -260,32 +290,35 @@ def move(
     `strides`.
     """
 
-    def one(norm: norms.Norm, radius: Any, d: Array, g: Array, *limits_and_step: Any) -> Array:
-        *limits, s = limits_and_step
-        s = jnp.asarray(s, d.dtype)
-        limits = [per_example.quotient(limit, s, jnp.inf) for limit in limits]
-        unit = norms.steepest(_times(g, radius), norm, *limits)
-        return _times(norms.project(_divide(d, radius) + _divide(s, radius) * unit, norm), radius)
+    def one(norm: norms.Norm, radius: Any, delta: Array, gradient: Array, step_size: Any, **limits: Array) -> Array:
+        step = jnp.asarray(step_size, delta.dtype)
+        limits = {name: per_example.quotient(limit, step, jnp.inf) for name, limit in limits.items()}
+        unit = norms.steepest(_times(gradient, radius), norm, **limits)
+        return _times(norms.project(_divide(delta, radius) + _divide(step, radius) * unit, norm), radius)
 
-    limits = {name: limit for name, limit in (("headroom", headroom), ("stride", stride)) if limit is not None}
-    return _map_parts(one, threat, step_size, delta=delta, gradient=gradient, **limits)
+    given = dict(delta=delta, gradient=gradient, step_size=step_size, headroom=headroom, stride=stride)
+    return _map_parts(one, threat, **{name: value for name, value in given.items() if value is not None})
 
 
 @checks_arguments
 def shift(threat: ThreatModel, delta: Delta, direction: Delta, step_size: StepSize) -> Delta:
     """``Π(δ + step_size * direction)``, ``step_size`` in units of δ and of the radius' shape; of δ's precision."""
 
-    def one(norm: norms.Norm, radius: Any, d: Array, u: Array, s: Any) -> Array:
-        moved = d + (jnp.asarray(s, d.dtype) * u).astype(d.dtype)
-        return _times(norms.project(_divide(moved, radius), norm), radius)
+    def one(norm: norms.Norm, radius: Any, delta: Array, direction: Array, step_size: Any) -> Array:
+        moved = delta + (jnp.asarray(step_size, delta.dtype) * direction).astype(delta.dtype)
+        return _projected(norm, radius, moved)
 
-    return _map_parts(one, threat, step_size, delta=delta, direction=direction)
+    return _map_parts(one, threat, delta=delta, direction=direction, step_size=step_size)
 
 
 @checks_arguments
 def gain(threat: ThreatModel, gradient: Delta) -> Float[Array, " b"]:
     """``max_{δ in ball} <gradient, δ>``: the dual norm of radius * gradient, summed over parts."""
-    gains = _map_parts(lambda n, r, g: norms.norm(_times(g, r), norms.dual(n)), threat, gradient=gradient)
+
+    def one(norm: norms.Norm, radius: Any, gradient: Array) -> Array:
+        return norms.norm(_times(gradient, radius), norms.dual(norm))
+
+    gains = _map_parts(one, threat, gradient=gradient)
     return jnp.stack(jax.tree.leaves(gains)).sum(0)
 
 
@@ -293,10 +326,10 @@ def gain(threat: ThreatModel, gradient: Delta) -> Float[Array, " b"]:
 def size(threat: ThreatModel, delta: Delta) -> Float[Array, " b"]:
     """``‖δ / radius‖``, the largest over parts: at most 1 inside the ball; infinite for δ != 0 at radius 0."""
 
-    def one(norm: norms.Norm, radius: Any, d: Array) -> Array:
-        outside = jnp.where(jnp.asarray(radius) > 0, 0, d) != 0
-        inside_size = norms.norm(_divide(d, radius), norm)
-        return jnp.where(outside.reshape(len(d), -1).any(-1), jnp.inf, inside_size)
+    def one(norm: norms.Norm, radius: Any, delta: Array) -> Array:
+        outside = jnp.where(jnp.asarray(radius) > 0, 0, delta) != 0
+        inside_size = norms.norm(_divide(delta, radius), norm)
+        return jnp.where(outside.reshape(len(delta), -1).any(-1), jnp.inf, inside_size)
 
     return jnp.stack(jax.tree.leaves(_map_parts(one, threat, delta=delta))).max(0)
 
@@ -304,12 +337,11 @@ def size(threat: ThreatModel, delta: Delta) -> Float[Array, " b"]:
 @checks_arguments
 def random_delta(threat: ThreatModel, keys: Key[Array, " b"], images: Images) -> Delta:
     """A random point of the ball for each example, see `norms.random_point`."""
-    zeros = threat.perturbation.zeros(images)
-    count = len(threat.perturbation.parts) or 1
-    part_keys = iter(tuple(jax.vmap(partial(jax.random.split, num=count), out_axes=1)(keys)))
+    parts, zeros = _parts(threat), _split(threat, threat.perturbation.zeros(images))
+    part_keys = jax.vmap(partial(jax.random.split, num=len(parts)), out_axes=1)(keys)
 
-    def one(norm: norms.Norm, radius: Any, zero: Array) -> Array:
-        points = jax.vmap(lambda key: norms.random_point(key, zero.shape[1:], norm))(next(part_keys))
-        return _times(points.astype(zero.dtype), radius)
+    def one(part: _Part, zero: Array, keys: Key[Array, " b"]) -> Array:
+        points = jax.vmap(lambda key: norms.random_point(key, zero.shape[1:], part.norm))(keys)
+        return _times(points.astype(zero.dtype), part.radius)
 
-    return _map_parts(one, threat, delta=zeros)
+    return _joined(threat, map(one, parts, zeros, part_keys))

@@ -48,11 +48,6 @@ def warp(
     Raises:
       ValueError: the shapes do not fit together.
     """
-    if images.ndim != 4 or flow.shape != (*images.shape[:3], 2):
-        raise ValueError(
-            f"warp takes images [B, H, W, C] and a flow [B, H, W, 2] of (dy, dx) in pixels; "
-            f"got images {images.shape} and flow {flow.shape}."
-        )
     b, h, w, c = images.shape
     # bfloat16 has no fractions of a pixel beyond column 128, and few before; int8 has no column beyond 127.
     flow = flow.astype(jnp.promote_types(flow.dtype, jnp.float32))

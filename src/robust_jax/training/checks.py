@@ -19,7 +19,7 @@ from robust_jax.config import build
 from robust_jax.config.defaults import base
 from robust_jax.config.objects import Objects
 from robust_jax.config.validation import check_images
-from robust_jax.data.known import STATISTICS
+from robust_jax.data.known import STATISTICS, facts
 from robust_jax.workdir import saved_config
 
 
@@ -122,9 +122,9 @@ def _warn_of_idle_keys(config: ConfigDict) -> None:
 def _warn_of_statistics(config: ConfigDict) -> None:
     """A config made for one dataset normalises the images of another as it would its own."""
     given = tuple(np.ravel(config.model.mean)), tuple(np.ravel(config.model.std))
-    own = STATISTICS.get(config.data.name)
+    own = facts(config.data.name)
     known = [name for name, statistics in STATISTICS.items() if statistics == given]
-    if known and own != given:
+    if known and (own is None or (own.mean, own.std) != given):
         logging.warning(
             "model.mean and model.std are those of %s, and the images of %s: set both for these images "
             "(robust_jax.data.statistics computes them), or to 0 and 1.",

@@ -137,16 +137,13 @@ class Checkpoints:
         found, damaged = self._search(KINDS, template) if parallel.is_main() else (None, {})
         if found and found.kind == KINDS[0]:
             damaged |= self._search(KINDS[1:], template)[1]
-        # In two parts: hosts agree in float32, which has whole numbers up to 2^24 only.
-        high, low = divmod(found.step if found else 0, 2**16)
-        chosen = {"kind": -1.0 if found is None else float(KINDS.index(found.kind)), "damaged": float(len(damaged)),
-                  "high": float(high), "low": float(low)}  # fmt: skip
-        chosen = parallel.agreed(chosen)
-        if chosen["kind"] < 0:
-            if chosen["damaged"]:
+        own = (1 + KINDS.index(found.kind), found.step, len(damaged)) if found else (0, 0, len(damaged))
+        chosen, step, lost = map(int, parallel.gathered(own)[0])  # process 0's
+        if not chosen:
+            if lost:
                 self._none_intact(damaged)
             return None
-        kind, step = KINDS[int(chosen["kind"])], int(chosen["high"]) * 2**16 + int(chosen["low"])
+        kind = KINDS[chosen - 1]
         if damaged:
             moved = ", ".join(str(self._move_aside(path)) for path in damaged)
             logging.warning("%s: moved to %s, going on from %s.", _told(damaged), moved, self._path(kind, step))

@@ -173,7 +173,7 @@ class Look:
     def run(self, attacks: Mapping[str, Attack]) -> dict[str, Bool[np.ndarray, " b"]]:
         """Runs more attacks on the images: NAME -> which are broken. The name chooses the random numbers."""
         batch = {"image": self.images, "label": self.labels, "id": self.measured.id[: len(self.images)]}
-        found = robustness(self.logits_fn, [batch], attacks, key=self.key).attacks
+        found = robustness(self.logits_fn, [batch], attacks, key=self.key, precision=self.measured.precision).attacks
         return {name: outcome.broken for name, outcome in found.items()}
 
 
