@@ -326,6 +326,8 @@ def test_a_model_of_ones_own_is_a_class_or_a_function_in_a_file_outside_of_the_p
     np.testing.assert_array_equal(models.bind(linear, variables)(images), logits)
     with pytest.raises(ValueError, match=r"images must be floats .*got uint8 .*to_float divides bytes by 255"):
         models.bind(linear, variables)((255 * images).astype(np.uint8))
+    with pytest.raises(ValueError, match=r"images must be floats .*got uint8 .*to_float divides bytes by 255"):
+        models.model(linear, variables)((255 * images).astype(np.uint8))
     assert linear == models.create("own_models:Linear", num_classes=7, bias=False)
     vgg = models.create("own_models:half_vgg", **shared, dtype="bfloat16", depth=13)
     assert vgg == models.create("vgg13", **shared, dtype="bfloat16")

@@ -29,6 +29,7 @@ from jaxtyping import Array, Float
 
 from robust_jax.attacks import compiled
 from robust_jax.attacks.wrappers import black_box
+from robust_jax.checks import check_images
 from robust_jax.models.network import Fixed, check_variables, mode_settings
 from robust_jax.options import shown
 from robust_jax.options.hints import described
@@ -50,7 +51,12 @@ class Model:
     per_image: bool = False
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
-        """Logits of the images."""
+        """Logits of the images.
+
+        Raises:
+          ValueError: images that are no floats ``[B, H, W, C]``, such as bytes.
+        """
+        check_images(images, in_box=False)
         x = jnp.moveaxis(jnp.asarray(images), -1, 1) if self.channels_first else images
         if self.per_image:
             return jax.vmap(partial(self.apply, self.weights))(x)
