@@ -295,3 +295,14 @@ def test_what_a_stranger_wrote_becomes_no_code_and_no_link_is_followed(tmp_path)
     real.write_bytes(sources.PNG)
     (tmp_path / "link.png").symlink_to(real)
     assert sources.png(real) and sources.png(tmp_path / "link.png") is None
+
+
+def test_an_evaluation_that_is_a_link_is_not_read(folders, tmp_path):
+    from robust_jax.evaluation.page import sources
+
+    elsewhere, run = next(iter(folders)), tmp_path / "run"
+    (run / "evaluations").mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    (run / "evaluations" / "test").symlink_to(next((elsewhere / "evaluations").iterdir()))
+    (found,), notes = sources.read([run])
+    assert found.evaluations == [] and "is a symbolic link" in " ".join(notes)

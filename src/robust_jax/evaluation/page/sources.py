@@ -13,7 +13,7 @@ import numpy as np
 
 from robust_jax.evaluation import drawn, stored
 from robust_jax.evaluation.page import words
-from robust_jax.files import folder_name, read_arrays, read_json
+from robust_jax.files import folder_name, read_arrays, read_json, refuse_link
 
 MOST_BYTES = 2**28
 _MOST_METRICS, _MOST_PICTURE = 2**26, 2**22
@@ -113,13 +113,15 @@ def _evaluations(label: str, folder: Path, notes: list[str]) -> list[Evaluation]
     for path in [*paths, *([own] if (own := folder / stored.REPORT).exists() else [])]:
         name = "" if path.parent == folder else path.parent.name
         where = f"{label}: the evaluation {name}".rstrip()
-        report: dict[str, Any] = tried(where, partial(_report, path), {}, notes)
+        report: dict[str, Any] = tried(where, partial(_report, path, folder), {}, notes)
         if report:
             found.append(_evaluation(where, name, path.parent, report, notes))
     return found
 
 
-def _report(path: Path) -> dict[str, Any]:
+def _report(path: Path, folder: Path) -> dict[str, Any]:
+    if path.parent != folder:  # the folder itself is the user's word
+        refuse_link(path.parent)
     report = stored.read(path)
     for entry in report["attacks"].values():
         words.threat(entry), words.effort(entry)  # raise for values of other types
