@@ -276,9 +276,10 @@ def test_a_folder_is_no_module_to_be_trusted():
 
 def test_pictures_have_class_names(tmp_path, monkeypatch):
     from robust_jax.evaluation import report
+    from robust_jax.evaluation.drawing import Picture
 
     seen = {}
-    monkeypatch.setattr(report.pictures, "adversarial_grid", lambda path, **given: seen.update(given))
+    monkeypatch.setattr(report.pictures, "adversarial_grid", lambda *_, **given: seen.update(given) or Picture())
     sample = {"clean": np.zeros((1, 2, 2, 1)), "delta": np.zeros((1, 2, 2, 1))}
     outcome = type("Outcome", (), {"sample": sample, "hardest": {}})
     measured = type("Measured", (), {"arrays": lambda self: {}, "attacks": {"pgd": outcome}})()

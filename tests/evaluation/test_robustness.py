@@ -14,13 +14,14 @@ from ml_collections import ConfigDict
 
 import robust_jax as rj
 from robust_jax import losses
-from robust_jax.attacks import carlini_wagner, pgd
+from robust_jax.attacks import AttackResult, carlini_wagner, pgd
 from robust_jax.evaluation import trial
 from robust_jax.evaluation.attack import Attack, Source
 from robust_jax.evaluation.identity import attack_of
 from robust_jax.evaluation.robustness import robustness
 from robust_jax.evaluation.summary import summarise
 from robust_jax.evaluation.table import threat_of
+from robust_jax.spaces.perturbations import Perturbation
 from robust_jax.spaces.threat_models import ThreatModel
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -126,20 +127,30 @@ def test_the_cut_into_batches_and_the_other_attacks_do_not_change_the_draw(size)
 def test_one_compilation_for_all_radii_step_sizes_and_weights():
     traces = []
 
-    def counted(logits_fn, images, labels, threat, *, key, steps, step_size):
+    def counted(weights, images):
         traces.append(1)
-        return pgd(logits_fn, images, labels, threat, key=key, steps=steps, step_size=step_size)
+        return linear(weights, images)
 
+    seen = []
     for seed in range(3):
-        model = rj.model(linear, jnp.asarray(WEIGHTS) * (1 + seed))
+        model = rj.model(counted, jnp.asarray(WEIGHTS) * (1 + seed))
         for radius, step_size in ((0.1, 0.02), (0.2, 0.01)):
-            attack = Attack(
-                counted,
-                ThreatModel("additive", "linf", radius),
-                dict(steps=3, step_size=step_size),
-                (0.5, 2.0),
-            )
+            settings = dict(steps=3, step_size=step_size)
+            attack = Attack(pgd, ThreatModel("additive", "linf", radius), settings, (0.5, 2.0))
             robustness(model, cut(30), {"a": attack}, key=jax.random.key(0))
+            seen.append(len(traces))
+    assert set(np.diff(seen)) == {3}  # each of three batches asks for the shape of its logits
+
+
+def test_an_attack_of_ones_own_compiles_once_for_a_curve_and_all_batches():
+    traces = []
+
+    def counted(logits_fn, images, labels, threat, *, key, steps):
+        traces.append(1)
+        return pgd(logits_fn, images, labels, threat, key=key, steps=steps)
+
+    attack = Attack(counted, ThreatModel("additive", "linf", 0.1), dict(steps=3), (0.5, 2.0))
+    robustness(MODEL, cut(30), {"a": attack}, key=jax.random.key(0))
     assert len(traces) == 1
 
 
@@ -378,6 +389,31 @@ def test_what_a_function_reads_is_read_at_each_evaluation(adapted):
     assert (after.attacks["a"].broken != before.attacks["a"].broken).any()
 
 
+def test_what_a_perturbation_or_attack_of_ones_own_reads_is_read_at_each_evaluation():
+    strength = {"now": 0.0}
+
+    def darkened(images, delta):
+        return images * (1 - strength["now"] * jnp.abs(delta)[:, :, None, None])
+
+    shade = Perturbation(lambda images: jnp.zeros((len(images), 1)), darkened, name="shade")
+
+    def constant(logits_fn, images, labels, threat, *, key):
+        delta = jnp.full_like(threat.perturbation.zeros(images), strength["now"])
+        return AttackResult(images + delta, delta, jnp.zeros(len(images), bool))
+
+    attacks = {
+        "space": Attack(pgd, ThreatModel(shade, "linf", 1.0), {"steps": 1, "keep": "last"}),
+        "attack": Attack(constant, ThreatModel("additive", "linf", 1.0)),
+    }
+    largest = []
+    for strength["now"] in (0.0, 0.3):
+        found = robustness(MODEL, (IMAGES, LABELS), attacks, key=jax.random.key(0)).attacks
+        largest.append((found["space"].loss, found["attack"].size))
+    (before, still), (after, moved) = largest
+    assert (before != after).any() and (still == 0).all()
+    np.testing.assert_allclose(moved, 0.3, rtol=1e-6)
+
+
 def test_a_norm_may_be_a_whole_number_and_a_curve_an_array():
     threat = ThreatModel("additive", 2, 0.2)
     attack = Attack(pgd, threat, {"steps": 2}, curve=np.array([0.0, 1.0]))
@@ -435,6 +471,10 @@ def test_an_outcome_of_another_attack_is_not_taken_for_this_one(caplog):
     np.testing.assert_array_equal(again.broken, strong.broken)
     assert "The stored outcome of pgd does not fit (it is of Attack(pgd" in caplog.text
     assert measured(0.2, finished={"pgd": dataclasses.replace(strong, seconds=99.0)}).seconds == 99.0
+    caplog.clear()
+    other = robustness(rj.model(linear, jnp.asarray(1.5 * WEIGHTS)), (IMAGES, LABELS), {"pgd": strong.attack},
+                       key=jax.random.key(0), finished={"pgd": strong}).attacks["pgd"]  # fmt: skip
+    assert "of a network with other weights" in caplog.text and (other.loss != strong.loss).any()
 
 
 def test_a_source_with_other_classes_is_refused():

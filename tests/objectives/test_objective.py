@@ -407,6 +407,13 @@ def test_a_schedule_is_where_the_epoch_is(batch):
     objective, theta = make_objective({}, {"ce": CE | {"weight": weight}}), parameters()
     values = [float(objective(model_of(theta), images, labels, keys, epoch)[0]) for epoch in (0.0, 1.0, 2.0)]
     assert values[0] == 0 and values[2] == pytest.approx(2 * values[1])
+    with pytest.raises(ValueError, match=r"terms.ce.weight has a schedule: give epoch="):
+        objective(model_of(theta), images, labels, keys)
+    moved = make_objective(
+        {"moved": dict(kind="random", perturbation="additive", sigma=weight)}, {"ce": CE | {"at": "moved"}}
+    )
+    with pytest.raises(ValueError, match=r"points.moved.sigma has a schedule: give epoch="):
+        moved.find(model_of(theta), images, labels, keys)
 
 
 def test_a_point_that_remembers_needs_its_memory(batch):

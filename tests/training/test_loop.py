@@ -652,6 +652,12 @@ def test_keys_that_nothing_reads_are_told_before_training(keys, told, caplog):
     assert told in caplog.text and ("no effect" in caplog.text) == bool(told)
 
 
+def test_training_works_in_double_precision(tmp_path):
+    with jax.enable_x64(True):
+        state = train(config(epochs=0.5), tmp_path / "run")
+    assert int(state.step) > 0 and int(state.failed_term) == int(state.failed_step)
+
+
 def test_validation_computes_at_the_precision_of_training(tmp_path, monkeypatch):
     original, found = training.robustness, []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -15,6 +16,7 @@ from flax import nnx
 import robust_jax as rj
 from robust_jax import data
 from robust_jax.config import base
+from robust_jax.config.objects import Objects
 from robust_jax.workdir import checkpoints
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -145,6 +147,61 @@ def other_images():
 def test_what_is_missing_or_another_one_is_told(reference, function, given, message):
     with pytest.raises(ValueError, match=message):
         function(reference[0], **given())
+
+
+def named(model):
+    return Objects.of(PAIRS, model).model_name
+
+
+class Scaled(nn.Module):
+    num_classes: int = 3
+    scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x):
+        return self.scale * nn.Dense(self.num_classes)(x.reshape(len(x), -1))
+
+
+class Acting(nnx.Module):
+    def __init__(self, num_classes=3, act=jnp.tanh, *, rngs):
+        self.act, self.dense = act, nnx.Linear(30, num_classes, rngs=rngs)
+
+    def __call__(self, x):
+        return self.act(self.dense(x.reshape(len(x), -1)))
+
+
+def test_networks_that_compute_something_else_have_other_names():
+    weights = Scaled().init(jax.random.key(0), jnp.zeros((1, 6, 5, 1)))
+    pairs = [
+        (partial(Scaled, scale=1.0), partial(Scaled, scale=-1.0)),
+        ((Scaled(scale=1.0), weights), (Scaled(scale=-1.0), weights)),
+        (Acting(act=jnp.tanh, rngs=nnx.Rngs(0)), Acting(act=jnp.abs, rngs=nnx.Rngs(0))),
+        (lambda num_classes, rngs: Acting(num_classes, jnp.tanh, rngs=rngs),
+         lambda num_classes, rngs: Acting(num_classes, jnp.abs, rngs=rngs)),
+        (partial(Acting, act=jnp.tanh), partial(Acting, act=jnp.abs)),
+    ]  # fmt: skip
+    for one, other in pairs:
+        assert named(one) != named(other)
+    evaluated = Acting(rngs=nnx.Rngs(1))
+    evaluated.eval()
+    assert named(evaluated) == named(Acting(rngs=nnx.Rngs(0)))  # weights and mode are no part of it
+    trained = net()
+    trained.train()
+    assert named(trained) == named(net(seed=1))
+
+
+def test_a_class_of_nnx_with_some_arguments_set_is_trained(tmp_path):
+    rj.train(config(epochs=0.5), tmp_path / "run", dataset=PAIRS, model=partial(Net, width=5))
+    assert rj.load(tmp_path / "run", dataset=PAIRS, model=partial(Net, width=5)).variables
+    with pytest.raises(ValueError, match="object:Net#.*object:Net#"):
+        rj.load(tmp_path / "run", dataset=PAIRS, model=partial(Net, width=6))
+
+
+def test_other_labels_are_other_data():
+    labels = LABELS.copy()
+    labels[41] = (labels[41] + 1) % 3
+    other = Objects.of(((IMAGES[:96], labels[:96]), PAIRS[1]), net())
+    assert other.dataset_name != Objects.of(PAIRS, net()).dataset_name
 
 
 def test_objects_that_a_run_does_not_need_are_refused(tmp_path):

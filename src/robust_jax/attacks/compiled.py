@@ -81,8 +81,11 @@ def _inside(data: Any) -> bool:
 
 def _by_structure(model: Any, threat: Any, options: dict[str, Any]) -> bool:
     """Whether structure and leaves say all that the result depends on."""
-    if not is_structured(model):
-        return False
+    return is_structured(model) and is_fixed(threat, options)
+
+
+def is_fixed(threat: Any, *options: Any) -> bool:
+    """Whether perturbation and options are those of libraries, so that no code of one's own may have changed."""
     spaces = registry.built_in().values()
     if not all(part in spaces for part in threat.perturbation.parts or (threat.perturbation,)):
         return False

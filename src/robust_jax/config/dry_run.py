@@ -140,7 +140,7 @@ def _step(
 
         memory = objective.remember(examples, num_classes)
         found = objective.find(model, shapes.images, labels, shapes.keys, memory, 0, 0.0)
-        return objective.loss(model, found, labels)
+        return objective.loss(model, found, labels, 0.0)
 
     return call
 

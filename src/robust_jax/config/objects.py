@@ -23,7 +23,8 @@ from robust_jax import data, models
 from robust_jax.data import own
 from robust_jax.data.known import is_well_known
 from robust_jax.extensions import OBJECT, is_object
-from robust_jax.models.network import LinenNetwork, Network, NNXNetwork, code_of
+from robust_jax.models.network import EVALUATED, Given, LinenNetwork, Network, NNXNetwork, code_of
+from robust_jax.models.trainable import is_nnx
 from robust_jax.options.hints import described
 
 
@@ -86,16 +87,18 @@ class Objects:
 
     @functools.cached_property
     def model_name(self) -> str:
-        """As a config records the model: its class, and the shapes of its weights or, without weights, its fields."""
-        code = self.model if self._is_made else code_of(self.model)
+        """As a config records the model: its class, its fields, and the shapes of its weights if it has them."""
         if self._is_made:
-            facts = f"{getattr(code, '__module__', '')}.{getattr(code, '__qualname__', '')}"
-        elif self.model_variables is not None:
-            flat = flatten_dict(self.model_variables, sep="/")
-            facts = repr(sorted((path, np.shape(leaf)) for path, leaf in flat.items()))
+            code, facts = self.model, _facts(self.model)
         else:
+            code = code_of(self.model)
             network = self.model.module if isinstance(self.model, LinenNetwork) else self.model
-            facts = re.sub(r" at 0x[0-9a-f]+", "", repr(network))
+            facts = _fields(network)
+            if self.model_variables is not None:
+                flat = flatten_dict(self.model_variables, sep="/")
+                facts += repr(sorted((path, np.shape(leaf)) for path, leaf in flat.items()))
+        while isinstance(code, functools.partial):
+            code = code.func
         return f"{OBJECT}{getattr(code, '__name__', type(code).__name__)}#{zlib.crc32(facts.encode()):08x}"
 
     def split(self, config: Mapping[str, Any]) -> data.Dataset:
@@ -168,3 +171,54 @@ def _refuse(config: ConfigDict, plain: Mapping[str, Any], way_out: str) -> None:
             value = value[step]
         if (value.to_dict() if isinstance(value, ConfigDict) else value) != default:
             raise ValueError(f"{key}={value!r}: {way_out}.")
+
+
+def _facts(value: Any) -> str:
+    """What tells values apart, the same in every process: of functions their names, of lambdas what these name."""
+    if isinstance(value, functools.partial):
+        return f"{_facts(value.func)}({list(map(_facts, value.args))}, {_options(value.keywords)})"
+    if not callable(value):
+        return _shown(value)
+    name = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
+    return name + _named(value.__code__) if "<lambda>" in name else name
+
+
+def _named(code: Any) -> str:
+    """The names and constants in a lambda's code; the code itself depends on the version of Python."""
+    constants = [_named(one) if inspect.iscode(one) else one for one in code.co_consts if one is not None]
+    return repr((code.co_names, constants))
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    return repr({name: _facts(value) for name, value in sorted(options.items())})
+
+
+def _fields(network: Any) -> str:
+    """The fields of a network: of Linen all, of NNX the numbers, texts and functions in classes of one's own."""
+    if not isinstance(network, NNXNetwork):
+        return _shown(network)
+    if not isinstance(network.make, Given):
+        return _facts(network.make.make) + _shown(network.make.options)
+    from flax import nnx
+
+    modules = [module for _, module in nnx.iter_modules(network.make.module) if not _is_of_flax(module)]
+    return repr([(type(module).__qualname__, _options(_static(module))) for module in modules])
+
+
+def _static(module: Any) -> dict[str, Any]:
+    """What a module of NNX was made with, as far as it is plain, without the mode that it is in."""
+    plain = (bool, int, float, str, tuple)
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if not name.startswith("_") and name not in EVALUATED
+        and (isinstance(value, plain) or callable(value) and not is_nnx(value) and not _is_of_flax(value))
+    }  # fmt: skip
+
+
+def _is_of_flax(value: Any) -> bool:
+    return type(value).__module__.split(".")[0] == "flax"
+
+
+def _shown(value: Any) -> str:
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))

@@ -244,7 +244,7 @@ def _sources(parts: Sequence[Any], names: Sequence[str]) -> tuple[Source, ...]:
 
 
 def fingerprint(splits: Dataset | Sequence[Source]) -> str:
-    """Eight hexadecimal digits of the splits' sizes, shapes, class names, and 64 examples of each."""
+    """Eight hexadecimal digits of the splits' sizes, shapes, class names, 64 examples of each, and given labels."""
     sources = (splits.train, splits.validation, splits.test) if isinstance(splits, Dataset) else splits
     checksum = 0
     for source in sources:
@@ -254,6 +254,8 @@ def fingerprint(splits: Dataset | Sequence[Source]) -> str:
             batch = source.take(np.unique(np.linspace(0, len(source) - 1, 64).astype(int)))
             for name in ("image", "label", "id"):
                 checksum = zlib.crc32(np.ascontiguousarray(batch[name]).tobytes(), checksum)
+        if source.labels is not None:
+            checksum = zlib.crc32(source.labels.tobytes(), checksum)
     return f"{checksum:08x}"
 
 

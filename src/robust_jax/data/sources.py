@@ -63,6 +63,7 @@ class Source:
         # np.empty takes no memory before it is written to.
         self._images = np.empty((kept, *image_shape), np.uint8)
         self._labels, self._known = np.empty(kept, np.int32), np.zeros(kept, bool)
+        self._given = False
 
     @classmethod
     def from_arrays(
@@ -111,8 +112,13 @@ class Source:
         source = cls(name, shape[0], shape[1:], num_classes, decode, class_names)
         # All are known to be right, and need not be decoded.
         source._images, source._labels = np.array(images), np.asarray(labels, np.int32)
-        source._known = np.ones(shape[0], bool)
+        source._known, source._given = np.ones(shape[0], bool), True
         return source
+
+    @property
+    def labels(self) -> Int[np.ndarray, " n"] | None:
+        """The labels of all examples, if they were given as an array; None if an example has to be decoded for them."""
+        return self._labels[self.ids] if self._given else None
 
     def __repr__(self) -> str:
         images = f"{len(self.ids):,} images of {'×'.join(map(str, self.image_shape))}"

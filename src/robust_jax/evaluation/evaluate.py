@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robust_jax.extensions import choose
+from robust_jax.extensions import choose, is_object
 from robust_jax.files import folder_name, printable
 from robust_jax.options.signatures import checks_arguments
 
@@ -207,12 +207,16 @@ def _place(
     own_attacks: bool,
 ) -> Place:
     """Where an evaluation goes."""
+    from robust_jax.data.datasets import is_own
     from robust_jax.evaluation import naming
     from robust_jax.evaluation.measure import examples
     from robust_jax.evaluation.stored import FOLDER, Place
 
     source, n = examples(restored, settings)
-    first = source.take(np.arange(min(n, 64)))
+    first = dict(source.take(np.arange(min(n, 64))))
+    data_name = restored.config.data.name
+    if source.labels is not None and (is_own(data_name) or is_object(data_name)):
+        first["labels"] = source.labels[:n]
     identity = naming.identity_of(settings, attacks, first, n, restored.variables, restored.step)
     if name is not None:
         return Place(workdir / FOLDER, identity, (name,), is_given=True)

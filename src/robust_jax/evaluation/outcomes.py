@@ -30,6 +30,7 @@ class Outcome:
       after: the names of the attacks before this one, if it was tried only on correctly classified examples that those
         did not break; otherwise None.
       hardest: the broken examples whose loss rose most, with their ids and the rise, in the form of `sample`.
+      weights: a checksum of the network's; "" if it is a function that may read anything.
     """
 
     attack: Attack
@@ -44,6 +45,7 @@ class Outcome:
     seen: Bool[np.ndarray, " n"] | None = None
     after: tuple[str, ...] | None = None
     hardest: dict[str, Any] = dataclasses.field(default_factory=dict)
+    weights: str = ""
 
     def __repr__(self) -> str:
         return f"Outcome({self.attack!r}, robust {shown.share(~self.broken)}, {self.seconds:.1f} s)"

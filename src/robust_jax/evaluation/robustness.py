@@ -28,12 +28,12 @@ from absl import logging
 from jaxtyping import Array, Bool, Float, Key
 
 from robust_jax import losses
-from robust_jax.attacks.compiled import as_argument
+from robust_jax.attacks.compiled import as_argument, is_fixed, is_structured
 from robust_jax.checks import check_batch
 from robust_jax.evaluation.adversarial_set import AdversarialSet
 from robust_jax.evaluation.attack import Attack, built
 from robust_jax.evaluation.batching import Batch, Rows, as_batches, in_parts, joined, on_host, with_ids_and_masks
-from robust_jax.evaluation.identity import attack_of
+from robust_jax.evaluation.identity import attack_of, checksum
 from robust_jax.evaluation.outcomes import Outcome, PerExample, contradiction
 from robust_jax.evaluation.trial import Trial, outcome_of
 from robust_jax.options import Count
@@ -129,19 +129,22 @@ def _run_attacks(
 ) -> None:
     """Adds the outcome of every attack to what was measured."""
     left = measured.correct
+    weights = checksum(common.model) if is_structured(common.model) else ""
     for name, attack in attacks.items():
         seen, before = (left, tuple(measured.attacks)) if worst_case_only else (np.ones_like(left), None)
         if before is not None:
             attack = dataclasses.replace(attack, curve=())
             report(name, 0, int((~left).sum()))
-        if name in finished and _fits(name, finished[name], attack, measured, seen):
+        if name in finished and _fits(name, finished[name], attack, weights, measured, seen):
             outcome = dataclasses.replace(finished[name], attack=attack)
             report(name, int((~outcome.broken).sum()), int(seen.sum()) * len(attack.multiples()))
         else:
             source = common.model if attack.source is None else _source(name, attack, common.model, measured)
             own_key = jax.random.fold_in(common.key, zlib.crc32(name.encode()))
-            trial = common._replace(source=source, attack=attack, key=own_key, name=name)
+            code = None if is_fixed(attack.threat, attack.function, dict(attack.settings)) else object()
+            trial = common._replace(source=source, attack=attack, key=own_key, name=name, code=code)
             outcome = outcome_of(trial, batches, measured, seen, partial(_report_radius, report, name))
+            outcome.weights = weights
             if keep:
                 keep(name, outcome)
         measured.attacks[name] = dataclasses.replace(outcome, after=before)
@@ -179,9 +182,13 @@ def _source(name: str, attack: Attack, model: Any, measured: PerExample) -> Any:
     return source
 
 
-def _fits(name: str, outcome: Outcome, attack: Attack, measured: PerExample, seen: Bool[np.ndarray, " n"]) -> bool:
+def _fits(
+    name: str, outcome: Outcome, attack: Attack, weights: str, measured: PerExample, seen: Bool[np.ndarray, " n"]
+) -> bool:
     """Whether a stored outcome can be that of an attack on these examples; warns if not."""
     problem = contradiction(outcome, measured, seen)
+    if outcome.weights and weights and outcome.weights != weights:
+        problem = "it is of a network with other weights"
     if attack_of(outcome.attack, in_turn=True) != attack_of(attack, in_turn=True):
         problem = f"it is of {outcome.attack!r}"
     if problem:

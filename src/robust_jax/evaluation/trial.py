@@ -33,6 +33,7 @@ class Trial(NamedTuple):
       largest: the size of the largest batch.
       kept: gathers the adversarial images, if they are kept.
       name: of the attack.
+      code: equal to nothing from before if perturbation or attack are one's own, which may read what has changed since.
     """
 
     model: Any
@@ -43,6 +44,7 @@ class Trial(NamedTuple):
     largest: int
     kept: AdversarialSet | None = None
     name: str = ""
+    code: Any = None
 
 
 def outcome_of(
@@ -127,11 +129,12 @@ def attacked(trial: Trial, batch: Batch, multiple: float) -> tuple[Array, Any, d
         several = attack.threat.perturbation.parts and isinstance(size, tuple | list)
         traced["step_size"] = scale(tuple(map(np.asarray, size)) if several else np.asarray(size))
     examples = (batch["image"], batch["label"], batch["id"])
-    return _run(trial.model, trial.source, examples, trial.key, traced, attack.function, tuple(settings.items()))
+    options = tuple(settings.items())
+    return _run(trial.model, trial.source, examples, trial.key, traced, attack.function, options, trial.code)
 
 
-@partial(jax.jit, static_argnames=("function", "settings"))
-def _run(model, source, examples, key, traced, function, settings):
+@partial(jax.jit, static_argnames=("function", "settings", "code"))
+def _run(model, source, examples, key, traced, function, settings, code):
     images, labels, ids = examples
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
     result = function(source, images, labels, key=keys, **traced, **dict(settings))

@@ -144,7 +144,9 @@ def _fields_of(name: str, maker: Callable[..., Any]) -> tuple[list[str], bool]:
     """The keyword arguments of a class or function that are not set already, and whether it takes any others too."""
     if not callable(maker):
         raise ValueError(f"model {name!r} is {maker!r}: it must be a class of flax's modules, or a function")
-    preset = maker.keywords if isinstance(maker, partial) else {}
+    preset: dict[str, Any] = {}
+    while isinstance(maker, partial):
+        preset, maker = maker.keywords | preset, maker.func
     # The signature of a class of NNX is that of its metaclass.
     parameters = inspect.signature(maker.__init__ if is_nnx(maker) else maker).parameters  # type: ignore[misc]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())

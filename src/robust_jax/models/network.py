@@ -33,14 +33,14 @@ COLLECTIONS = ("params", "batch_stats")
 """What training keeps: the weights, and what else the network updates."""
 
 # How networks are told that they are evaluated.
-_EVALUATED = {"train": False, "training": False, "is_training": False, "deterministic": True, "inference": True,
+EVALUATED = {"train": False, "training": False, "is_training": False, "deterministic": True, "inference": True,
               "use_running_average": True}  # fmt: skip
 
 
 def mode_settings(function: Callable[..., Any], train: bool) -> dict[str, bool]:
     """The arguments by which a network's ``__call__`` is told that it is trained, or evaluated."""
     parameters = inspect.signature(function).parameters
-    return {name: value is not train for name, value in _EVALUATED.items() if name in parameters}
+    return {name: value is not train for name, value in EVALUATED.items() if name in parameters}
 
 
 def check_variables(what: str, variables: Any) -> None:

@@ -113,7 +113,7 @@ class Objective:
 
     def find(
         self, model: Model, images: Images, labels: Labels, keys: Keys, memory: Mapping[str, Any] | None = None,
-        steps_done: Any = 0, epoch: Any = 0.0, names: Sequence[str] | None = None,
+        steps_done: Any = 0, epoch: Any = None, names: Sequence[str] | None = None,
     ) -> dict[str, Point]:  # fmt: skip
         """The points that terms name, constants of the step.
 
@@ -124,10 +124,11 @@ class Objective:
           keys: one per example, so that the points do not depend on how a batch is split.
           memory: what `remember` gave, or the last step's points; needed by points that remember.
           steps_done: for these, how many steps were made before.
-          epoch: where the schedules are.
+          epoch: where the schedules are; needed if there are any.
           names: some of the points alone.
         """
         model = as_model(model)
+        epoch = self._epoch(epoch)
         keys = per_example.example_keys(keys, len(images))
 
         def one(name: str, entry: _PointEntry) -> Point:
@@ -149,10 +150,11 @@ class Objective:
         return jax.lax.stop_gradient({name: with_path(entry.path, one, name, entry) for name, entry in wanted.items()})
 
     def loss(
-        self, model: Model, found: Mapping[str, Point], labels: Labels, epoch: Any = 0.0
+        self, model: Model, found: Mapping[str, Point], labels: Labels, epoch: Any = None
     ) -> tuple[Float[Array, ""], Outcome]:
         """The weighted sum of the terms at points that were found, and what a step reports."""
         model = as_model(model)
+        epoch = self._epoch(epoch)
         outputs: dict[tuple[str, Mode], PointOutput] = {}
         states: dict[tuple[str, Mode], Any] = {}
         for point, mode in self.runs:
@@ -175,6 +177,17 @@ class Objective:
         accuracy = (losses.predicted(outputs[self.reported, "train"].logits) == classes_of(labels)).mean()
         return total, Outcome(values, accuracy, states[self.reported, "train"])
 
+    def _epoch(self, epoch: Any) -> Any:
+        """The epoch, which an objective without schedules need not be given."""
+        if epoch is not None:
+            return epoch
+        given = {f"{entry.path}.{name}": value for entries in (self.points, self.terms)
+                 for entry in entries.values() for name, value in entry.options.items()}  # fmt: skip
+        given |= {f"{term.path}.weight": term.weight for term in self.terms.values()}
+        if moving := [path for path, value in given.items() if isinstance(value, Mapping)]:
+            raise ValueError(f"{moving[0]} has a schedule: give epoch=..., the number of epochs that are done.")
+        return 0.0
+
     def remember(self, examples: Examples, classes: int) -> dict[str, Any]:
         """The memory before the first step; ``examples(n)`` are the first n training examples."""
 
@@ -185,7 +198,7 @@ class Objective:
         return {name: with_path(self.points[name].path, one, self.points[name]) for name in self.remembering}
 
     def __call__(
-        self, model: Model, images: Images, labels: Labels, keys: Keys, epoch: Any = 0.0
+        self, model: Model, images: Images, labels: Labels, keys: Keys, epoch: Any = None
     ) -> tuple[Float[Array, ""], Outcome]:
         """The loss at the points, for an objective without memory; ``epoch`` is where its schedules are."""
         return self.loss(model, self.find(model, images, labels, keys, epoch=epoch), labels, epoch)

@@ -236,5 +236,5 @@ def _unless_failed(new: TrainState, old: TrainState, finite: jax.Array, finite_t
     return new.replace(
         step=old.step + 1,
         failed_step=jnp.where(first_failure, old.step, old.failed_step),
-        failed_term=jnp.where(first_failure, culprit, old.failed_term),
+        failed_term=jnp.where(first_failure, culprit.astype(old.failed_term.dtype), old.failed_term),
     )
