@@ -124,6 +124,19 @@ def test_evaluating_a_run_with_objects(reference):
     assert report["clean"]["accuracy"] > 0.5 and str(workdir) in str(report["attacks"]["moved"])
 
 
+def test_what_helps_where_several_runs_have_objects(reference, tmp_path):
+    workdir, _ = reference
+    c = config(epochs=0.5)
+    c.model.name = "mlp"
+    rj.train(c, tmp_path / "named", dataset=PAIRS)
+    moved = {"moved": dict(config().attacks.shift, source=str(workdir))}
+    with pytest.raises(ValueError, match=r"attacks.moved.source=.* give the attack as .*Attack\(..., source=Source"):
+        rj.evaluate(tmp_path / "named", moved, dataset=PAIRS, progress=False)
+    rj.train(config(epochs=0.5), tmp_path / "other", dataset=PAIRS, model=Linen())
+    with pytest.raises(ValueError, match="give the same. Runs with objects .* one at a time"):
+        rj.evaluate([workdir, tmp_path / "other"], dataset=PAIRS, model=net(), progress=False)
+
+
 def other_images():
     return ((255 - IMAGES[:96], LABELS[:96]), PAIRS[1])
 

@@ -120,6 +120,19 @@ class Objects:
         """The weights that the model came with; None if there are none."""
         return getattr(self.model, "held", None) if isinstance(self.model, LinenNetwork | NNXNetwork) else None
 
+    def missing(self, config: Mapping[str, Any]) -> dict[str, str]:
+        """What a config records as an object and is not given here: "dataset" or "model" -> its name."""
+        names = {"dataset": config["data"]["name"], "model": config["model"]["name"]}
+        return {key: name for key, name in names.items() if is_object(name) and getattr(self, key) is None}
+
+    def check_none_missing(self, config: Mapping[str, Any], where: Any) -> None:
+        """Raises ValueError if an object that a config records is not given; see `check` for the arguments."""
+        for key, name in self.missing(config).items():
+            raise ValueError(
+                f"{where} was trained with a {key} that was given as a Python object, {name!r}: give it again, in "
+                f"Python, by {key}=..., to rj.train, rj.load or rj.evaluate."
+            )
+
     def check(self, config: Mapping[str, Any], where: Any) -> None:
         """Raises ValueError unless the objects are those that a config records, and all that it needs.
 
@@ -127,22 +140,15 @@ class Objects:
           config: of a run.
           where: it lies, for messages.
         """
-        for key, name, given in (
-            ("dataset", config["data"]["name"], self.dataset), ("model", config["model"]["name"], self.model)
-        ):  # fmt: skip
-            if given is None:
-                if is_object(name):
-                    raise ValueError(
-                        f"{where} was trained with a {key} that was given as a Python object, {name!r}: give it "
-                        f"again, in Python, by {key}=..., to rj.train, rj.load or rj.evaluate."
-                    )
+        self.check_none_missing(config, where)
+        for key, name in (("dataset", config["data"]["name"]), ("model", config["model"]["name"])):
+            if getattr(self, key) is None:
                 continue
-            now = self.dataset_name if key == "dataset" else self.model_name
             if not is_object(name):
                 raise ValueError(
                     f"{where} was trained with the {key} {name!r}, which is found by its name: leave out {key}=."
                 )
-            if name != now:
+            if name != (now := getattr(self, f"{key}_name")):
                 raise ValueError(f"{where} was trained with the {key} {name!r}, and {key}= is {now!r}: give the same.")
 
 

@@ -42,7 +42,14 @@ def attack_from(
     built = build_attack(path, spec)
     source = None
     if built.source:
-        needed = runs.objects_for(saved_config.read_config(built.source, trust), objects)
+        config = saved_config.read_config(built.source, trust)
+        needed = runs.objects_for(config, objects)
+        if needed.missing(config):
+            raise ValueError(
+                f"{path}.source={str(built.source)!r} was trained with a dataset or model that was given as a Python "
+                f"object: give the attack as robust_jax.evaluation.Attack(..., source=Source(NAME, "
+                f"rj.load(WORKDIR, dataset=..., model=...).logits_fn))."
+            )
         trained = runs.restored(built.source, "best", data_dir, trust, needed)
         source = Source(str(built.source), parallel.everywhere(trained.logits_fn))
     attack: Attack = with_path(path, Attack, built.function, built.threat, built.settings, built.curve, source)

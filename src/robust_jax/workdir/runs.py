@@ -207,10 +207,7 @@ def restored(
 def check_objects_to_resume(workdir: Path, objects: Objects) -> None:
     """Raises ValueError if a run in the workdir was given objects that are missing now."""
     if (workdir / "config.json").exists():
-        saved = saved_config.completed(workdir)
-        missing = {key: {"name": saved[key]["name"]} for key in ("data", "model")}
-        given = {"data": objects.dataset, "model": objects.model}
-        NONE.check({k: v if given[k] is None else {"name": ""} for k, v in missing.items()}, workdir)
+        objects.check_none_missing(saved_config.completed(workdir), workdir)
 
 
 def objects_for(config: ConfigDict, objects: Objects) -> Objects:
@@ -227,7 +224,14 @@ def objects_needed(configs: Mapping[Path, ConfigDict], objects: Objects) -> dict
     """
     needed = {workdir: objects_for(config, objects) for workdir, config in configs.items()}
     for workdir, config in configs.items():
-        needed[workdir].check(config, workdir)
+        try:
+            needed[workdir].check(config, workdir)
+        except ValueError as error:
+            if len(configs) == 1 or needed[workdir].missing(config):
+                raise
+            raise ValueError(
+                f"{error} Runs with objects of their own are evaluated one at a time, and compared by rj.report."
+            ) from error
     for key in ("dataset", "model"):
         if getattr(objects, key) is not None and all(getattr(each, key) is None for each in needed.values()):
             objects.check(next(iter(configs.values())), next(iter(configs)))
