@@ -281,6 +281,26 @@ def test_a_haiku_network_that_trains_by_default_is_used_as_in_evaluation(with_ke
     np.testing.assert_allclose(rj.model(given, variables)(IMAGES), expected, rtol=1e-6)
 
 
+def test_an_equinox_network_is_measured_as_it_is_though_it_holds_functions():
+    eqx = pytest.importorskip("equinox")
+
+    class Net(eqx.Module):
+        mlp: eqx.nn.MLP
+
+        def __call__(self, images):
+            return jax.vmap(self.mlp)(images.reshape(len(images), -1))
+
+    network = Net(eqx.nn.MLP(16, 3, 8, 1, key=jax.random.key(0)))
+    images = jnp.asarray(np.random.default_rng(0).uniform(size=(6, 4, 4, 1)), jnp.float32)
+    labels = np.asarray(network(images).argmax(-1))
+    attacks = {"pgd": dict(kind="pgd", perturbation="additive", radius=0.1, steps=2)}
+    own, adapted = (
+        rj.robustness(model, (images, labels), attacks, key=jax.random.key(1)) for model in (network, rj.model(network))
+    )
+    np.testing.assert_allclose(own.attacks["pgd"].loss, adapted.attacks["pgd"].loss, rtol=1e-5)
+    assert own.correct.all() and rj.summarise(own)["clean"]["accuracy"] == 1
+
+
 def test_an_equinox_network_may_have_a_state_and_says_that_it_takes_single_images():
     eqx = pytest.importorskip("equinox")
 

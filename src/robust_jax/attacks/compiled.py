@@ -19,6 +19,7 @@ import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -102,11 +103,26 @@ def is_structured(model: Any) -> bool:
 
 
 def as_argument(model: Any) -> Any:
-    """A model as an argument of functions under `jax.jit`: itself if it is structured.
+    """A model as an argument of functions under `jax.jit`: itself if it is structured, and holds nothing but arrays.
 
-    Any other is part of the cache's key, and equal to nothing from before: it may read what has changed since.
+    What else a structured one holds, such as the activations of an Equinox module, becomes part of the cache's key.
+    Any other model is that as a whole, and equal to nothing from before: it may read what has changed since.
     """
-    return model if is_structured(model) else jax.tree_util.Partial(lambda images: model(images))
+    if not is_structured(model):
+        return jax.tree_util.Partial(lambda images: model(images))
+    arrays, structure, static = split(model)
+    return model if not any(static) else jax.tree_util.Partial(_Joined(structure, static), arrays)
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """A model without its arrays; equal ones share compiled programs."""
+
+    structure: Any
+    static: tuple[Any, ...]
+
+    def __call__(self, arrays: list[Any], images: Any) -> Any:
+        return join(arrays, self.structure, self.static)(images)
 
 
 def _of_library(value: Any) -> bool:
