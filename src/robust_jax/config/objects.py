@@ -212,7 +212,7 @@ def _fields(network: Any) -> str:
 
 
 def _static(module: Any) -> dict[str, Any]:
-    """What a module of NNX was made with, as far as it is plain, without the mode that it is in."""
+    """The numbers, texts and functions that a module of NNX holds, without the mode that it is in."""
     plain = (bool, int, float, str, tuple)
     return {
         name: value

@@ -63,9 +63,9 @@ def facts(name: str) -> Facts | None:
     return None if module_of(name) else KNOWN.get(name.split("/")[0].split(":")[0])
 
 
-STATISTICS = {name: (facts.mean, facts.std) for name, facts in KNOWN.items()}
+STATISTICS = {name: (known.mean, known.std) for name, known in KNOWN.items()}
 """Name -> mean and standard deviation of the training images, in [0, 1]."""
-IMAGE_SHAPES = {name: (facts.image_shape, facts.num_classes) for name, facts in KNOWN.items()}
+IMAGE_SHAPES = {name: (known.image_shape, known.num_classes) for name, known in KNOWN.items()}
 """Name -> (image shape, number of classes)."""
 
 

@@ -96,10 +96,9 @@ def create(
     if fields.get("batch_norm_axis", "") is None:
         del fields["batch_norm_axis"]  # the default, and valid for models without BatchNorm too
     dtype = _float_dtype(dtype)
-    if not takes_any:
-        _refuse_unknown(name, {"num_classes", *fields, *(("dtype",) if dtype != jnp.float32 else ())}, known)
     shared = {"num_classes": num_classes, "mean": _as_tuple(mean), "std": _as_tuple(std), "dtype": dtype}
     if not takes_any:
+        _refuse_unknown(name, {"num_classes", *fields, *(("dtype",) if dtype != jnp.float32 else ())}, known)
         _check_statistics(name, shared["mean"], shared["std"], known)
     if image_shape is not None and "image_shape" in known:
         shared["image_shape"] = tuple(image_shape)
