@@ -165,7 +165,28 @@ class Neither(nn.Module):
         return nn.Dense(3)(x.reshape(len(x), -1))
 
 
-@pytest.mark.parametrize("kind", [Training, Deterministic, Neither])
+class Field(nn.Module):
+    """It is told by a field, and by an argument of the call where both have the same name."""
+
+    train: bool = True
+    deterministic: bool | None = None
+
+    @nn.compact
+    def __call__(self, x, deterministic=None):
+        told = nn.merge_param("deterministic", self.deterministic, deterministic)
+        return nn.Dense(3)(nn.Dropout(0.5, deterministic=told or not self.train)(x.reshape(len(x), -1)))
+
+
+class Norm(nn.Module):
+    use_running_average: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.BatchNorm(momentum=0.5)(x.reshape(len(x), -1), use_running_average=self.use_running_average)
+        return nn.Dense(3)(x)
+
+
+@pytest.mark.parametrize("kind", [Training, Deterministic, Neither, Field, Norm])
 def test_linen_modules_are_told_of_training_in_their_own_way(kind):
     network = rj.models.trainable(kind())
     assert isinstance(network, LinenNetwork) and network == rj.models.trainable(kind())
@@ -174,6 +195,15 @@ def test_linen_modules_are_told_of_training_in_their_own_way(kind):
     trained, _ = network.apply(variables, IMAGES, train=True, mutable=["batch_stats"], rngs={"dropout": KEY})
     assert (abs(np.asarray(evaluated - trained)).max() > 1e-3) == (kind is not Neither)
     assert rj.models.trainable((kind(), variables)).held["params"].keys() == variables["params"].keys()
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_field_that_says_training_is_no_part_of_an_evaluation(training):
+    module = Norm(use_running_average=not training)
+    variables = module.init(KEY, IMAGES)
+    expected = Norm(use_running_average=True).apply(variables, IMAGES)
+    np.testing.assert_array_equal(rj.model(module, variables)(IMAGES), expected)
+    np.testing.assert_array_equal(rj.bind(rj.models.trainable(module), variables)(IMAGES), expected)
 
 
 @pytest.mark.parametrize(

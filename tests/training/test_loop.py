@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from functools import partial
 
 import jax
@@ -601,7 +602,7 @@ def halves():
 """
 
 
-def test_a_model_and_a_dataset_of_ones_own_are_trained_and_restored(tmp_path, monkeypatch):
+def test_a_model_and_a_dataset_of_ones_own_are_trained_and_restored(tmp_path, monkeypatch, caplog):
     (tmp_path / "own_parts.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
     c = config(data__name="own_parts:halves", model__name="own_parts:Linear", data__limit=0, epochs=4.0)
@@ -611,6 +612,11 @@ def test_a_model_and_a_dataset_of_ones_own_are_trained_and_restored(tmp_path, mo
     images, labels = data.first_examples(found.dataset.test, 20)
     predicted = models.bind(found.model, found.variables)(images).argmax(-1)
     np.testing.assert_array_equal(predicted, labels)
+    train(c, tmp_path / "run")
+    assert "changed after" not in caplog.text
+    os.utime(tmp_path / "own_parts.py", (time.time() + 60,) * 2)
+    train(c, tmp_path / "run")
+    assert f"{tmp_path / 'own_parts.py'} changed after {tmp_path / 'run' / 'checkpoints' / 'latest'}" in caplog.text
     with pytest.raises(ValueError, match="own_parts:Linaer"):
         train(config(model__name="own_parts:Linaer"), tmp_path / "other")
     with pytest.raises(ValueError, match="own_parts:havles"):

@@ -113,8 +113,7 @@ def test_a_run_with_objects_that_died_and_was_started_again_ends_with_the_same_b
             rj.train(config(), tmp_path / "run", dataset=PAIRS, model=net())
     with checkpoints.opened(tmp_path / "run") as saved:
         assert saved.step("latest") == 6
-    # The weights of the object are not used any more.
-    same(rj.train(config(), tmp_path / "run", dataset=PAIRS, model=net(seed=3)), reference[1])
+    same(rj.train(config(), tmp_path / "run", dataset=PAIRS, model=net()), reference[1])
 
 
 def test_evaluating_a_run_with_objects(reference):
@@ -233,6 +232,17 @@ def test_a_linen_module_starts_from_the_weights_that_are_given(tmp_path):
     c.schedule.learning_rate = 0.0
     state = rj.train(c, tmp_path / "run", dataset=data.dataset(*PAIRS), model=(Linen(), variables))
     same(state.params, jax.device_get(variables["params"]))
+
+
+def test_other_first_weights_are_another_run(reference, tmp_path):
+    workdir, state = reference
+    assert json.loads((workdir / "config.json").read_text())["model"]["first_weights"]
+    same(rj.train(config(), workdir, dataset=PAIRS, model=net()).params, state.params)
+    with pytest.raises(ValueError, match=r"of another config \(model.first_weights: '\w{8}' there, '\w{8}' now\)"):
+        rj.train(config(), workdir, dataset=PAIRS, model=net(seed=1))
+    saved = rj.load(workdir, dataset=PAIRS, model=net()).config
+    with pytest.raises(ValueError, match="model.first_weights=.* training would start from random ones"):
+        rj.train(saved, tmp_path / "run", dataset=PAIRS, model=Net)
 
 
 def test_classes_are_made_with_the_options_of_the_config(tmp_path):

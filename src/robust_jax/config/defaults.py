@@ -89,8 +89,14 @@ def base(dataset: str = "digits", model: str = "digits_cnn") -> ConfigDict:
                 "augment": {"resize": 0, "padding": 0, "flip": False, "mixup": 0.0, "cutmix": 0.0},
                 "eval_resize": 0,  # resize and centre-crop of validation and test images
             },
-            # mean, std: normalisation inside the model. dtype: of its computations, float32 or bfloat16.
-            "model": {"name": model, "mean": mean, "std": std, "dtype": "float32", "options": {}},
+            "model": {
+                "name": model,
+                "mean": mean,  # mean, std: normalisation inside the model
+                "std": std,
+                "dtype": "float32",  # of its computations, or bfloat16
+                "options": {},
+                "first_weights": "",  # of a model object that holds weights, filled in when training begins
+            },
             "sync_batch_norm": False,  # batch statistics over all devices instead of each device's own
             "optimizer": {
                 "name": "sgd",  # any of optax that takes a learning rate, or "module:name"

@@ -30,7 +30,7 @@ from jaxtyping import Array, Float
 from robust_jax.attacks import compiled
 from robust_jax.attacks.wrappers import black_box
 from robust_jax.checks import check_images
-from robust_jax.models.network import Fixed, check_variables, mode_settings
+from robust_jax.models.network import Fixed, check_variables, in_mode, mode_settings
 from robust_jax.options import shown
 from robust_jax.options.hints import described
 
@@ -143,7 +143,7 @@ class _Linen:
 
     def __call__(self, variables: Any, images: Array) -> Any:
         module = self.fixed.module
-        return module.apply(variables, images, **mode_settings(type(module).__call__, False))
+        return in_mode(module, False).apply(variables, images, **mode_settings(type(module).__call__, False))
 
 
 def _linen(network: Any, variables: Any) -> tuple[Apply, Any]:

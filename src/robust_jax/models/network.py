@@ -37,7 +37,18 @@ EVALUATED = {"train": False, "training": False, "is_training": False, "determini
               "use_running_average": True}  # fmt: skip
 
 
-def mode_settings(function: Callable[..., Any], train: bool) -> dict[str, bool]:
+def in_mode(module: nn.Module, train: bool) -> nn.Module:
+    """A Linen module told by its fields, such as ``train: bool``, that it is trained or evaluated.
+
+    Not by those that ``__call__`` has too: its arguments have precedence.
+    """
+    told = inspect.signature(type(module).__call__).parameters
+    names = [field.name for field in fields(module) if field.name in EVALUATED and field.name not in told]
+    own: dict[str, Any] = {name: EVALUATED[name] is not train for name in names}
+    return module.clone(**own) if own else module
+
+
+def mode_settings(function: Callable[..., Any], train: bool) -> dict[str, Any]:
     """The arguments by which a network's ``__call__`` is told that it is trained, or evaluated."""
     parameters = inspect.signature(function).parameters
     return {name: value is not train for name, value in EVALUATED.items() if name in parameters}
@@ -91,16 +102,16 @@ class LinenNetwork:
 
     def init(self, key: Any, images: Float[Array, "b h w c"]) -> Any:
         """The first variables."""
-        settings: dict[str, Any] = mode_settings(type(self.module).__call__, False)
-        return self.module.init(key, images, **settings)
+        settings = mode_settings(type(self.module).__call__, False)
+        return in_mode(self.module, False).init(key, images, **settings)
 
     def apply(
         self, variables: Variables, images: Float[Array, "b h w c"], *, train: bool = False, mutable: Any = False,
         rngs: Any = None,
     ) -> Any:  # fmt: skip
         """Logits, and with ``mutable`` the new variables of these collections too."""
-        settings: dict[str, Any] = mode_settings(type(self.module).__call__, train)
-        return self.module.apply(variables, images, mutable=mutable, rngs=rngs, **settings)
+        settings = mode_settings(type(self.module).__call__, train)
+        return in_mode(self.module, train).apply(variables, images, mutable=mutable, rngs=rngs, **settings)
 
 
 @dataclass(frozen=True)
@@ -175,7 +186,7 @@ class NNXNetwork:
             raise ValueError("the model draws random numbers in training, such as dropout: give rngs={'dropout': key}.")
         key = (rngs or {}).get("dropout", jax.random.key(0))
         module = self._merged(variables, train, key)
-        settings: dict[str, Any] = mode_settings(type(module).__call__, train)
+        settings = mode_settings(type(module).__call__, train)
         if train and "rngs" in inspect.signature(type(module).__call__).parameters:
             settings["rngs"] = nnx.Rngs(key)
         logits = module(images, **settings)  # type: ignore[operator]

@@ -19,8 +19,8 @@ def trainable(network: Any, variables: Variables | None = None) -> Network:
     """A module of Linen or NNX with `init` and `apply` as pure functions of ``{"params": ..., "batch_stats": ...}``.
 
     The module is told whether it is trained: by its ``__call__``, if that takes ``train``, ``training``,
-    ``deterministic`` or ``use_running_average``, and in NNX by `nnx.Module.train` and `nnx.Module.eval`, too. The
-    module that is given stays unchanged.
+    ``deterministic`` or ``use_running_average``; in Linen by a field of such a name, and in NNX by `nnx.Module.train`
+    and `nnx.Module.eval`, too. The module that is given stays unchanged.
 
     Args:
       network: a Linen module; an NNX module, which holds its weights; or what `robust_jax.bind` returns.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from robust_jax.config.defaults import base
 from robust_jax.config.objects import Objects
 from robust_jax.config.validation import check_images
 from robust_jax.data.known import STATISTICS, facts
+from robust_jax.extensions import modules_of
 from robust_jax.workdir import saved_config
 
 
@@ -69,6 +71,15 @@ def check_hosts_agree(config: ConfigDict, dataset: data.Dataset, state: Any) -> 
                 f"the {name} of process {', '.join(map(str, others))} is not that of process 0: start all hosts with "
                 f"the same command, from the same files, with the same data and versions."
             )
+
+
+def warn_of_newer_code(config: ConfigDict, checkpoint: Path) -> None:
+    """Warns of modules of parts of one's own that were changed after a checkpoint was saved: none of its steps knew."""
+    saved = checkpoint.stat().st_mtime
+    files = [getattr(sys.modules.get(module), "__file__", None) for module in modules_of(config.to_dict())]
+    if newer := [file for file in files if file and Path(file).stat().st_mtime > saved]:
+        logging.warning("%s changed after %s was saved: if what it computes did, train in another workdir.",
+                        ", ".join(newer), checkpoint)  # fmt: skip
 
 
 def warn(config: ConfigDict, objects: Objects) -> None:

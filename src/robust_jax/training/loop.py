@@ -22,7 +22,7 @@ from robust_jax.evaluation import from_config
 from robust_jax.evaluation.robustness import robustness
 from robust_jax.files import folder_name
 from robust_jax.training import stopping
-from robust_jax.training.checks import check_hosts_agree
+from robust_jax.training.checks import check_hosts_agree, warn_of_newer_code
 from robust_jax.training.log import TrainingLog, announce
 from robust_jax.training.metrics import Metrics
 from robust_jax.training.run import Run, prepare
@@ -68,8 +68,8 @@ def train(
         for NNX ``rngs``. What ``model`` says in the config is only for networks that are made here.
       writers: further writers of metrics, functions or names, see `robust_jax.training.writers`.
 
-    ``config.json`` records the name of an object and a fingerprint. The same object is given again to resume, and to
-    `robust_jax.load` and `robust_jax.evaluate`.
+    ``config.json`` records the name of an object and a fingerprint. The same object, with the same first weights if it
+    holds any, is given again to resume, and to `robust_jax.load` and `robust_jax.evaluate`, which use no first weights.
 
     Returns:
       The last state, as NumPy arrays.
@@ -121,6 +121,7 @@ def _resumed(
     if found is None:
         return state, {"pending": {}}
     logging.info("Resuming %s after step %d.", workdir, found.step)
+    warn_of_newer_code(config, found.path)
     notes = found.notes or {"config": {}, "pending": {}}
     if notes["config"]:
         saved_config.check_same(found.path, notes["config"], saved_config.plain(config))

@@ -16,6 +16,7 @@ from robust_jax.config import build, optimizers
 from robust_jax.config.objects import NONE, Objects
 from robust_jax.data.datasets import is_own
 from robust_jax.evaluation import masking
+from robust_jax.evaluation.identity import checksum
 from robust_jax.objectives.objective import Objective, make_objective
 from robust_jax.training import checks
 from robust_jax.training.step import TrainState, init_state, make_train_step
@@ -94,9 +95,7 @@ def prepare(config: ConfigDict, trust: Sequence[str] = (), objects: Objects = NO
     if source := config.attacks.get(config.select_by, {}).get("source"):
         saved_config.read_config(source, trust)  # restored at every validation
     dataset = build.load_dataset(config, objects)
-    if is_own(config.data.name):
-        config = config.copy_and_resolve_references()
-        config.data.fingerprint = data.fingerprint(dataset)
+    config = _recorded(config, dataset, objects)
     checks.check_against(config, dataset)
     model = build.create_model(config, dataset.num_classes, dataset.image_shape, objects)
     steps_per_epoch = len(dataset.train) / config.batch_size
@@ -122,6 +121,22 @@ def prepare(config: ConfigDict, trust: Sequence[str] = (), objects: Objects = NO
         objects=objects,
     )
     return run, _first_state(run, optimizer, objective)
+
+
+def _recorded(config: ConfigDict, dataset: data.Dataset, objects: Objects) -> ConfigDict:
+    """The config with what tells images of the user's own, and the weights that a model object brings, from others."""
+    config = config.copy_and_resolve_references()
+    if is_own(config.data.name):
+        config.data.fingerprint = data.fingerprint(dataset)
+    held, given = objects.model_variables, config.model.first_weights
+    config.model.first_weights = now = "" if held is None else checksum(held)
+    if given not in ("", now):
+        start = f"weights of {now!r}" if now else "random ones"
+        raise ValueError(
+            f"model.first_weights={given!r}: training would start from {start}. "
+            f"Give a model= that holds those weights, or train another run with model.first_weights=''."
+        )
+    return config
 
 
 def _first_state(run: Run, optimizer: optax.GradientTransformation, objective: Objective) -> TrainState:
