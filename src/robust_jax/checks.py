@@ -1,4 +1,4 @@
-"""Checks of what users pass in: images, labels, keys, threat models, and functions of images.
+"""Checks of what users pass in: images, labels, functions of images, and names of attacks.
 
 Of traced arrays only shapes are known, so that under `jax.jit` a check costs a moment of tracing and nothing after.
 """
@@ -11,28 +11,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 
 from robust_jax.extensions import check_name
 from robust_jax.files import file_name
 from robust_jax.options import raised_by_library
-from robust_jax.spaces import per_example, registry, threat_models
-from robust_jax.spaces.perturbations import Perturbation
-from robust_jax.spaces.threat_models import ThreatModel
+from robust_jax.spaces import per_example
 
 ROUNDING = 1e-3
 """How far outside [0, 1] intensities may be for rounding to be the likely reason."""
-COLOURS = 4
-"""The most channels of a photograph; images of more channels than rows, and than these, have their channels first."""
-
 MOST_RADII = 1000
 
 
-def _concrete(*arrays: Any) -> bool:
+def is_concrete(*arrays: Any) -> bool:
+    """Whether the values of all of them are known: JAX traces none of them."""
     return not any(isinstance(array, jax.core.Tracer) for array in arrays)
 
 
-def _described(value: Any) -> str:
+def described_array(value: Any) -> str:
     """Type and shape of an array, or the type of anything else."""
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         return f"{value.dtype} {value.shape}"
@@ -46,10 +41,10 @@ def check_images(images: Any, in_box: bool = True) -> None:
     if not is_array or images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
         whole = is_array and jnp.issubdtype(images.dtype, jnp.integer)
         way_out = ": robust_jax.data.to_float divides bytes by 255" if whole else ""
-        raise ValueError(f"{wanted}, got {_described(images)}{way_out}.")
+        raise ValueError(f"{wanted}, got {described_array(images)}{way_out}.")
     if 0 in images.shape[1:]:
         raise ValueError(f"{wanted}, got {images.shape}: images without pixels.")
-    if in_box and _concrete(images) and images.size:
+    if in_box and is_concrete(images) and images.size:
         values = np.asarray(images)  # not jnp: inside jit JAX traces operations on constants too
         low, high = float(values.min()), float(values.max())
         if not (low >= 0 and high <= 1):
@@ -68,28 +63,6 @@ def _remedy(low: float, high: float) -> str:
     return "leave mean and std to the model (robust_jax.models normalise inside), and divide bytes by 255"
 
 
-def check_layout(space: Perturbation, images: Any) -> None:
-    """Raises ValueError if the perturbation moves pixels and the images have their channels first, by their shape.
-
-    Images of more channels than rows are taken to be ``[B, C, H, W]``, unless they have at most four channels. For
-    images that are meant so give ``dataclasses.replace(perturbation, moves_pixels=False)``. Other perturbations do not
-    care which axis is which, but a network does: they warn once.
-    """
-    moving = [part for part in space.parts or (space,) if part.moves_pixels]
-    _, height, _, channels = images.shape
-    if channels <= max(height, COLOURS):
-        return
-    if not moving:
-        text = "images %s have %d channels but %d rows. If channels come first, give jnp.moveaxis(images, 1, -1)."
-        logging.log_first_n(logging.WARNING, text, 1, images.shape, channels, height)
-    if moving:
-        raise ValueError(
-            f"images {images.shape} have {channels} channels but {height} rows, and {moving[0].name} moves pixels: "
-            f"with channels first give jnp.moveaxis(images, 1, -1) to it and to the model; if this is meant, give the "
-            f"perturbation dataclasses.replace({moving[0].name}, moves_pixels=False)."
-        )
-
-
 def check_batch(images: Any, labels: Any, logits_fn: Callable[[Any], Any]) -> None:
     """Raises ValueError unless images, labels and model fit together.
 
@@ -102,10 +75,10 @@ def check_batch(images: Any, labels: Any, logits_fn: Callable[[Any], Any]) -> No
     is_array = isinstance(labels, np.ndarray | jax.Array)
     if not is_array or labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
-            f"labels must be an array of integers [{len(images)}], one per image; got {_described(labels)}."
+            f"labels must be an array of integers [{len(images)}], one per image; got {described_array(labels)}."
         )
     logits_fn = checked_logits(logits_fn)
-    if _concrete(images, labels):
+    if is_concrete(images, labels):
         classes = jax.eval_shape(logits_fn, images).shape[1]
         low, high = int(np.asarray(labels).min()), int(np.asarray(labels).max())
         if low < 0 or high >= classes:
@@ -157,7 +130,7 @@ def checked_losses(loss_fn: Any, has_aux: bool = False) -> Callable[[Any], Any]:
     def losses(images: Any) -> Any:
         found = called("loss_fn", loss_fn, images)
         if has_aux and not (isinstance(found, tuple) and len(found) == 2):
-            raise ValueError(f"loss_fn must return (losses [B], aux) with has_aux=True, got {_described(found)}.")
+            raise ValueError(f"loss_fn must return (losses [B], aux) with has_aux=True, got {described_array(found)}.")
         loss = found[0] if has_aux else found
         _check_output("loss_fn", loss, "losses [B]", "return the losses alone, or set has_aux=True")
         if loss.shape != (len(images),):
@@ -181,7 +154,7 @@ def check_function(name: str, function: Any) -> None:
             f"without gradients give robust_jax.model(module), for others convert it by robust_jax.models.from_torch."
         )
     if not callable(function):
-        raise ValueError(f"{name} must be a function of images, got {_described(function)}.")
+        raise ValueError(f"{name} must be a function of images, got {described_array(function)}.")
 
 
 def called(name: str, function: Callable[[Any], Any], images: Any) -> Any:
@@ -196,7 +169,7 @@ def called(name: str, function: Callable[[Any], Any], images: Any) -> Any:
             raise
         first = (str(error).strip().splitlines() or [""])[0]
         raise ValueError(
-            f"{name} fails for {_described(images)} images: {_reason(error)}{type(error).__name__}: {first}"
+            f"{name} fails for {described_array(images)} images: {_reason(error)}{type(error).__name__}: {first}"
         ) from error
 
 
@@ -217,9 +190,9 @@ def _reason(error: Exception) -> str:
 def _check_output(name: str, found: Any, wanted: str, alone: str) -> None:
     if isinstance(found, tuple | list | dict) or not hasattr(found, "shape") or not hasattr(found, "dtype"):
         remedy = "is a return missing?" if found is None else f"{alone}."
-        raise ValueError(f"{name} must return an array of {wanted}, got {_described(found)}: {remedy}")
+        raise ValueError(f"{name} must return an array of {wanted}, got {described_array(found)}: {remedy}")
     if not jnp.issubdtype(found.dtype, jnp.floating):
-        raise ValueError(f"{name} must return {wanted} as floats, got {_described(found)}.")
+        raise ValueError(f"{name} must return {wanted} as floats, got {described_array(found)}.")
 
 
 def check_attack_name(name: str) -> None:
@@ -253,98 +226,3 @@ def check_curve(what: str, curve: Any) -> None:
         if not number or not 0 <= multiple < np.inf:
             shown = f"({multiple!r}, ...)" if len(curve) > 20 else repr(curve)
             raise ValueError(f"{what}={shown}: give multiples >= 0 of the radius, such as (0, 0.5, 1, 2).")
-
-
-def warn_of_radius(threat: ThreatModel, shape: tuple[int, ...] = ()) -> None:
-    """Warns, once, of a radius whose ball holds every image, or that may move every pixel out of the image.
-
-    Of the norms that bound each number: a /255 was forgotten, or rotations and shifts were given one radius, which is
-    one of degrees and of pixels. Of flows and shifts only if the shape of the images is given.
-    """
-    one = not threat.perturbation.parts
-    parts = (threat.perturbation,) if one else threat.perturbation.parts
-    norms, radii = ((threat.norm,), (threat.radius,)) if one else (threat.norm, threat.radius)
-    side = max(shape[1:3], default=np.inf)
-    for part, norm, radius in zip(parts, norms, radii, strict=True):
-        if norm not in ("linf", "l2inf") or not _concrete(radius):
-            continue
-        shift = np.ravel(radius)[-2:] if part.name == "affine" else np.ravel(radius)
-        if part.name == "additive" and np.max(radius) > 1:
-            text = "radius=%g of an additive linf ball holds every image: intensities lie in [0, 1]. Is it %g/255?"
-            logging.log_first_n(logging.WARNING, text, 1, np.max(radius), np.max(radius))
-        elif part.name in ("flow", "affine") and np.max(shift) >= side:
-            text = "radius=%g of %s moves pixels as far as images %s are wide: it is in pixels%s."
-            more = ", and for affine (degrees, pixels down, pixels across)" if part.name == "affine" else ""
-            logging.log_first_n(logging.WARNING, text, 1, np.max(shift), part.name, shape, more)
-
-
-def warn_of_sigma(space: Perturbation, sigma: Any, images: Any) -> None:
-    """Warns, once, of noise that leaves nothing of an image: intensities above 1, flows longer than the image."""
-    parts = space.parts or (space,)
-    sigmas = sigma if space.parts and isinstance(sigma, tuple | list) else (sigma,) * len(parts)
-    for part, value in zip(parts, sigmas, strict=False):  # `gaussian_delta` refuses another number of them
-        most = {"additive": 1, "flow": max(images.shape[1:3])}.get(part.name)
-        if most and _concrete(value) and np.max(value) > most:
-            text = (
-                "sigma=%g of %s noise leaves nothing of images %s: it is in units of δ (intensity in [0, 1], pixels)."
-            )
-            logging.log_first_n(logging.WARNING, text, 1, np.max(value), part.name, images.shape)
-
-
-def check_threat(threat: Any, images: Any) -> None:
-    """Raises ValueError for what is no threat model, or does not fit the images.
-
-    A perturbation of the user's own must change nothing at δ = 0; one that moves pixels passes `check_layout`.
-    """
-    space = getattr(threat, "perturbation", None)
-    if space is None:
-        raise ValueError(
-            f"threat={threat!r} is not a threat model: give robust_jax.ThreatModel(perturbation, norm, radius)."
-        )
-    check_layout(space, images)
-    warn_of_radius(threat, images.shape)
-    jax.eval_shape(lambda x: threat_models.in_radii(threat, space.zeros(x)), images)  # whether the radius fits δ
-    check_space(space, images)
-
-
-def check_space(space: Perturbation, images: Any) -> None:
-    """Raises ValueError for a perturbation of the user's own that is not what a `Perturbation` is.
-
-    It fails, changes an image at δ = 0, has one δ for all images, or mixes the images of a batch.
-    """
-    for part in space.parts or (space,):
-        if part not in registry.built_in().values():
-            _check_own(part, images)
-
-
-def _check_own(part: Perturbation, images: Any) -> None:
-    zeros_of, apply_of = (f"perturbation {part.name}: {name}" for name in ("zeros", "apply"))
-    shape = jax.ShapeDtypeStruct((2, *images.shape[1:]), images.dtype)
-    two = called(zeros_of, lambda x: jax.eval_shape(part.zeros, x), shape)
-    if shared := [leaf.shape for leaf in jax.tree.leaves(two) if leaf.shape[:1] != (2,)]:
-        raise ValueError(
-            f"{zeros_of}(images) must have an entry for each image, [B, ...]; for 2 images it is {shared[0]}. One δ "
-            f"for all images is for attacks.universal_gradient and the like to make."
-        )
-    made = called(apply_of, lambda x: jax.eval_shape(part.apply, x, two), shape)
-    if getattr(made, "shape", None) != shape.shape:
-        raise ValueError(f"{apply_of}(images, zeros(images)) must return images unchanged, not {_described(made)}.")
-    if not _concrete(images) or not len(images):
-        return
-    few: Any = np.asarray(images)[:2]
-    few = np.concatenate([few, few[:1, ::-1]])  # several, and another number than that of rows or columns
-    with jax.ensure_compile_time_eval():
-        zeros = part.zeros(few)
-        if any(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(zeros)):
-            raise ValueError(f"{zeros_of}(images) must be 0 everywhere: the δ that has no effect.")
-        if not np.allclose(called(apply_of, lambda x: part.apply(x, zeros), few), few, atol=1e-2):
-            raise ValueError(f"{apply_of}(images, zeros(images)) must return images unchanged.")
-        draw = np.random.default_rng(0)
-        delta = jax.tree.map(lambda z: jnp.asarray(0.1 * draw.standard_normal(z.shape), z.dtype), zeros)
-        together = np.asarray(called(apply_of, lambda x: part.apply(x, delta), few))
-        alone = [part.apply(few[i : i + 1], jax.tree.map(lambda d, i=i: d[i : i + 1], delta)) for i in range(len(few))]
-    if not np.allclose(together, np.concatenate(alone), atol=1e-2, equal_nan=True):
-        raise ValueError(
-            f"{apply_of}(images, δ) must change each image by its own entry of δ: a batch gives other images than one "
-            f"after another. Are axes missing, as in δ[:, None, None, None], or is something averaged over the batch?"
-        )

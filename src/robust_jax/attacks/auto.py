@@ -20,9 +20,10 @@ from robust_jax.attacks.fab import fab, fab_targeted
 from robust_jax.attacks.result import AttackResult, LogitsFn
 from robust_jax.attacks.square import square
 from robust_jax.attacks.wrappers import expectation
-from robust_jax.checks import check_batch, check_images, check_threat, checked_logits
+from robust_jax.checks import check_batch, check_images, checked_logits
 from robust_jax.options import Count
 from robust_jax.spaces import per_example
+from robust_jax.spaces.checks import check_threat
 from robust_jax.spaces.per_example import example_keys, fold_keys
 from robust_jax.spaces.perturbations import Images
 from robust_jax.spaces.threat_models import ThreatModel

@@ -28,10 +28,11 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from robust_jax import losses
 from robust_jax.attacks import compiled
 from robust_jax.attacks.result import AttackResult
-from robust_jax.checks import check_batch, check_threat, checked_logits
+from robust_jax.checks import check_batch, checked_logits
 from robust_jax.losses import LossFn
 from robust_jax.options import Convert, Range, check_call
 from robust_jax.options.signatures import checks_arguments
+from robust_jax.spaces.checks import check_threat
 from robust_jax.spaces.per_example import check_key
 from robust_jax.spaces.threat_models import ThreatModel
 

@@ -16,12 +16,13 @@ from robust_jax.attacks.ascent import Keep, check_step_size
 from robust_jax.attacks.deepfool import Search, minimal_step
 from robust_jax.attacks.define import Loss, Share, checked
 from robust_jax.attacks.result import AttackResult, LogitsFn, clip_box
-from robust_jax.checks import check_images, check_threat, checked_logits
+from robust_jax.checks import check_images, checked_logits
 from robust_jax.extensions import choose
 from robust_jax.losses import LossFn
 from robust_jax.options import Count, Length, NotNegative, Range
 from robust_jax.options.hints import described, is_float_array
 from robust_jax.spaces import threat_models
+from robust_jax.spaces.checks import check_threat
 from robust_jax.spaces.perturbations import Delta, Images
 from robust_jax.spaces.threat_models import ThreatModel
 

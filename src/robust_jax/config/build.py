@@ -13,13 +13,14 @@ import numpy as np
 from robust_jax import data, models, parallel
 from robust_jax.attacks import ATTACKS
 from robust_jax.attacks.define import about
-from robust_jax.checks import check_attack_name, check_curve, warn_of_radius
+from robust_jax.checks import check_attack_name, check_curve
 from robust_jax.config import dry_run
 from robust_jax.config.objects import NONE, Objects
 from robust_jax.config.values import number
 from robust_jax.extensions import is_object
 from robust_jax.models.network import LinenNetwork, Network, NNXNetwork
 from robust_jax.options import Range, arguments, check_options, function_of, options_of, with_path
+from robust_jax.spaces.checks import warn_of_radius
 from robust_jax.spaces.threat_models import Threat, ThreatModel
 
 

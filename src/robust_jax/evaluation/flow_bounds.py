@@ -16,11 +16,12 @@ from jaxtyping import Array, Float, Int
 from robust_jax import losses
 from robust_jax.attacks.compiled import as_argument
 from robust_jax.attacks.result import LogitsFn, clip_box
-from robust_jax.checks import check_batch, check_threat
+from robust_jax.checks import check_batch
 from robust_jax.evaluation.landscapes import loss_gradients
 from robust_jax.losses import LossFn
 from robust_jax.options.signatures import checks_arguments
 from robust_jax.spaces import norms, perturbations, threat_models
+from robust_jax.spaces.checks import check_threat
 from robust_jax.spaces.flow import flow
 from robust_jax.spaces.perturbations import Delta, Images
 from robust_jax.spaces.threat_models import ThreatModel

@@ -26,11 +26,12 @@ from robust_jax import losses
 from robust_jax.attacks.compiled import as_argument
 from robust_jax.attacks.fab import fab
 from robust_jax.attacks.result import LogitsFn, clip_box
-from robust_jax.checks import check_batch, check_images, check_threat
+from robust_jax.checks import check_batch, check_images
 from robust_jax.losses import LossFn
 from robust_jax.options import Range
 from robust_jax.options.signatures import checks_arguments
 from robust_jax.spaces import per_example, perturbations, threat_models
+from robust_jax.spaces.checks import check_threat
 from robust_jax.spaces.flow import flow
 from robust_jax.spaces.per_example import value_and_gradient
 from robust_jax.spaces.perturbations import Delta, Images

@@ -20,7 +20,6 @@ from robust_jax.attacks.define import Loss
 from robust_jax.attacks.pgd import pgd
 from robust_jax.attacks.result import clip_box
 from robust_jax.attacks.universal import apply_universal, spread, universal_targeted
-from robust_jax.checks import warn_of_sigma
 from robust_jax.objectives.define import marked, point
 from robust_jax.objectives.inputs import (
     Examples,
@@ -38,6 +37,7 @@ from robust_jax.options import Count, NotNegative, Positive, Range
 from robust_jax.penalties import gradient_norms
 from robust_jax.penalties.local_flatness import roughest as find_roughest
 from robust_jax.spaces import per_example, perturbations, threat_models
+from robust_jax.spaces.checks import warn_of_sigma
 from robust_jax.spaces.norms import Norm
 from robust_jax.spaces.perturbations import Delta, Images
 from robust_jax.spaces.registry import Space

@@ -30,11 +30,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from robust_jax.checks import check_images, check_layout, check_space, check_threat, checked_losses
+from robust_jax.checks import check_images, checked_losses
 from robust_jax.extensions import choose
 from robust_jax.options import Positive, Range
 from robust_jax.options.signatures import checks_arguments
 from robust_jax.spaces import norms, perturbations, registry, threat_models
+from robust_jax.spaces.checks import check_layout, check_space, check_threat
 from robust_jax.spaces.per_example import value_and_gradient
 from robust_jax.spaces.perturbations import Delta, Images, Perturbation
 from robust_jax.spaces.threat_models import ThreatModel

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from robust_jax.attacks.ascent import Ascent, ascend
-from robust_jax.checks import check_images, check_threat, checked_losses
+from robust_jax.checks import check_images, checked_losses
 from robust_jax.options import Count, Range
 from robust_jax.options.signatures import checks_arguments
 from robust_jax.penalties import gradient_norms
 from robust_jax.penalties.gradient_norms import LossFn
 from robust_jax.spaces import norms
+from robust_jax.spaces.checks import check_threat
 from robust_jax.spaces.perturbations import Images
 from robust_jax.spaces.threat_models import ThreatModel
 
