@@ -15,6 +15,7 @@ import numpy as np
 from robust_jax.extensions import check_name
 from robust_jax.files import file_name
 from robust_jax.options import raised_by_library
+from robust_jax.options.hints import described
 from robust_jax.spaces import per_example
 
 ROUNDING = 1e-3
@@ -27,13 +28,6 @@ def is_concrete(*arrays: Any) -> bool:
     return not any(isinstance(array, jax.core.Tracer) for array in arrays)
 
 
-def described_array(value: Any) -> str:
-    """Type and shape of an array, or the type of anything else."""
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
-        return f"{value.dtype} {value.shape}"
-    return "None" if value is None else f"a {type(value).__name__}"
-
-
 def check_images(images: Any, in_box: bool = True) -> None:
     """Raises ValueError unless images are floats ``[B, H, W, C]`` of any precision, in [0, 1] if ``in_box``."""
     wanted = f"images must be floats [B, H, W, C]{' in [0, 1]' if in_box else ''}"
@@ -41,7 +35,7 @@ def check_images(images: Any, in_box: bool = True) -> None:
     if not is_array or images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
         whole = is_array and jnp.issubdtype(images.dtype, jnp.integer)
         way_out = ": robust_jax.data.to_float divides bytes by 255" if whole else ""
-        raise ValueError(f"{wanted}, got {described_array(images)}{way_out}.")
+        raise ValueError(f"{wanted}, got {described(images)}{way_out}.")
     if 0 in images.shape[1:]:
         raise ValueError(f"{wanted}, got {images.shape}: images without pixels.")
     if in_box and is_concrete(images) and images.size:
@@ -75,7 +69,7 @@ def check_batch(images: Any, labels: Any, logits_fn: Callable[[Any], Any]) -> No
     is_array = isinstance(labels, np.ndarray | jax.Array)
     if not is_array or labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
-            f"labels must be an array of integers [{len(images)}], one per image; got {described_array(labels)}."
+            f"labels must be an array of integers [{len(images)}], one per image; got {described(labels)}."
         )
     logits_fn = checked_logits(logits_fn)
     if is_concrete(images, labels):
@@ -130,7 +124,7 @@ def checked_losses(loss_fn: Any, has_aux: bool = False) -> Callable[[Any], Any]:
     def losses(images: Any) -> Any:
         found = called("loss_fn", loss_fn, images)
         if has_aux and not (isinstance(found, tuple) and len(found) == 2):
-            raise ValueError(f"loss_fn must return (losses [B], aux) with has_aux=True, got {described_array(found)}.")
+            raise ValueError(f"loss_fn must return (losses [B], aux) with has_aux=True, got {described(found)}.")
         loss = found[0] if has_aux else found
         _check_output("loss_fn", loss, "losses [B]", "return the losses alone, or set has_aux=True")
         if loss.shape != (len(images),):
@@ -154,7 +148,7 @@ def check_function(name: str, function: Any) -> None:
             f"without gradients give robust_jax.model(module), for others convert it by robust_jax.models.from_torch."
         )
     if not callable(function):
-        raise ValueError(f"{name} must be a function of images, got {described_array(function)}.")
+        raise ValueError(f"{name} must be a function of images, got {described(function)}.")
 
 
 def called(name: str, function: Callable[[Any], Any], images: Any) -> Any:
@@ -169,7 +163,7 @@ def called(name: str, function: Callable[[Any], Any], images: Any) -> Any:
             raise
         first = (str(error).strip().splitlines() or [""])[0]
         raise ValueError(
-            f"{name} fails for {described_array(images)} images: {_reason(error)}{type(error).__name__}: {first}"
+            f"{name} fails for {described(images)} images: {_reason(error)}{type(error).__name__}: {first}"
         ) from error
 
 
@@ -190,9 +184,9 @@ def _reason(error: Exception) -> str:
 def _check_output(name: str, found: Any, wanted: str, alone: str) -> None:
     if isinstance(found, tuple | list | dict) or not hasattr(found, "shape") or not hasattr(found, "dtype"):
         remedy = "is a return missing?" if found is None else f"{alone}."
-        raise ValueError(f"{name} must return an array of {wanted}, got {described_array(found)}: {remedy}")
+        raise ValueError(f"{name} must return an array of {wanted}, got {described(found)}: {remedy}")
     if not jnp.issubdtype(found.dtype, jnp.floating):
-        raise ValueError(f"{name} must return {wanted} as floats, got {described_array(found)}.")
+        raise ValueError(f"{name} must return {wanted} as floats, got {described(found)}.")
 
 
 def check_attack_name(name: str) -> None:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from robust_jax.checks import called, described_array, is_concrete
+from robust_jax.checks import called, is_concrete
+from robust_jax.options.hints import described
 from robust_jax.spaces import registry, threat_models
 from robust_jax.spaces.perturbations import Perturbation
 from robust_jax.spaces.threat_models import ThreatModel
@@ -77,9 +78,7 @@ def _check_own(part: Perturbation, images: Any) -> None:
         )
     made = called(apply_of, lambda x: jax.eval_shape(part.apply, x, two), shape)
     if getattr(made, "shape", None) != shape.shape:
-        raise ValueError(
-            f"{apply_of}(images, zeros(images)) must return images unchanged, not {described_array(made)}."
-        )
+        raise ValueError(f"{apply_of}(images, zeros(images)) must return images unchanged, not {described(made)}.")
     if not is_concrete(images) or not len(images):
         return
     few: Any = np.asarray(images)[:2]
