@@ -25,7 +25,7 @@ def called(monkeypatch):
 
 
 def test_flags_are_the_ball_the_options_of_the_attack_and_what_is_evaluated(called):
-    flags = "--attack=pgd --space flow,additive --radius=0.155,8/255 --steps 100 --loss=margin"
+    flags = "--attack=pgd --perturbation flow,additive --radius=0.155,8/255 --steps 100 --loss=margin"
     flags += " --random_start=false --restarts=3 --option=momentum=0.9 --limit=100 --seed 3 --out=mine"
     commands.main(["attack", "runs/a", *flags.split(), "runs/b"])
     ((workdirs, attacks, given),) = called
@@ -44,7 +44,7 @@ def test_flags_are_the_ball_the_options_of_the_attack_and_what_is_evaluated(call
 
 
 def test_a_name_a_norm_and_a_curve(called):
-    flags = "--attack=pgd --space=additive --norm=l2 --radius=1/2 --curve=0,0.5,1 --name=mine --split=train"
+    flags = "--attack=pgd --perturbation=additive --norm=l2 --radius=1/2 --curve=0,0.5,1 --name=mine --split=train"
     flags += " --save_adversarial --random_start"
     commands.main(["attack", "runs/a", *flags.split()])
     ((_, attacks, given),) = called
@@ -58,25 +58,31 @@ def test_a_name_a_norm_and_a_curve(called):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ("runs/a --attack=pdg --space=flow --radius=1", "--attack='pdg' is unknown: choose.*Did you mean 'pgd'?"),
-        ("runs/a --space=flow --radius=1", "--attack='' is unknown: choose one of"),
-        ("runs/a --space=my:space --radius=1", "--attack='' is unknown: choose one of"),
-        ("--attack=pgd --space=flow --radius=1", "attack needs a workdir"),
-        ("runs/a --attack=pgd --space=flow", "--radius is missing: give the ball"),
-        ("runs/a --attack=pgd --radius=1", "--space is missing"),
-        ("runs/a --attack=pgd --space=flwo --radius=1", "attacks.pgd: perturbation='flwo' is unknown: choose one of"),
         (
-            "runs/a --attack=pgd --space=flow --radius=1 --stepz=3",
+            "runs/a --attack=pdg --perturbation=flow --radius=1",
+            "--attack='pdg' is unknown: choose.*Did you mean 'pgd'?",
+        ),
+        ("runs/a --perturbation=flow --radius=1", "--attack='' is unknown: choose one of"),
+        ("runs/a --perturbation=my:space --radius=1", "--attack='' is unknown: choose one of"),
+        ("--attack=pgd --perturbation=flow --radius=1", "attack needs a workdir"),
+        ("runs/a --attack=pgd --perturbation=flow", "--radius is missing: give the ball"),
+        ("runs/a --attack=pgd --radius=1", "--perturbation is missing"),
+        (
+            "runs/a --attack=pgd --perturbation=flwo --radius=1",
+            "attacks.pgd: perturbation='flwo' is unknown: choose one of",
+        ),
+        (
+            "runs/a --attack=pgd --perturbation=flow --radius=1 --stepz=3",
             r"attacks.pgd \(kind pgd\) has no option \['stepz'\]",
         ),
-        ("runs/a --attack=pgd --space=flow --radius=1 --steps=0", "attacks.pgd.steps=0 must be at least 1"),
-        ("runs/a --attack=pgd --space=flow --radius=1 --steps", "attacks.pgd.steps=True"),
-        ("runs/a --attack=pgd --space=flow --radius=x", "attacks.pgd.radius='x': give a finite number"),
-        ("runs/a --attack=pgd --space=flow --radius=1 --option=steps", "--option=steps: give KEY=VALUE"),
-        ("runs/a --attack=pgd --space=flow --radius=1 --option=kind=fgsm", "--option=kind=fgsm: give KEY=VALUE"),
-        ("runs/a --attack=pgd --space=flow --radius=1 --limit=x", "limit.*'x'|x.*limit"),
-        ("runs/a --attack=pgd --space=flow --radius=1 --config.seed=1", "attack has no config"),
-        ("runs/a --attack=no_such_module:x --space=flow --radius=1", "'no_such_module:x' cannot be imported"),
+        ("runs/a --attack=pgd --perturbation=flow --radius=1 --steps=0", "attacks.pgd.steps=0 must be at least 1"),
+        ("runs/a --attack=pgd --perturbation=flow --radius=1 --steps", "attacks.pgd.steps=True"),
+        ("runs/a --attack=pgd --perturbation=flow --radius=x", "attacks.pgd.radius='x': give a finite number"),
+        ("runs/a --attack=pgd --perturbation=flow --radius=1 --option=steps", "--option=steps: give KEY=VALUE"),
+        ("runs/a --attack=pgd --perturbation=flow --radius=1 --option=kind=fgsm", "--option=kind=fgsm: give KEY=VALUE"),
+        ("runs/a --attack=pgd --perturbation=flow --radius=1 --limit=x", "limit.*'x'|x.*limit"),
+        ("runs/a --attack=pgd --perturbation=flow --radius=1 --config.seed=1", "attack has no config"),
+        ("runs/a --attack=no_such_module:x --perturbation=flow --radius=1", "'no_such_module:x' cannot be imported"),
     ],
 )
 def test_mistakes_are_one_message(called, capsys, flags, message):
@@ -88,7 +94,7 @@ def test_mistakes_are_one_message(called, capsys, flags, message):
 
 
 def test_an_option_that_is_on_or_off_takes_no_workdir_for_its_value(called):
-    flags = "--attack=pgd --space=additive --radius=0.1 --early_stop runs/a --random_start false"
+    flags = "--attack=pgd --perturbation=additive --radius=0.1 --early_stop runs/a --random_start false"
     commands.main(["attack", *flags.split()])
     ((workdirs, attacks, _),) = called
     assert workdirs == ["runs/a"] and attacks["pgd"]["early_stop"] is True and attacks["pgd"]["random_start"] is False

@@ -1,10 +1,10 @@
 """Attacks trained workdirs with one attack, without a config; the result is stored as every evaluation.
 
-robust-jax attack runs/digits_fgr --attack=auto_attack --space=additive --norm=linf --radius=8/255 [--steps=100 ...]
-robust-jax attack runs/digits_fgr --attack=pgd --space=flow,additive --radius=0.155,8/255
+robust-jax attack runs/digits_fgr --attack=auto_attack --perturbation=additive --norm=linf --radius=8/255
+robust-jax attack runs/digits_fgr --attack=pgd --perturbation=flow,additive --radius=0.155,8/255
 
 Every option of the attack is a flag, --KEY=VALUE, also written --option=KEY=VALUE; `robust-jax list attacks` names the
-attacks. A space of several perturbations is their composition, with a radius for each. What is left out is as the
+attacks. Several perturbations are their composition, with a radius for each. What is left out is as the
 workdir's own config says: split, limit, seed, checkpoint.
 """
 
@@ -32,7 +32,7 @@ def define(options: flags.FlagValues) -> None:
     text, number = (partial(f, default=None, flag_values=options) for f in (flags.DEFINE_string, flags.DEFINE_integer))
     flags.DEFINE_list("workdir", [], "What train wrote; several are compared.", flag_values=options)
     text("attack", help="One of `robust-jax list attacks`, or module:name of your own.")
-    text("space", help="One of `robust-jax list perturbations`, module:name, or several with commas.")
+    text("perturbation", help="One of `robust-jax list perturbations`, module:name, or several with commas.")
     text("norm", help="Of the ball, such as linf; several with commas for several perturbations.")
     text("radius", help="A number or a fraction such as 8/255; several with commas.")
     text("curve", help="Multiples of the radius to measure at too, such as 0,0.5,1,2.")
@@ -91,7 +91,7 @@ def main(options: flags.FlagValues, overrides: list[str]) -> None:
         raise ValueError("attack needs a workdir: robust-jax attack runs/digits_fgr --attack=pgd ...")
     if ":" not in (options.attack or ""):
         choose("--attack", options.attack or "", ATTACKS, ", or module:name of your own")
-    if ":" in f"{options.attack}{options.space}{options.option}":
+    if ":" in f"{options.attack}{options.perturbation}{options.option}":
         cli.search_current_folder()  # the user names a part of a module
     name = options.name or options.attack.rpartition(":")[2]
     names = ("split", "limit", "seed", "batch_size", "checks", "pictures", "checkpoint", "data_dir", "out")
@@ -104,14 +104,14 @@ def spec_of(options: flags.FlagValues) -> dict[str, Any]:
     """The attack as its entry in a config.
 
     Raises:
-      ValueError: no space or radius; an option without a value, or one that is a flag of its own.
+      ValueError: no perturbation or radius; an option without a value, or one that is a flag of its own.
     """
-    for flag in ("space", "radius"):
+    for flag in ("perturbation", "radius"):
         if not options[flag].value:
-            raise ValueError(f"--{flag} is missing: give the ball, as in --space=additive --radius=8/255.")
+            raise ValueError(f"--{flag} is missing: give the ball, as in --perturbation=additive --radius=8/255.")
     spec: dict[str, Any] = {"kind": options.attack, "radius": literal(options.radius)}
-    for key, flag in (("perturbation", "space"), ("norm", "norm")):
-        if value := options[flag].value:
+    for key in ("perturbation", "norm"):
+        if value := options[key].value:
             parts = tuple(part.strip() for part in value.strip("()").split(","))
             spec[key] = parts if len(parts) > 1 else parts[0]
     if options.curve:
@@ -119,7 +119,7 @@ def spec_of(options: flags.FlagValues) -> dict[str, Any]:
         spec["curve"] = curve if isinstance(curve, tuple) else (curve,)
     for option in options.option:
         key, equals, value = option.partition("=")
-        if not equals or key in spec or key == "perturbation":
+        if not equals or key in spec:
             raise ValueError(f"--option={option}: give KEY=VALUE of an option of {options.attack}, once.")
         spec[key] = literal(value)
     return spec
