@@ -7,6 +7,7 @@ import pytest
 from scipy.special import log_softmax
 
 from robust_jax import losses
+from robust_jax.files import plain
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -99,6 +100,7 @@ def test_get_takes_names_and_functions():
     own = losses.get("optax:softmax_cross_entropy_with_integer_labels")  # checked as a function of one's own is
     logits, labels = jnp.eye(3), jnp.arange(3)
     np.testing.assert_allclose(own(logits, labels), losses.cross_entropy(logits, labels), rtol=1e-6)
+    assert losses.get(own) is own and plain(own) == "softmax_cross_entropy_with_integer_labels"
 
 
 def test_cross_entropy_of_soft_labels_is_the_mixture_of_those_of_classes():

@@ -7,6 +7,7 @@ absurd size, depth or shape is one message.
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import math
 import os
@@ -36,6 +37,7 @@ def plain(value: Any) -> Any:
         return [plain(v) for v in value]
     if isinstance(value, (np.ndarray, np.generic, jax.Array)):
         return plain(np.asarray(value).tolist())
+    value = inspect.unwrap(value) if callable(value) else value
     if isinstance(value, functools.partial):
         given = [*map(plain, value.args), *(f"{k}={plain(v)}" for k, v in value.keywords.items())]
         return f"{plain(value.func)}({', '.join(map(str, given))})"

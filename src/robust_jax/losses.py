@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, update_wrapper
 
 import jax
 import jax.numpy as jnp
@@ -156,7 +156,8 @@ def get(loss: str | LossFn) -> LossFn:
       ValueError: an unknown name.
     """
     loss = loss if callable(loss) else find("loss", loss, LOSSES)
-    return loss if loss in LOSSES.values() else partial(_checked, loss)
+    is_checked = loss in LOSSES.values() or getattr(loss, "func", None) is _checked
+    return loss if is_checked else update_wrapper(partial(_checked, loss), loss)  # results show its own name
 
 
 def _checked(loss: LossFn, logits: Array, labels: Array) -> Array:

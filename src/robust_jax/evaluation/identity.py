@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import zlib
 from collections.abc import Mapping
@@ -60,6 +61,7 @@ def _named(value: Any) -> Any:
     """A loss of the user's own by its module too: its name may be that of a built-in one."""
     if not callable(value) or value in LOSSES.values():
         return value
+    value = inspect.unwrap(value)
     if isinstance(value, partial):
         given = [*map(_named, value.args), *(f"{key}={_named(one)}" for key, one in value.keywords.items())]
         return f"{_named(value.func)}({', '.join(map(str, given))})"
