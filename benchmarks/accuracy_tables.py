@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from origin import unpacked
-from robust_jax.evaluation.statistics import wilson_interval
+from robust_jax.evaluation.paired import shown_p
+from robust_jax.evaluation.statistics import mcnemar, wilson_interval
 from table_files import compared
 
 UNCHECKED = "Further signs of masked gradients{}, which take more attacks, were not looked for."
@@ -301,5 +301,4 @@ def _compared(rows: Mapping[str, Any], columns: Mapping[str, Sequence[str]], nam
 
 def _mcnemar(ours: np.ndarray, theirs: np.ndarray) -> str:
     plus, minus = int((theirs & ~ours).sum()), int((ours & ~theirs).sum())
-    p = binomtest(plus, plus + minus).pvalue if plus + minus else 1.0
-    return f"+{plus} −{minus}, p {'< 1e-4' if p < 1e-4 else f'= {p:.2g}'}"
+    return f"+{plus} −{minus}, {shown_p(mcnemar(plus, minus))}"

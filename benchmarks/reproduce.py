@@ -36,8 +36,9 @@ from robust_jax import cli
 from robust_jax.config.build import load_dataset
 from robust_jax.config.command_line import overridden
 from robust_jax.evaluation import evaluate, stored
-from robust_jax.evaluation.identity import checksum, digest
+from robust_jax.evaluation.identity import digest
 from robust_jax.extensions import choose
+from robust_jax.files import checksum
 from robust_jax.spaces.threat_models import ThreatModel
 from robust_jax.training import loop
 from robust_jax.workdir import runs, saved_config

@@ -39,9 +39,12 @@ settings.register_profile("thorough", deadline=None, database=None, derandomize=
 settings.load_profile("default")
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def few_programs():
-    """Drops compiled programs before Linux runs out of mappings for a process, 65,530: XLA would crash."""
+    """Drops compiled programs before Linux runs out of mappings for a process, 65,530: XLA would crash.
+
+    A program has three for each of its kernels if it was kept from another process; that of an attack 200 to 700.
+    """
     yield
     maps = Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > 25_000:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from robust_jax import attacks, losses, models, norms, objectives, perturbations
     from robust_jax.evaluation.evaluate import evaluate
     from robust_jax.evaluation.page import report
+    from robust_jax.evaluation.paired import compare
     from robust_jax.evaluation.robustness import robustness
     from robust_jax.evaluation.show import show
     from robust_jax.evaluation.summary import summarise
@@ -35,7 +36,7 @@ __version__ = "0.1.0"
 _FACE = {
     "attacks": (), "losses": (), "models": ("bind", "model"), "norms": (), "objectives": (), "perturbations": (),
     "evaluation": ("evaluate", "robustness", "show", "summarise"),
-    "evaluation.page": ("report",),
+    "evaluation.page": ("report",), "evaluation.paired": ("compare",),
     "penalties": ("first_order_gain", "gradient_norm", "local_flatness", "steepest", "value_and_gradient_norm"),
     "spaces": ("Perturbation", "ThreatModel", "dual", "normalized_to_pixels", "warp"),
     "training": ("train",), "workdir": ("load",),
@@ -43,10 +44,10 @@ _FACE = {
 _PLACES = {name: package for package, names in _FACE.items() for name in names}
 
 __all__ = [  # noqa: PLE0604
-    "Perturbation", "ThreatModel", "attacks", "bind", "dual", "evaluate", "first_order_gain", "gradient_norm",
-    "load", "local_flatness", "losses", "model", "models", "normalized_to_pixels", "norms", "objectives",
-    "perturbations", "report", "robustness", "show", "steepest", "summarise", "train", "value_and_gradient_norm",
-    "warp",
+    "Perturbation", "ThreatModel", "attacks", "bind", "compare", "dual", "evaluate", "first_order_gain",
+    "gradient_norm", "load", "local_flatness", "losses", "model", "models", "normalized_to_pixels", "norms",
+    "objectives", "perturbations", "report", "robustness", "show", "steepest", "summarise", "train",
+    "value_and_gradient_norm", "warp",
 ]  # fmt: skip
 
 

@@ -139,6 +139,26 @@ def test_reaches_the_optimum_of_a_linear_model_in_the_box(norm):
     assert (gain >= 0.99 * best).all() and (gain <= 1.0001 * best).all(), gain / best
 
 
+def test_starts_in_l1_are_directions_in_units_of_the_radius():
+    keys, images = jax.random.split(KEY, 500), jnp.full((500, 4, 4, 1), 0.5)
+    start = jax.jit(_sparse_start, static_argnums=1)
+    shares = []
+    for radius in ((30.0, 3.0, 3.0), (3.0, 3.0, 3.0)):
+        found = np.abs(start(ThreatModel("affine", "l1", radius), 3, keys, images)) / np.asarray(radius)
+        shares.append((found / found.sum(-1, keepdims=True)).mean(0))
+    # 500 draws of a share with a standard deviation of a quarter: five of their standard errors.
+    np.testing.assert_allclose(shares[0], shares[1], atol=5 * 0.25 / 500**0.5)
+
+
+def test_starts_in_l1_do_not_depend_on_the_other_images():
+    images, keys = jnp.full((2, 6, 6, 1), 0.5), jax.random.split(KEY, 2)
+    together = ThreatModel("additive", "l1", jnp.array([1.0, 20.0])[:, None, None, None])
+    alone = ThreatModel("additive", "l1", jnp.ones((1, 1, 1, 1)))
+    np.testing.assert_allclose(
+        _sparse_start(together, 3, keys, images)[:1], _sparse_start(alone, 3, keys[:1], images[:1]), atol=1e-6
+    )
+
+
 def test_projects_on_the_l1_ball_within_the_box():
     images, threat = sample(), ThreatModel("additive", "l1", (3.0, 1.5))
     rng = np.random.default_rng(0)

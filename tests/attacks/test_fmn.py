@@ -112,6 +112,15 @@ def test_targeted_and_what_is_misclassified_already():
     assert result.success.all() and (result.images == images).all()
 
 
+def test_logits_that_are_not_finite_are_not_sought():
+    def model(x):
+        mean = x.mean((1, 2, 3)) - 0.5
+        return jnp.where(jnp.abs(mean)[:, None] > 0.02, jnp.nan, jnp.stack([1 + 0 * mean, mean], -1))
+
+    images, threat = jnp.full((3, 4, 4, 1), 0.5), ThreatModel("additive", "linf", 0.1)
+    assert not fmn(model, images, jnp.zeros(3, int), threat, key=jax.random.key(0)).success.any()
+
+
 def test_a_ball_that_does_not_reach_the_boundary():
     model, images = linear(5), sample(0.45, 0.55)
     labels = model(images).argmax(-1)

@@ -195,6 +195,20 @@ def test_datasets_of_other_libraries(make):
     assert source.class_names == Torch.classes
 
 
+def test_classes_in_another_order_are_other_classes():
+    one, other = Torch(), Torch()
+    other.classes = np.array(["dog", "cat", "eel"])
+    with pytest.raises(ValueError, match=r"label 0 is 'cat' in .* and 'dog' in .* the same list of names"):
+        data.dataset(data.from_torch(one), data.from_torch(other))
+    other.classes = np.array(Torch.classes)
+    assert data.dataset(data.from_torch(one), data.from_torch(other)).class_names == Torch.classes
+    for classes in (3, {0: "cat", 1: "dog", 2: "eel"}):
+        other.classes = classes
+        assert data.from_torch(other).class_names is None
+        with pytest.raises(ValueError, match="class_names is .*: give a list, one name for each class"):
+            data.from_torch(other, class_names=classes)
+
+
 def of_sizes(*sizes):
     draw = np.random.default_rng(1)
     return [(draw.integers(0, 256, (*size, 3), np.uint8), i % 2) for i, size in enumerate(sizes)]

@@ -55,7 +55,8 @@ def workdirs(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "restored", restored)
     folders = [tmp_path / name for name in trained]
     for folder in folders:
-        folder.mkdir()
+        for checkpoint in ("best/7", "latest/1000"):  # of more steps than the run has: it is finished
+            (folder / "checkpoints" / checkpoint).mkdir(parents=True)
         (folder / "config.json").write_text("{}")
     return folders
 

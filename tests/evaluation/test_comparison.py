@@ -93,6 +93,13 @@ def test_no_picture_joins_numbers_of_other_images():
     assert shared_attacks({"a": one, "b": fewer}) == {}
 
 
+def test_no_trade_off_without_a_common_attack(tmp_path):
+    reports = {"a": report(0.9), "b": report(0.8, attack="fgsm")}
+    assert files(comparison.keep({str(tmp_path / n): r for n, r in reports.items()}, ("seed", [0, 1]))) == [
+        "comparison.json"
+    ]
+
+
 def test_a_point_of_the_trade_off_is_the_mean_over_the_seeds_of_a_value(tmp_path, monkeypatch):
     seen = {}
     original = comparison.curves.trade_off

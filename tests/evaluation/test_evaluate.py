@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,11 @@ import pytest
 from robust_jax import models
 from robust_jax.attacks import ATTACKS, pgd
 from robust_jax.config import base, complete
-from robust_jax.evaluation import masking, outcome_cache
+from robust_jax.evaluation import identity, masking, outcome_cache
 from robust_jax.evaluation.attack import Attack, Source
 from robust_jax.evaluation.evaluate import evaluate
 from robust_jax.evaluation.from_config import attack_from
+from robust_jax.evaluation.page import reproduce
 from robust_jax.evaluation.statistics import wilson_interval
 from robust_jax.evaluation.trial import Trial, attacked
 from robust_jax.losses import margin
@@ -174,7 +176,7 @@ def test_names_are_no_markup_no_formula_and_no_path(trained, workdirs, tmp_path,
     folders = [tmp_path / "run[bold]x $x^$", tmp_path / "[red]"]
     for folder in folders:
         monkeypatch.setitem(trained, folder.name, trained["steep"])
-        folder.mkdir()
+        (folder / "checkpoints" / "best" / "7").mkdir(parents=True)
         (folder / "config.json").write_text("{}")
     spec = dict(kind="pgd", perturbation="additive", radius=0.3, steps=2, curve=(0, 1))
     name = "[blue]a $x^$ {x}"
@@ -221,6 +223,22 @@ def test_a_transfer_attack_is_a_row_of_the_evaluation_and_part_of_what_it_resume
     assert prints[0] != prints[1]
     closure = dataclasses.replace(one, source=Source("closure", lambda x: x.sum((1, 2))))
     assert not outcome_cache.fingerprints({"a": closure}, trained["smooth"][0], [], False)
+
+
+PARTS = """
+from robust_jax import Perturbation, attacks, losses
+from robust_jax.spaces.additive import additive as built_in
+
+additive = Perturbation(built_in.zeros, lambda images, delta: images - delta, "additive")
+
+
+def pgd(logits_fn, images, labels, threat, *, key, steps=1):
+    return attacks.pgd(logits_fn, images, labels, threat, key=key, steps=steps)
+
+
+def margin(logits, labels):
+    return losses.margin(logits, labels)
+"""
 
 
 @pytest.mark.parametrize("kind", ATTACKS)
@@ -331,6 +349,58 @@ def test_where_memory_runs_out_signs_are_looked_for_at_fewer_images(workdirs, mo
     assert counts == [60, 30, 15] and "looked for at 15 images" in caplog.text
     assert report["checks"] == 15
     assert any(warning.startswith("other_losses:") for warning in report["warnings"])
+
+
+def test_a_run_that_is_not_finished_is_told(workdirs):
+    (workdirs[0] / "checkpoints" / "latest" / "1000").rename(workdirs[0] / "checkpoints" / "latest" / "9")
+    (workdirs[0] / "metrics.jsonl").write_text('{"step": 12}\n')
+    reports = evaluate(workdirs, {}, limit=20, pictures=0)
+    told = [[w for w in report["warnings"] if w.startswith("training:")] for report in reports.values()]
+    assert told == [["training: it is not finished, step 12 of 101"], []]
+
+
+def test_a_missing_checkpoint_is_told_before_anything_is_measured(workdirs):
+    (workdirs[1] / "checkpoints" / "best" / "7").rmdir()
+    with pytest.raises(ValueError, match="steep holds no best checkpoint: .* take the latest one"):
+        evaluate(workdirs, limit=20)
+    assert not (workdirs[0] / "evaluations").exists()
+
+
+def test_images_of_another_size_are_other_images(workdirs, monkeypatch, capsys):
+    restored = runs.restored
+
+    def resized(workdir, *given):
+        found = restored(workdir, *given)
+        found.config.data.eval_resize = 16 * (Path(workdir).name == "steep")
+        return found
+
+    monkeypatch.setattr(runs, "restored", resized)
+    reports = evaluate(workdirs, {}, limit=20, pictures=0)
+    assert "These are not the same images" in capsys.readouterr().out
+    assert len({report["identity"]["examples"] for report in reports.values()}) == 2
+
+
+def test_parts_of_ones_own_are_not_taken_for_the_built_in_ones_of_their_names(workdirs, tmp_path, monkeypatch, capsys):
+    (tmp_path / "own_parts_2.py").write_text(PARTS)
+    monkeypatch.syspath_prepend(tmp_path)
+    common = dict(radius=0.05, steps=1)
+    attacks = {
+        "built_in": dict(kind="pgd", perturbation="additive", **common),
+        "own": dict(kind="own_parts_2:pgd", perturbation="additive", **common),
+        "loss": dict(kind="pgd", perturbation="additive", loss="own_parts_2:margin", **common),
+        "space": dict(kind="pgd", perturbation="own_parts_2:additive", **common),
+    }
+    (report,) = evaluate(workdirs[0], attacks, limit=20, pictures=0).values()
+    found = report["attacks"]
+    assert [found[name]["settings"]["attack"] for name in attacks] == ["pgd", "own_parts_2:pgd", "pgd", "pgd"]
+    assert found["loss"]["settings"]["loss"] == "own_parts_2:margin"
+    assert found["space"]["threat"]["perturbation"] == "own_parts_2:additive"
+    names = {}
+    exec(
+        reproduce.evaluation(workdirs[0], report).rpartition("\n")[0].replace("import robust_jax as rj", ""), {}, names
+    )
+    again = {name: attack_from(name, spec) for name, spec in names["attacks"].items()}
+    assert identity.attacks_of(again) == report["identity"]["attacks"]
 
 
 def test_another_checkpoint_than_was_asked_for_is_told(workdirs, monkeypatch):

@@ -168,6 +168,14 @@ def test_attacks_on_a_quantised_input_show_signs(standard):
     assert {"black_box", "huge_radius"} <= found
 
 
+def test_noise_in_the_same_ball_is_no_search_without_gradients(standard):
+    model = jax.tree_util.Partial(planted.quantised, standard)
+    for more, told in ((Attack(gaussian_noise, BALL), True), (Attack(square, BALL, {"queries": 200}), False)):
+        measured = measure(model, {"pgd": ATTACKS["pgd"], "other": more})
+        found = names(shown(("attacks",), model, measured))
+        assert ("black_box" in found) == told
+
+
 def test_what_cannot_be_differentiated_is_not_attacked_further(standard):
     model = jax.tree_util.Partial(planted.without_gradient, standard)
     measured = measure(model, {"square": Attack(square, BALL, {"queries": 20})})

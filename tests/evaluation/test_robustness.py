@@ -419,7 +419,7 @@ def test_a_norm_may_be_a_whole_number_and_a_curve_an_array():
     attack = Attack(pgd, threat, {"steps": 2}, curve=np.array([0.0, 1.0]))
     measured = robustness(MODEL, (IMAGES, LABELS), {"a": attack}, key=jax.random.key(0))
     found = summarise(measured)["attacks"]["a"]
-    assert threat_of(found) == "additive 2 0.2" and attack_of(attack)["curve"] == [0.0, 1.0]
+    assert threat_of(found) == "additive l2 0.2" and attack_of(attack)["curve"] == [0.0, 1.0]
 
 
 def test_attacks_may_come_from_a_config():
@@ -456,6 +456,18 @@ def test_what_is_not_the_same_in_every_pass_is_refused():
     attacks = {"pgd": Attack(pgd, ThreatModel("additive", "linf", 0.01), {"steps": 1})}
     with pytest.raises(ValueError, match="the second pass has other examples than the first: turn shuffling"):
         robustness(MODEL, Shuffled(), attacks, key=jax.random.key(0))
+
+    class Augmented:
+        """A loader that moves its images, in the same order."""
+
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            return iter([(np.roll(IMAGES, self.passes, axis=2), LABELS)])
+
+    with pytest.raises(ValueError, match="the second pass has other examples than the first: .* random augmentation"):
+        robustness(MODEL, Augmented(), attacks, key=jax.random.key(0))
     twice = [{"image": IMAGES[:9], "label": LABELS[:9], "id": np.arange(9)}] * 2
     with pytest.raises(ValueError, match="two examples have the same id"):
         robustness(MODEL, twice, attacks, key=jax.random.key(0))

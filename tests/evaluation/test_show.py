@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -66,6 +67,15 @@ def test_results_are_shown_by_their_accuracies():
     assert repr(summary) == f"Summary({shown}; 1 warning)" and json.loads(json.dumps(summary)) == summary
 
 
+def test_other_images_are_not_drawn_in_one_chart(tmp_path, capsys):
+    for name, images in (("one", IMAGES), ("same", IMAGES), ("dark", 0.5 * IMAGES)):
+        rj.show(measured((images, LABELS)), save=tmp_path / name)
+    pages = [rj.report([tmp_path / "one", tmp_path / other]) for other in ("same", "dark")]
+    assert [len(page.page["curves"]) for page in pages] == [1, 2]
+    assert ["not the same images" in page.text("markdown") for page in pages] == [False, True]
+    assert ["not the same images" in str(page.page["notes"]) for page in pages] == [False, True]
+
+
 def test_files_that_it_did_not_write_are_not_replaced(tmp_path):
     found = measured((IMAGES, LABELS))
     rj.show(found, save=tmp_path / "mine")
@@ -79,4 +89,13 @@ def test_files_that_it_did_not_write_are_not_replaced(tmp_path):
             rj.show(found, save=tmp_path / "mine")
         assert json.loads(path.read_text()) == whole and (tmp_path / "mine" / "robustness_step.png").exists()
         path.unlink()
+        with pytest.raises(
+            ValueError,
+            match="holds adversarial_step.png, examples.npz, per_example.npz, which might be replaced: give an",
+        ):
+            rj.show(found, save=tmp_path / "mine")
+        shutil.rmtree(tmp_path / "mine")
+        rj.show(found, save=tmp_path / "mine")
+    (tmp_path / "mine" / "comparison.json").touch()
+    with pytest.raises(ValueError, match="mine holds comparison.json, .*, which might be replaced"):
         rj.show(found, save=tmp_path / "mine")

@@ -98,7 +98,7 @@ def test_layout_and_settings_as_json():
     wanted = {"accuracy", "interval", "n", "per_class", "threat", "settings", "seconds", "largest"}
     assert set(flow) == wanted | {"curve"} and set(turn) == wanted
     assert flow["threat"] == {"perturbation": "flow", "norm": "linf", "radius": 0.155, "unit": "px per axis"}
-    assert turn["threat"]["norm"] == "inf" and turn["threat"]["radius"] == [30, 3, 3]
+    assert turn["threat"]["norm"] == "linf" and turn["threat"]["radius"] == [30, 3, 3]
     # What was not set is there with its default.
     assert (flow["settings"]["steps"], flow["settings"]["restarts"]) == (20, 3)
     assert flow["settings"]["loss"] == losses.cross_entropy.__name__

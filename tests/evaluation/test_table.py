@@ -30,7 +30,7 @@ def test_a_line_tells_each_other_evaluation(capsys):
 
 
 def test_lines_fit_80_columns(monkeypatch, capsys):
-    monkeypatch.setattr(table, "_console", lambda: table.Console(width=80))
+    monkeypatch.setattr(table, "console", lambda: table.Console(width=80))
     held = {"a": {"validation-first_1000-seed_3-" + "x" * 50: report(0.98, 10_000), "test": report(0.5)}}
     table.show_stored(held)
     lines = capsys.readouterr().out.splitlines()
@@ -50,7 +50,7 @@ def test_where_the_table_is_too_wide_intervals_have_lines_of_their_own(monkeypat
     entry = report(0.98)["clean"] | {"threat": threat, "settings": {"attack": "pgd", "steps": 20, "restarts": 3}}
     reports = {name: report(0.98) | {"attacks": {"flow_0_155": entry | LARGEST}} for name in ("standard", "fgr")}
     for width, cell in ((120, " 98.0% [98.0, 98.0] "), (80, " [98.0, 98.0] ")):
-        monkeypatch.setattr(table, "_console", lambda width=width: table.Console(width=width))
+        monkeypatch.setattr(table, "console", lambda width=width: table.Console(width=width))
         table.show(reports)
         lines = capsys.readouterr().out.splitlines()
         assert all(len(line) <= width for line in lines) and sum(line.count(cell) for line in lines) == 4
@@ -62,7 +62,7 @@ def test_workdirs_that_do_not_fit_beside_each_other_have_several_tables(monkeypa
     reports = {f"runs/seed_{i:02}": report(0.98) | {"attacks": {"flow": entry | LARGEST}} for i in range(12)}
     reports["runs/seed_11"] = report(1.0) | {"attacks": {"other": entry | LARGEST}}
     for width, tables in ((300, 1), (120, 3), (60, 12)):
-        monkeypatch.setattr(table, "_console", lambda width=width: table.Console(width=width))
+        monkeypatch.setattr(table, "console", lambda width=width: table.Console(width=width))
         table.show(reports)
         text = capsys.readouterr().out
         assert all(len(line) <= width for line in text.splitlines())

@@ -10,6 +10,7 @@ from scipy.optimize import minimize
 
 from robust_jax.options import arguments
 from robust_jax.spaces import norms
+from robust_jax.spaces.threat_models import ThreatModel
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 ALL = ["l1", "l2", "linf", 1.5, 3, "l2inf", "l21"]
@@ -49,6 +50,8 @@ def test_names_are_numbers(name, p):
     assert norms.exponent(name) == norms.exponent(p)
     assert norms.exponent(norms.dual(name)) == norms.exponent(norms.dual(p))
     np.testing.assert_allclose(value(sample(), p), value(sample(), name))
+    assert norms.checked(p) == norms.checked(name) == name
+    assert ThreatModel("additive", p, 0.1) == ThreatModel("additive", name, 0.1)
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1e25])

@@ -234,9 +234,9 @@ def _run(
         return state, ~state.kept.success if effort.early_stop else jnp.ones_like(state.kept.success)
 
     start = rule.start(keys, images)
-    lowest = jnp.full(len(images), -jnp.inf)
+    lowest = jnp.full_like(best.value, -jnp.inf)
     state = State(
-        start, start, lowest, (start, zeros, lowest), best, step=jnp.full(len(images), rule.step),
+        start, start, lowest, (start, zeros, lowest), best, step=jnp.full_like(best.value, rule.step),
         rises=jnp.zeros(len(images), int), halved=rule.halved, checked=rule.checked,
     )  # fmt: skip
     state = while_active(body, (images, known), state, ~best.success, len(rule.begins))

@@ -185,12 +185,14 @@ def _sparse_start(threat: ThreatModel, factor: float, keys: Array, images: Image
     If an entry of the radius is above their mean, its standard deviation is so too.
     """
     zeros = threat.perturbation.zeros(images)
-    radius = jnp.asarray(threat.radius, zeros.dtype)
-    spread = radius / jnp.where(radius.mean() > 0, radius.mean(), 1)
-    noise = perturbations.gaussian_delta(threat.perturbation, keys, images, 1.0) * spread
+    radius = jnp.broadcast_to(jnp.asarray(threat.radius, zeros.dtype), zeros.shape)
+    mean = radius.mean(tuple(range(1, zeros.ndim)), keepdims=True)  # of each example's own
+    noise = perturbations.gaussian_delta(threat.perturbation, keys, images, 1.0)
+    spread = noise * radius / jnp.where(mean > 0, mean, 1)
     ball = _enlarged(threat, factor, zeros)
-    inside = threat_models.size(ball, noise) < 1
-    return project_l1(ball, images, per_example.where(inside, threat_models.on_sphere(ball, noise), noise))
+    inside = threat_models.size(ball, spread) < 1
+    # A direction is in units of the radius: it is not spread again.
+    return project_l1(ball, images, per_example.where(inside, threat_models.on_sphere(ball, noise), spread))
 
 
 def _sparsify(climbs: _Climbs, done: Array, state: State) -> tuple[Array, State]:

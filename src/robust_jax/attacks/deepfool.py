@@ -49,8 +49,8 @@ def deepfool(
 
     u_k the unit ball's steepest direction, and then tries ``(1 + overshoot) δ``: an example stops once that is
     misclassified. A full step, as in the paper, often crosses a curved boundary far from its nearest point. As T is not
-    additive in general, a single δ is kept, and derivatives are those of ``T(x, δ)`` at the δ tried, instead of those
-    of T at the transformed image. All parts of a composition move by the same fraction of their balls. Any norm is
+    additive in general, a single δ is kept, and derivatives are those of ``T(x, δ)`` at δ, instead of those of T at the
+    transformed image. All parts of a composition move by the same fraction of their balls. Any norm is
     supported; l1 moves few coordinates per step and may need many steps in the box.
 
     The radius is both the unit of size and the bound. To measure distances to the decision boundary, rather than the
@@ -123,11 +123,13 @@ def minimal_step(
 
     def body(_: Array, fixed: tuple[Images, Array, Array, Delta], state: _State) -> tuple[_State, Array]:
         images, labels, rivals, start = fixed
-        logits, pull = jax.vjp(partial(logits_at, images), state.tried)
+        # At δ and not at what was tried: from there every step would end short of the boundary by what was relaxed.
+        logits, pull = jax.vjp(partial(logits_at, images), state.delta)
         signs = linearised.rows(logits, labels, rivals, search.targeted)
-        distance, gradient, headroom = _nearest(logits, pull, signs, images, threat, state.tried, search.relaxation)
-        # Nothing in the ball is farther than its diameter.
-        fraction = jnp.where(jnp.isfinite(distance), jnp.clip(distance, 1e-6, 2), 0)
+        distance, gradient, headroom = _nearest(logits, pull, signs, images, threat, state.delta, search.relaxation)
+        # Nothing in the ball is farther than its diameter; a tie is left by a tiny step.
+        least = jnp.where(equal(state.delta, start), 1e-6, 0.0)
+        fraction = jnp.where(jnp.isfinite(distance), jnp.clip(distance, least, 2), 0)
         size = jax.tree.map(lambda r, d: per_example.expand(fraction, d) * r, threat.radius, state.delta)
         delta = confined(images, threat_models.move(threat, state.delta, gradient, size, headroom))
         beyond = jax.tree.map(lambda s, d: s + (1 + search.overshoot) * (d - s), start, delta)

@@ -82,7 +82,7 @@ def boundary(
     values, pull, _ = jax.vjp(margins, zeros, has_aux=True)
 
     def gain(row: Array) -> Array:
-        gradient = pull(jnp.broadcast_to(row, values.shape))[0]
+        gradient = pull(row + jnp.zeros_like(values))[0]  # as sharded as the values are
         gradient = finite(gradient)
         # Coordinates that the box holds back do not lead to the boundary.
         headroom = perturbations.headroom(space, images, zeros, gradient)
@@ -100,7 +100,7 @@ def boundary(
         away = (needed[:, None] - values) / gains
         margin = losses.margin(logits, labels) * (-1 if targeted else 1)
         away = away.min(-1) if blur is None else -blur * jax.nn.logsumexp(-away / blur[:, None], axis=-1)
-        return away, (losses.misclassified(logits, labels) != targeted) & ~(margin < needed)
+        return away, (losses.misclassified(logits, labels) != targeted) & (margin >= needed)
 
     scale = jnp.clip(jnp.nan_to_num(distance(zeros)[0], nan=1, posinf=1), *SCALES)
     cost = jnp.where(losses.misclassified(clean, labels) != targeted, 0, jnp.inf)

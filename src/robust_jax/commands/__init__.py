@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train what a config describes",
     "evaluate": "measure trained workdirs: tables, JSON, pictures",
     "attack": "attack trained workdirs with one attack, without a config",
+    "compare": "whether two methods differ: over seeds, with a paired test",
     "report": "show what workdirs hold: one page, or a table",
     "prepare": "prepare a dataset from its original files",
     "list": "list attacks, configs, datasets, methods, models, optimizers, perturbations, points, terms or writers",

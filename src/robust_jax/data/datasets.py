@@ -14,7 +14,7 @@ from typing import Any
 
 from robust_jax import extensions
 from robust_jax.data import builtin, stored, tfds
-from robust_jax.data.parts import Dataset, mixed, of_parts
+from robust_jax.data.parts import Dataset, check_alike, mixed, of_parts
 from robust_jax.data.sources import Source
 from robust_jax.extensions import FILES
 
@@ -112,9 +112,7 @@ def _check_splits(name: str, made: Any) -> None:
             f"data.name={name!r} returned {kinds}: it must return (train, test), or (train, validation, test), each a "
             f"robust_jax.data.Source."
         )
-    if len({(source.image_shape, source.num_classes) for source in made}) > 1 or not all(map(len, made)):
-        was = ", ".join(f"{len(s)} images {list(s.image_shape)} of {s.num_classes} classes" for s in made)
-        raise ValueError(f"data.name={name!r} returned {was}: all need images, of one shape and one set of classes.")
+    check_alike(f"data.name={name!r} returned splits that", made)
 
 
 def _refuse_options(name: str, options: Mapping[str, Any], taken: Container[str]) -> None:

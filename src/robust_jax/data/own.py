@@ -16,7 +16,7 @@ import numpy as np
 from absl import logging
 
 from robust_jax.data import pixels
-from robust_jax.data.parts import Dataset, mixed, of_parts, split_off
+from robust_jax.data.parts import Dataset, check_alike, mixed, of_parts, split_off
 from robust_jax.data.sources import Source
 from robust_jax.options.hints import described
 
@@ -55,6 +55,7 @@ def from_arrays(
             f"{name}: labels must be whole numbers [{len(images)}], one per image, not {labels.dtype} "
             f"{list(labels.shape)}{one_hot}."
         )
+    class_names = _names(name, class_names)
     if images.max(initial=0) <= 1:
         logging.warning("%s: no pixel is brighter than 1 of 255: give floats in [0, 1], or 0 and 255.", name)
     classes = _classes(name, labels, num_classes or len(class_names or ()))
@@ -110,7 +111,7 @@ def from_iterable(
 def from_torch(dataset: Any, **options: Any) -> Source:
     """A split of a dataset as PyTorch's: with ``len`` and ``dataset[i] -> (image, label)``.
 
-    Class names are its ``classes``, if it has them, as torchvision's have.
+    Class names are its ``classes``, if these are a list of text, as torchvision's are.
 
     Args:
       dataset: without random augmentation and without normalisation.
@@ -123,7 +124,9 @@ def from_torch(dataset: Any, **options: Any) -> Source:
         raise ValueError(
             f"from_torch takes a dataset with len() and [i], not {type(dataset).__name__}: see from_iterable."
         )
-    options.setdefault("class_names", getattr(dataset, "classes", None))
+    names = getattr(dataset, "classes", None)
+    if isinstance(names, list | tuple | np.ndarray) and all(isinstance(name, str) for name in names):
+        options.setdefault("class_names", names)
     return from_iterable((dataset[i] for i in range(len(dataset))), **options)
 
 
@@ -177,7 +180,7 @@ def dataset(
       name: of the dataset.
 
     Raises:
-      ValueError: splits of other shapes or classes, nothing left on one side.
+      ValueError: splits of other shapes or classes, or with these in another order; nothing left on one side.
     """
     fraction = validation if isinstance(validation, int | float) else 0.0
     given = {"train": train, "test": test}
@@ -191,12 +194,7 @@ def dataset(
     splits = dict(zip(there, _sources(list(there.values()), list(there)), strict=True))
     first, held_out = splits["train"], splits.get("validation")
     first, tested = (first, splits["test"]) if test is not None else split_off(first, test_fraction)
-    for other in filter(None, (tested, held_out)):
-        if (other.image_shape, other.num_classes) != (first.image_shape, first.num_classes):
-            raise ValueError(
-                f"{name}: the splits have images {list(first.image_shape)} of {first.num_classes} classes and "
-                f"{list(other.image_shape)} of {other.num_classes}: all need one shape and one set of classes."
-            )
+    check_alike(f"{name}: the splits", [first, *filter(None, (held_out, tested))])
     return of_parts(*mixed(first, held_out, tested), name=name, validation=fraction, seed=seed)
 
 
@@ -293,6 +291,15 @@ def _classes(name: str, labels: np.ndarray, known: int) -> int:
     if not known and (absent := sorted({*range(there[-1])} - {*there.tolist()})):
         logging.warning("%s: no image has the labels %s: are they numbered from 0?", name, absent[:10])
     return known or int(there[-1]) + 1
+
+
+def _names(name: str, given: Any) -> tuple[str, ...] | None:
+    """Class names as a tuple; raises ValueError for what is none, such as their number."""
+    if given is None:
+        return None
+    if not isinstance(given, list | tuple | np.ndarray) or np.ndim(given) != 1:
+        raise ValueError(f"{name}: class_names is {described(given)}: give a list, one name for each class.")
+    return tuple(map(str, given))
 
 
 def _label(what: str, label: Any) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,26 @@ class Dataset:
     def class_names(self) -> tuple[str, ...] | None:
         """One name per class; None if they have none."""
         return self.train.class_names
+
+
+def check_alike(what: str, splits: Sequence[Source]) -> None:
+    """Raises ValueError unless splits have images of one shape and the same classes, by their names if they have them.
+
+    Args:
+      what: the splits are called in the message.
+      splits: at least one, none of them empty.
+    """
+    if len({(split.image_shape, split.num_classes) for split in splits}) > 1 or not all(map(len, splits)):
+        was = ", ".join(f"{len(s)} images {list(s.image_shape)} of {s.num_classes} classes" for s in splits)
+        raise ValueError(f"{what} have {was}: all need images, of one shape and one set of classes.")
+    named = [split for split in splits if split.class_names]
+    for one, other in pairwise(named):
+        for label, pair in enumerate(zip(one.class_names or (), other.class_names or (), strict=True)):
+            if pair[0] != pair[1]:
+                raise ValueError(
+                    f"{what} have classes in another order, or others: label {label} is {pair[0]!r} in {one.name} and "
+                    f"{pair[1]!r} in {other.name}. Give all of them labels by the same list of names."
+                )
 
 
 def of_parts(

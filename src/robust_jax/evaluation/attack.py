@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from robust_jax.attacks import ATTACKS
 from robust_jax.attacks.define import about
 from robust_jax.checks import check_attack_names, check_curve, check_function
-from robust_jax.files import plain
+from robust_jax.files import checksum, plain
+from robust_jax.losses import LOSSES
 from robust_jax.options import check_call
 from robust_jax.spaces import threat_models
 from robust_jax.spaces.threat_models import ThreatModel
@@ -52,6 +54,11 @@ class Source(NamedTuple):
 
     name: str
     logits_fn: Callable[..., Any]
+
+    @property
+    def weights(self) -> str:
+        """Their checksum; that of no weights of a function which holds none as a pytree."""
+        return checksum(self.logits_fn)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,4 +162,25 @@ class Attack:
         parameters = inspect.signature(self.function).parameters.values()
         named = {p.name: p.default for p in parameters if p.default is not p.empty}
         source = {"source": self.source.name} if self.source else {}
-        return {"attack": getattr(self.function, "__name__", "attack")} | source | named | dict(self.settings)
+        settings = named | dict(self.settings)
+        settings |= {"loss": part_name(settings["loss"], LOSSES)} if "loss" in settings else {}
+        return {"attack": part_name(self.function, ATTACKS)} | source | settings
+
+
+def part_name(part: Any, built_in: Mapping[str, Any]) -> Any:
+    """The name of a built-in function; of one's own ``module:name``, as configs have it.
+
+    Of one that no config could name, since it lies in a function or a notebook, its own name, unless that is of a
+    built-in one. What is no function stays.
+    """
+    if not callable(part) or any(part is known for known in built_in.values()):
+        return plain(part)
+    part = inspect.unwrap(part)
+    if isinstance(part, functools.partial):
+        given = [*(part_name(one, {}) for one in part.args)]
+        given += [f"{key}={part_name(one, {})}" for key, one in part.keywords.items()]
+        return f"{part_name(part.func, built_in)}({', '.join(map(str, given))})"
+    name = getattr(part, "__name__", type(part).__name__)
+    whole = f"{getattr(part, '__module__', '')}:{getattr(part, '__qualname__', type(part).__qualname__)}"
+    is_nameable = "<" not in whole and not whole.startswith(("__main__:", ":"))
+    return whole if is_nameable or name in built_in else name

@@ -5,6 +5,7 @@ A batch is a dict of equally long arrays: image, label, id, and mask, which is F
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -63,6 +64,12 @@ def _as_dict(batch: Any) -> Batch:
         got = sorted(map(str, batch)) if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
         raise ValueError(f"batches must be pairs (images, labels) or dicts with the arrays image and label, got {got}.")
     return batch
+
+
+def pixels_of(batch: Batch) -> np.ndarray:
+    """A checksum of each image, padding left out: batches that are drawn again may be augmented in another way."""
+    images = np.asarray(batch["image"])[np.asarray(batch["mask"])]
+    return np.array([zlib.crc32(np.ascontiguousarray(image).tobytes()) for image in images], np.uint32)
 
 
 def with_ids_and_masks(batches: Iterable[Batch]) -> Iterator[Batch]:

@@ -13,12 +13,12 @@ from robust_jax.evaluation import curves
 from robust_jax.evaluation.drawing import png
 from robust_jax.evaluation.identity import digest, shortened
 from robust_jax.evaluation.report import counted, draw_curves, drawable, shared_attacks, write_json
-from robust_jax.evaluation.stored import COMPARISONS, Place, forget
-from robust_jax.evaluation.table import Reports, labels_of, rows_of, threat_of
+from robust_jax.evaluation.stored import COMPARISON, COMPARISONS, Place, forget
+from robust_jax.evaluation.table import Reports, labels_of, left_by, rows_of, threat_of
 from robust_jax.files import file_name, plain, write_atomically
 
 FOLDER = COMPARISONS
-FILE = "comparison.json"
+FILE = COMPARISON
 TRADE_OFF = "trade_off.png"
 Sweep = tuple[str, Sequence[Any]]
 """The one key in which the configs of workdirs differ, and its values."""
@@ -81,7 +81,7 @@ def _write(folder: Path, reports: Reports, sweep: Sweep | None, identity: Mappin
     """Writes the files; the JSON comes last."""
     forget(folder, FILE)
     drawn = draw_curves(reports, folder)
-    if sweep:
+    if sweep and shared_attacks(reports):
         drawn.append(_draw_trade_off(folder, reports, *sweep))
     labels = labels_of(reports)
     content = {
@@ -119,7 +119,7 @@ def _draw_trade_off(folder: Path, reports: Reports, key: str, values: Sequence[A
     seeds = ", mean over seeds" if len(of_value) < len(values) else ""
     figure = curves.trade_off(
         means(clean),
-        {drawable(f"{name}: {threat_of(same[0])}"): means(same) for name, same in shared.items()},
+        {drawable(f"{name}: {threat_of(same[0])}{left_by(same[0])}"): means(same) for name, same in shared.items()},
         list(of_value),
         title=drawable(f"{key}, {counted(clean)}{seeds}"),
     )

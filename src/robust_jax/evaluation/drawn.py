@@ -13,9 +13,10 @@ from jaxtyping import Array
 
 from robust_jax.evaluation.batching import Batch, Rows
 from robust_jax.evaluation.outcomes import PerExample
+from robust_jax.evaluation.stored import DRAWN
 from robust_jax.files import read_arrays, write_atomically
 
-FILE = "examples.npz"
+FILE = DRAWN
 HARDEST = 5
 KINDS = ("sample", "hardest")
 MOST_BYTES = 2**22  # stored per attack and kind

@@ -138,11 +138,16 @@ def evaluate(
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     Settings(**given)  # what the call says is checked before anything is loaded
-    if out is not None:
-        folder_name("out", out) if len(folders) > 1 else stored.check_name(out)
+    if out is not None and len(folders) > 1:
+        stored.refuse_foreign(Path(folder_name("out", out)), stored.COMPARISON, "give another folder, out=")
+    elif out is not None:
+        stored.check_name(out)
     objects = Objects.of(dataset, model)
     # A mistake in the last one is not found after hours.
-    needed = runs.objects_needed({folder: saved_config.read_config(folder, trust) for folder in folders}, objects)
+    of_folders = {folder: saved_config.read_config(folder, trust) for folder in folders}
+    needed = runs.objects_needed(of_folders, objects)
+    for folder, config in of_folders.items():
+        runs.check_checkpoint(folder, checkpoint or config.evaluation.checkpoint)
     reports: dict[str, dict[str, Any]] = {}
     configs, prints = [], []
     for folder in folders:
@@ -169,12 +174,13 @@ def evaluate(
 def _tell(reports: dict[str, dict[str, Any]], sweep: tuple[str, Sequence[Any]] | None, out: str | None) -> None:
     """Prints the table, compares several workdirs, and says which other evaluations the workdirs hold."""
     from robust_jax.evaluation import comparison, stored, table
+    from robust_jax.evaluation.page.tables import OTHERS
     from robust_jax.workdir.folder import explained
 
     table.show(reports, [stored.folder_of(folder, report["name"]) for folder, report in reports.items()])
     if len(reports) > 1:
         if len({report["identity"]["examples"] for report in reports.values()}) > 1:
-            print("These are not the same images: the columns do not compare.")
+            print(OTHERS)
         with explained(Path(next(iter(reports))).parent, "The evaluations themselves are written"):
             folder = os.path.relpath(path := comparison.keep(reports, sweep, out))
             print(printable(f"Compared in {path if folder.startswith('..') else folder}"))
@@ -207,13 +213,16 @@ def _place(
     own_attacks: bool,
 ) -> Place:
     """Where an evaluation goes."""
+    from robust_jax.data import first_examples
     from robust_jax.data.datasets import is_own
     from robust_jax.evaluation import naming
     from robust_jax.evaluation.measure import examples
     from robust_jax.evaluation.stored import FOLDER, Place
 
     source, n = examples(restored, settings)
-    first = dict(source.take(np.arange(min(n, 64))))
+    first: dict[str, Any] = dict(source.take(np.arange(min(n, 64))))
+    if resize := restored.config.data.eval_resize:
+        first["image"], _ = first_examples(source, min(n, 64), resize)
     data_name = restored.config.data.name
     if source.labels is not None and (is_own(data_name) or is_object(data_name)):
         first["labels"] = source.labels[:n]

@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
-import zlib
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
-
-import jax
-import numpy as np
 
 from robust_jax.evaluation.attack import Attack
 from robust_jax.files import plain
-from robust_jax.losses import LOSSES
 
 LONGEST = 80
-
-
-def checksum(weights: Any) -> str:
-    """Eight hexadecimal digits that depend on every bit of the arrays of a pytree."""
-    total = 0
-    for leaf in jax.tree.leaves(weights):
-        total = zlib.crc32(np.asarray(leaf).tobytes(), total)
-    return f"{total:08x}"
 
 
 def attacks_of(attacks: Mapping[str, Attack], in_turn: bool = False) -> dict[str, Any]:
@@ -40,7 +25,7 @@ def attacks_of(attacks: Mapping[str, Attack], in_turn: bool = False) -> dict[str
     found = {name: attack_of(attack, in_turn) for name, attack in attacks.items()}
     for name, attack in attacks.items():
         if attack.source:
-            found[name]["source_weights"] = checksum(attack.source.logits_fn)
+            found[name]["source_weights"] = attack.source.weights
     return found
 
 
@@ -52,20 +37,9 @@ def attack_of(attack: Attack, in_turn: bool = False) -> dict[str, Any]:
     return {
         "function": f"{getattr(function, '__module__', '')}:{name}",
         "threat": attack.described_threat(),
-        "settings": {key: plain(_named(v) if key == "loss" else v) for key, v in attack.all_settings().items()},
+        "settings": plain(attack.all_settings()),
         "curve": plain(multiples),
     }
-
-
-def _named(value: Any) -> Any:
-    """A loss of the user's own by its module too: its name may be that of a built-in one."""
-    if not callable(value) or value in LOSSES.values():
-        return value
-    value = inspect.unwrap(value)
-    if isinstance(value, partial):
-        given = [*map(_named, value.args), *(f"{key}={_named(one)}" for key, one in value.keywords.items())]
-        return f"{_named(value.func)}({', '.join(map(str, given))})"
-    return f"{getattr(value, '__module__', '')}:{getattr(value, '__qualname__', type(value).__name__)}"
 
 
 def digest(identity: Mapping[str, Any]) -> str:

@@ -37,7 +37,7 @@ from robust_jax.evaluation.summary import summarise
 from robust_jax.extensions import is_object, module_of
 from robust_jax.progress import Bar
 from robust_jax.workdir.folder import try_to_write
-from robust_jax.workdir.runs import Trained
+from robust_jax.workdir.runs import Trained, unfinished
 
 
 def chosen_attacks(
@@ -122,6 +122,8 @@ def measure(
             (few,) = batches(checked, checked)
             more, checked = _further_warnings(logits_fn, few, checked, measured, settings, bar)
             summary["warnings"] += more
+    if why := unfinished(workdir, restored):
+        summary["warnings"].append(f"training: {why}")
     if restored.checkpoint not in ("", settings.checkpoint):
         summary["warnings"].append(
             f"checkpoint: the {settings.checkpoint} one is damaged; this is the {restored.checkpoint} one, of step "

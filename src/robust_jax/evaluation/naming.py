@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 
 from robust_jax.config.build import build_attack
 from robust_jax.evaluation.attack import Attack, Source
-from robust_jax.evaluation.identity import attack_of, attacks_of, checksum, digest, shortened
+from robust_jax.evaluation.identity import attack_of, attacks_of, digest, shortened
 from robust_jax.evaluation.settings import Settings
-from robust_jax.files import file_name, plain
+from robust_jax.files import checksum, file_name, plain
 
 _AS_SUCH = ("radius", "norm", "perturbation")  # of a threat model, in names
 

@@ -25,9 +25,8 @@ from absl import logging
 
 from robust_jax.attacks import ATTACKS
 from robust_jax.evaluation.attack import Attack
-from robust_jax.evaluation.identity import checksum
 from robust_jax.evaluation.outcomes import Outcome
-from robust_jax.files import plain, read_arrays, refuse_link, write_atomically
+from robust_jax.files import checksum, plain, read_arrays, refuse_link, write_atomically
 from robust_jax.losses import LOSSES
 from robust_jax.models import BoundModel
 from robust_jax.models.network import code_of
@@ -58,7 +57,7 @@ def fingerprints(attacks: Mapping[str, Attack], variables: Any, rest: Any, in_tu
             threat = attack.threat.perturbation.name, attack.threat.norm, attack.threat.radius
             own = plain((name, threat, attack.all_settings(), attack.curve))
             if attack.source:
-                own += [checksum(attack.source.logits_fn), code_changed(attack.source.logits_fn.model)]  # type: ignore[attr-defined]
+                own += [attack.source.weights, code_changed(attack.source.logits_fn.model)]  # type: ignore[attr-defined]
             prints[name] = hashlib.sha256(json.dumps([common, own]).encode()).hexdigest()[:32]
         if in_turn and name not in prints:
             break

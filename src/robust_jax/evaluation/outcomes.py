@@ -93,6 +93,7 @@ class PerExample:
       attacks: NAME -> what the attack did.
       logits_fn: the model that was measured, a pytree; None if it is not at hand.
       images: the first few images, for signs of masked gradients in what the model says about them.
+      pixels: `[n]`, checksums of the images, which every attack is to be given again; None if they are not known.
       precision: of the matrix products, with which signs are looked for too.
     """
 
@@ -103,6 +104,7 @@ class PerExample:
     attacks: dict[str, Outcome]
     logits_fn: Any = dataclasses.field(default=None, repr=False, compare=False)
     images: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
+    pixels: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
     precision: str = dataclasses.field(default="float32", init=False, compare=False)
 
     def __repr__(self) -> str:

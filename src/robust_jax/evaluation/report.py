@@ -17,7 +17,7 @@ from robust_jax.evaluation.drawing import png
 from robust_jax.evaluation.outcomes import PerExample
 from robust_jax.evaluation.stored import EXAMPLES, REPORT
 from robust_jax.evaluation.summary import Summary
-from robust_jax.evaluation.table import ALIKE, Reports, effort_of, images_of, labels_of, space_of, threat_of
+from robust_jax.evaluation.table import Reports, alike, effort_of, images_of, labels_of, space_of, threat_of
 from robust_jax.files import file_name, printable, write_atomically
 
 
@@ -112,12 +112,8 @@ def shared_attacks(reports: Reports) -> dict[str, list[Mapping[str, Any]]]:
     return {
         name: [attack, *(other[name] for other in others)]
         for name, attack in first.items()
-        if all(name in other and _alike(other[name], attack) for other in others)
+        if all(name in other and alike(other[name], attack) for other in others)
     }
-
-
-def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return all(one.get(key) == other.get(key) for key in ALIKE)
 
 
 def drawable(text: str) -> str:

@@ -32,10 +32,20 @@ from robust_jax.attacks.compiled import as_argument, is_fixed, is_structured
 from robust_jax.checks import check_batch
 from robust_jax.evaluation.adversarial_set import AdversarialSet
 from robust_jax.evaluation.attack import Attack, built
-from robust_jax.evaluation.batching import Batch, Rows, as_batches, in_parts, joined, on_host, with_ids_and_masks
-from robust_jax.evaluation.identity import attack_of, checksum
+from robust_jax.evaluation.batching import (
+    Batch,
+    Rows,
+    as_batches,
+    in_parts,
+    joined,
+    on_host,
+    pixels_of,
+    with_ids_and_masks,
+)
+from robust_jax.evaluation.identity import attack_of
 from robust_jax.evaluation.outcomes import Outcome, PerExample, contradiction
 from robust_jax.evaluation.trial import Trial, outcome_of
+from robust_jax.files import checksum
 from robust_jax.options import Count
 from robust_jax.options.signatures import checks_arguments
 from robust_jax.spaces import per_example
@@ -216,7 +226,7 @@ def _clean_images(
             missing -= len(few[-1])
         check_batch(batch["image"], batch["label"], model)
         rows, size = in_parts(partial(_clean_rows, model, place), batch, size)
-        clean.append(rows)
+        clean.append(rows | {"pixels": pixels_of(batch)})
         if kept:
             kept.add({"images": np.asarray(batch["image"])[batch["mask"]]})
         largest = max(largest, len(batch["mask"]))

@@ -9,7 +9,7 @@ from typing import Any
 
 from robust_jax.evaluation.outcomes import PerExample
 from robust_jax.evaluation.summary import summarise
-from robust_jax.files import folder_name
+from robust_jax.files import checksum, folder_name
 from robust_jax.options.signatures import checks_arguments
 
 
@@ -60,6 +60,7 @@ def show(
     from robust_jax.evaluation import table
 
     summary = summarise(measured) | {"class_names": list(class_names)}
+    summary["examples"] = checksum((measured.label, measured.id, measured.images))
     classes = max(int(measured.label.max()), int(measured.prediction.max())) + 1
     if class_names and len(class_names) < classes:
         raise ValueError(f"class_names has {len(class_names)} names for at least {classes} classes: give one for each.")
@@ -70,6 +71,7 @@ def show(
 
     folder = Path(folder_name("save", save))
     folder.mkdir(parents=True, exist_ok=True)
+    stored.refuse_foreign(folder, stored.REPORT, "give another folder to save=")
     _refuse_what_is_not_ours(folder / stored.REPORT)
     stored.forget(folder)
     summary = summary | report.write(folder, summary, measured, 10, name)

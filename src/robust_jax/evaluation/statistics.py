@@ -56,6 +56,22 @@ def significant_lead(one: Bool[np.ndarray, " n"], other: Bool[np.ndarray, " n"])
     return only_one - only_other
 
 
+def mcnemar(only_one: int, only_other: int) -> float:
+    """The two-sided p-value of McNemar's exact test (1947): 1 if neither has an example that the other has not.
+
+    Args:
+      only_one, only_other: the numbers of examples that exactly one of two classifiers gets right.
+
+    Example::
+
+        mcnemar(38, 17)  # 0.0065
+    """
+    from scipy.stats import binomtest  # takes a second to import
+
+    different = only_one + only_other
+    return float(binomtest(only_one, different).pvalue) if different else 1.0
+
+
 def exceeds(count: int, n: int, share: float) -> bool:
     """Whether ``count`` of ``n`` examples show that more than a ``share`` of all examples are affected.
 

@@ -24,7 +24,9 @@ from robust_jax.files import file_name, read_json, refuse_link, refuse_other
 FOLDER = "evaluations"
 COMPARISONS = "comparisons"  # of several workdirs, beside them
 WAITING = ".wait"  # the suffix of a folder of adversarial images whose evaluation is not finished
-REPORT, EXAMPLES = "evaluation.json", "per_example.npz"
+REPORT, EXAMPLES, DRAWN = "evaluation.json", "per_example.npz", "examples.npz"
+COMPARISON = "comparison.json"
+JSON_FILES = (REPORT, COMPARISON)
 Result = TypeVar("Result")
 # What evaluations and comparisons draw.
 _PICTURE = re.compile(r"(adversarial|robustness|loss_surface)_[A-Za-z0-9_.-]*\.png|(trade_off|gradients)\.png")
@@ -243,6 +245,23 @@ def remove_pictures(folder: Path) -> None:
         is_ours = _PICTURE.fullmatch(path.name) or (path.name.startswith(".") and path.suffix == ".tmp")
         if is_ours and (path.is_symlink() or path.is_file()):
             path.unlink()
+
+
+def refuse_foreign(folder: Path, file: str, way_out: str) -> None:
+    """Raises ValueError if results would replace files of a folder that are not of earlier results of their kind.
+
+    Args:
+      folder: of the user's.
+      file: the JSON file of these results: where it lies, the others are taken for its own.
+      way_out: how the message ends.
+    """
+    if not folder.is_dir():
+        return
+    names = sorted(path.name for path in folder.iterdir())
+    other = [name for name in names if name in JSON_FILES and name != file]
+    ours = [name for name in names if name in (EXAMPLES, DRAWN) or _PICTURE.fullmatch(name)]
+    if other or ours and file not in names:
+        raise ValueError(f"{folder} holds {', '.join((other + ours)[:3])}, which might be replaced: {way_out}.")
 
 
 def forget(folder: Path, file: str = REPORT) -> None:

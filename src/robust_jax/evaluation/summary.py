@@ -73,6 +73,8 @@ def _attack(outcome: Outcome, labels: Int[np.ndarray, " n"]) -> dict[str, Any]:
         # Compared with BALL and BOX in `_warnings`; strings if they are not finite.
         "largest": plain({"size": float(outcome.size.max()), "excess": float(outcome.excess.max())}),
     }
+    if outcome.attack.source:  # another model of the same name would be another attack
+        entry["source_weights"] = outcome.attack.source.weights
     if outcome.seen is not None and outcome.after is not None:
         # The accuracy is that under this attack and those before it together.
         entry |= {"seen": int(outcome.seen.sum()), "after": list(outcome.after)}

@@ -34,20 +34,20 @@ def show(reports: Reports, written: Iterable[Path] = ()) -> None:
       reports: workdir -> report.
       written: the folders that hold their files, in the same order.
     """
-    console = _console()
-    for table in _tables(reports, console):
-        console.print(table)
+    screen = console()
+    for table in _tables(reports, screen):
+        screen.print(table)
     held = {label: _held(report) for label, report in zip(labels_of(reports), reports.values(), strict=True)}
     if len(set(held.values())) == 1:
         held = {"all" if len(held) > 1 else label: told for label, told in list(held.items())[:1]}
     for label, told in held.items():
         if told:
-            console.print(f"{label}: {told}", markup=False)
+            screen.print(f"{label}: {told}", markup=False)
     for label, report in zip(labels_of(reports), reports.values(), strict=True):
         for warning in report["warnings"]:
-            console.print(printable(f"Warning, {label}: {warning}"), style="yellow", markup=False)
+            screen.print(printable(f"Warning, {label}: {warning}"), style="yellow", markup=False)
     for folder in written:
-        console.print(printable(f"Written to {folder}"), markup=False, soft_wrap=True)
+        screen.print(printable(f"Written to {folder}"), markup=False, soft_wrap=True)
 
 
 def _held(report: Mapping[str, Any]) -> str:
@@ -66,13 +66,13 @@ def show_stored(held: Mapping[str, Reports], besides: bool = False) -> None:
       held: workdir -> name of an evaluation -> report.
       besides: whether a table was printed before, of other evaluations.
     """
-    console = _console()
+    screen = console()
     for label, reports in zip(labels_of(held), held.values(), strict=True):
         if not reports and not besides:
-            console.print(f"{label} holds no evaluation.", markup=False)
+            screen.print(f"{label} holds no evaluation.", markup=False)
         if not reports:
             continue
-        console.print(f"{label} also holds:" if besides else f"{label} holds:", markup=False)
+        screen.print(f"{label} also holds:" if besides else f"{label} holds:", markup=False)
         table = Table.grid(padding=(0, 2), pad_edge=True)
         table.add_column(overflow="fold")
         for _ in range(3):
@@ -83,23 +83,29 @@ def show_stored(held: Mapping[str, Reports], besides: bool = False) -> None:
             under = f"worst case {worst}" if report["attacks"] else "no attack"
             row = (name, f"n = {report['clean']['n']}", f"clean {clean}", under)
             table.add_row(*(Text(printable(cell)) for cell in row))
-        console.print(table)
+        screen.print(table)
         if left := len(reports) - len(shown):
-            console.print(f"  and {left} more: robust-jax evaluate WORKDIR --list", markup=False)
+            screen.print(f"  and {left} more: robust-jax evaluate WORKDIR --list", markup=False)
 
 
-def _console() -> Console:
+def console() -> Console:
+    """What tables are printed to: as wide as the terminal, or 120 columns."""
     return Console(width=None if sys.stdout.isatty() else 120)
 
 
-ALIKE = ("threat", "settings", "after")
+ALIKE = ("threat", "settings", "after", "source_weights")
 """What two attacks have in common that are compared."""
+
+
+def alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two attacks of a name are one, in all that `ALIKE` names."""
+    return all(one.get(key) == other.get(key) for key in ALIKE)
 
 
 def images_of(report: Mapping[str, Any]) -> tuple[Any, ...]:
     """What says of which images an evaluation is: their split, number and checksum, as far as it says them."""
     identity = report.get("identity")
-    checksum = str(identity.get("examples", "")) if isinstance(identity, Mapping) else ""
+    checksum = str((identity if isinstance(identity, Mapping) else report).get("examples", ""))
     return str(report.get("split") or ""), report["clean"]["n"], checksum
 
 
@@ -209,7 +215,7 @@ def labels_of(folders: Iterable[str]) -> list[str]:
 def space_of(attack: Mapping[str, Any]) -> str:
     """The perturbation and its norm in words."""
     norm = attack["threat"]["norm"]
-    norms = [norm] if isinstance(norm, str | int | float) else norm
+    norms = [f"l{p:g}" if isinstance(p, int | float) else p for p in (norm if isinstance(norm, list) else [norm])]
     return f"{attack['threat']['perturbation']} {', '.join(map(str, norms if len(set(norms)) > 1 else norms[:1]))}"
 
 
@@ -226,9 +232,14 @@ def effort_of(attack: Mapping[str, Any]) -> str:
     settings = attack["settings"]
     steps = "".join(f", {settings[key]} {key}" for key in ("steps", "queries") if settings.get(key) is not None)
     restarts = f" × {settings['restarts']} restarts" if settings.get("restarts", 1) != 1 else ""
-    source = f", made on {settings['source']}" if "source" in settings else ""
-    left = f", on what {', '.join(map(str, attack['after']))} left" if attack.get("after") else ""
-    return f"{settings['attack']}{steps}{restarts}{_options(settings)}{source}{left}"
+    weights = f" ({attack['source_weights']})" if "source_weights" in attack else ""
+    source = f", made on {settings['source']}{weights}" if "source" in settings else ""
+    return f"{settings['attack']}{steps}{restarts}{_options(settings)}{source}{left_by(attack)}"
+
+
+def left_by(attack: Mapping[str, Any]) -> str:
+    """Which attacks before it left the images that an attack was given; nothing if these were all."""
+    return f", on what {', '.join(map(str, attack['after']))} left" if attack.get("after") else ""
 
 
 def _options(settings: Mapping[str, Any]) -> str:

@@ -15,7 +15,16 @@ from jaxtyping import Array, Bool, Key
 from robust_jax import losses
 from robust_jax.evaluation import drawn
 from robust_jax.evaluation.adversarial_set import AdversarialSet, rows_of
-from robust_jax.evaluation.batching import Batch, Rows, in_parts, joined, on_host, selected, with_ids_and_masks
+from robust_jax.evaluation.batching import (
+    Batch,
+    Rows,
+    in_parts,
+    joined,
+    on_host,
+    pixels_of,
+    selected,
+    with_ids_and_masks,
+)
 from robust_jax.evaluation.outcomes import Outcome, PerExample
 from robust_jax.options.hints import described
 from robust_jax.spaces import per_example, threat_models
@@ -59,6 +68,7 @@ def outcome_of(
     sample: dict[str, Any] = {}
     hardest: dict[str, Any] = {}
     seconds, left, expected = 0.0, measured.prediction[seen], measured.label[seen]
+    pixels = None if measured.pixels is None else measured.pixels[seen]
     size: int | None = None
 
     def run(multiple: float, before: np.ndarray, part: Batch) -> Rows:
@@ -75,7 +85,11 @@ def outcome_of(
         labels = np.asarray(batch["label"])[batch["mask"]]
         before, left = left[: len(labels)], left[len(labels) :]
         known, expected = expected[: len(labels)], expected[len(labels) :]
-        if not np.array_equal(labels, known):
+        same = np.array_equal(labels, known)
+        if pixels is not None:
+            same &= np.array_equal(pixels_of(batch), pixels[: len(labels)])
+            pixels = pixels[len(labels) :]
+        if not same:
             raise ValueError(
                 "batches: the second pass has other examples than the first: turn shuffling and random augmentation "
                 "off, or give arrays."

@@ -22,6 +22,7 @@ from robust_jax.options.values import is_number
 from robust_jax.spaces import capped, per_example
 
 _NAMED = {"l1": 1.0, "l2": 2.0, "linf": math.inf}
+_BY_EXPONENT = {p: name for name, p in _NAMED.items()}
 _VECTOR = {"l2inf": "l21", "l21": "l2inf"}
 
 
@@ -42,13 +43,13 @@ def exponent(norm: Any) -> float | None:
 
 
 def checked(norm: Any) -> Any:
-    """The norm itself.
+    """The norm by its only name: "l1", "l2" and "linf" for 1, 2 and infinity, another p as a float.
 
     Raises:
       ValueError: not the name of a norm.
     """
-    exponent(norm)
-    return norm
+    p = exponent(norm)
+    return norm if p is None else _BY_EXPONENT.get(p, p)
 
 
 Norm = Annotated[Any, Convert(checked)]
@@ -60,10 +61,7 @@ def dual(norm: Norm) -> Norm:
     p = exponent(norm)
     if p is None:
         return _VECTOR[str(norm)]
-    q = math.inf if p == 1 else 1.0 if p == math.inf else p / (p - 1)
-    if isinstance(norm, str):
-        return {v: k for k, v in _NAMED.items()}[q]
-    return q
+    return checked(math.inf if p == 1 else 1.0 if p == math.inf else p / (p - 1))
 
 
 def _flat(x: Array) -> Array:

@@ -63,7 +63,7 @@ class Perturbation:
       parts: the perturbations that this one is composed of.
       unit: the unit of δ in tables and pictures, such as "px".
       moves_pixels: whether T moves contents over rows and columns, so that it matters which axes these are: attacks and
-        penalties then refuse images whose channels seem to come first, see `robust_jax.checks.check_layout`.
+        penalties then refuse images whose channels seem to come first, see `robust_jax.spaces.checks.check_layout`.
     """
 
     zeros: Callable[[Images], Delta]

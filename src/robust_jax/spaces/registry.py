@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,8 @@ def built_in() -> dict[str, Perturbation]:
 def get(perturbation: str | Perturbation | Sequence[Any]) -> Perturbation:
     """A perturbation from its name; a `Perturbation` is returned, a sequence gives the composition of its entries.
 
+    One of your own has the name ``module:name`` then.
+
     Raises:
       ValueError: an unknown name, or ``module:name`` of something else.
     """
@@ -34,7 +37,8 @@ def get(perturbation: str | Perturbation | Sequence[Any]) -> Perturbation:
         found = find("perturbation", perturbation, built_in())
         if not isinstance(found, Perturbation):
             raise ValueError(f"perturbation={perturbation!r} is a {type(found).__name__}, no robust_jax.Perturbation.")
-        return found
+        # By where it lies, results tell it from others of its name, and it is found again.
+        return found if found in built_in().values() else replace(found, name=perturbation)
     near = difflib.get_close_matches(str(perturbation), list(built_in()), n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(

@@ -68,8 +68,7 @@ class ThreatModel:
             radius = tuple(map(_checked_radius, radius))
         else:
             radius = _checked_radius(radius)
-        for part_norm in norm if space.parts else (norm,):
-            norms.exponent(part_norm)
+        norm = tuple(map(norms.checked, norm)) if space.parts else norms.checked(norm)
         for name, value in (("perturbation", space), ("norm", norm), ("radius", radius)):
             object.__setattr__(self, name, value)
 

@@ -16,11 +16,11 @@ from robust_jax.config import build, optimizers
 from robust_jax.config.objects import NONE, Objects
 from robust_jax.data.datasets import is_own
 from robust_jax.evaluation import masking
-from robust_jax.evaluation.identity import checksum
+from robust_jax.files import checksum
 from robust_jax.objectives.objective import Objective, make_objective
 from robust_jax.training import checks
 from robust_jax.training.step import TrainState, init_state, make_train_step
-from robust_jax.workdir import saved_config
+from robust_jax.workdir import runs, saved_config
 
 
 class Due(NamedTuple):
@@ -116,7 +116,7 @@ def prepare(config: ConfigDict, trust: Sequence[str] = (), objects: Objects = NO
         schedule=schedule,
         steps=parallel.loop(step),
         steps_per_epoch=steps_per_epoch,
-        total_steps=max(round(config.epochs * steps_per_epoch), 1),
+        total_steps=runs.total_steps(config, dataset),
         trust=tuple(trust),
         objects=objects,
     )

@@ -110,16 +110,33 @@ def _tell_what_differs(workdir: Path, old: Mapping[str, Any], new: Mapping[str, 
         )  # fmt: skip
 
 
-def progress(workdir: str | Path) -> str:
-    """How far a run is that may still be going on, in a sentence: its last logged step, and its last checkpoint."""
-    folder = Path(workdir).expanduser()
-    logged = saved = "none"
-    with suppress(OSError, ValueError, KeyError, IndexError):
-        logged = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+def total_steps(config: ConfigDict, dataset: data.Dataset) -> int:
+    """The number of steps of the whole run."""
+    return max(round(config.epochs * len(dataset.train) / config.batch_size), 1)
+
+
+def _last_steps(folder: Path) -> tuple[int | None, int | None]:
+    """The last logged step of a run, and that of its last checkpoint."""
+    logged = saved = None
+    with suppress(OSError, ValueError, KeyError, IndexError, TypeError):
+        logged = int(json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"])
     with suppress(OSError, ValueError):
         steps = (path.name for path in (folder / "checkpoints" / "latest").iterdir() if path.name.isdigit())
-        saved = str(max(map(int, steps)))
+        saved = max(map(int, steps))
+    return logged, saved
+
+
+def progress(workdir: str | Path) -> str:
+    """How far a run is that may still be going on, in a sentence: its last logged step, and its last checkpoint."""
+    logged, saved = ("none" if step is None else step for step in _last_steps(Path(workdir).expanduser()))
     return f"{workdir}: the last logged step is {logged}, the last checkpoint {saved}."
+
+
+def unfinished(workdir: Path, trained: Trained) -> str:
+    """What says that a run was not trained to its end; nothing if it was, or if its folder does not tell."""
+    known = [step for step in _last_steps(workdir) if step is not None]
+    last = total_steps(trained.config, trained.dataset)
+    return f"it is not finished, step {max(known)} of {last}" if known and max(known) < last else ""
 
 
 def _refuse_links(workdir: Path) -> None:
@@ -178,23 +195,14 @@ def restored(
     config = saved_config.read_config(workdir, trust)
     objects.check(config, workdir)
     checkpoint = checkpoint or config.evaluation.checkpoint
-    if checkpoint not in checkpoints.KINDS:
-        raise ValueError(f"checkpoint={checkpoint!r}: choose one of {list(checkpoints.KINDS)}.")
+    choose("checkpoint", checkpoint, checkpoints.KINDS)
     if data_dir is not None:
         config.data.data_dir = data_dir
     dataset = load_dataset(config, objects)
     model = create_model(config, dataset.num_classes, dataset.image_shape, objects)
     others = [kind for kind in checkpoints.KINDS if kind != checkpoint]
+    check_checkpoint(workdir, checkpoint)
     with checkpoints.opened(workdir) as saved:
-        if saved.step(checkpoint) is None:
-            there = [kind for kind in others if saved.step(kind) is not None]
-            instead = there and (
-                f", or take the {there[0]} one: checkpoint={there[0]!r}, --checkpoint={there[0]} of robust-jax attack, "
-                f"--config.evaluation.checkpoint={there[0]} of robust-jax evaluate"
-            )
-            raise ValueError(
-                f"{workdir} holds no {checkpoint} checkpoint: let robust-jax train reach a validation{instead or ''}."
-            )
         found = saved.newest((checkpoint, *others))
     if found.notes and found.notes["config"]:
         way_out = f"{workdir / 'config.json'} or the checkpoints are not the run's own, put them back"
@@ -202,6 +210,20 @@ def restored(
     variables = evaluation_variables(found.state)
     _check_variables(found.path, variables, model, dataset.image_shape)
     return Trained(config, model, variables, dataset, found.step, found.kind)
+
+
+def check_checkpoint(workdir: Path, kind: str) -> None:
+    """Raises ValueError if a workdir holds no checkpoint of a kind."""
+    with checkpoints.opened(workdir) as saved:
+        there = [other for other in checkpoints.KINDS if saved.step(other) is not None]
+    if kind not in there:
+        instead = there and (
+            f", or take the {there[0]} one: checkpoint={there[0]!r}, --checkpoint={there[0]} of robust-jax attack, "
+            f"--config.evaluation.checkpoint={there[0]} of robust-jax evaluate"
+        )
+        raise ValueError(
+            f"{workdir} holds no {kind} checkpoint: let robust-jax train reach a validation{instead or ''}."
+        )
 
 
 def check_objects_to_resume(workdir: Path, objects: Objects) -> None:

@@ -109,6 +109,8 @@ def test_warnings_say_what_to_do(html):
          "a breaks 9 images more than b: gradients are masked, or its steps are too large", "Use auto_attack, "),
         ("pgd: left its ball, the largest perturbation has 2 x the radius", "pgd",
          "left its ball, the largest perturbation has 2 x the radius", "The attack used more"),
+        ("checkpoint: the best one is damaged; this is the latest one, of step 40", "checkpoint",
+         "the best one is damaged; this is the latest one, of step 40", "These are numbers of another checkpoint"),
         ("a sign of my own", "", "a sign of my own", "Use auto_attack, "),
     ],
 )  # fmt: skip

@@ -6,6 +6,10 @@ import re
 
 GENERAL = "Use auto_attack, and more steps and restarts. If one breaks clearly more, the accuracies above are too high."
 _OF_NUMBERS = (
+    (r"^checkpoint: ",
+     "These are numbers of another checkpoint than was asked for: put back a copy of it, or train again."),
+    (r"^training: ",
+     "These are numbers of a network that is not trained to its end: let robust-jax train go on, and measure again."),
     (r"non-finite logits",
      "Look for overflow or division by zero in the model. These images count as lost."),
     (r"left its ball",

@@ -28,6 +28,8 @@ def collect(workdirs: Sequence[Any]) -> dict[str, Any]:
     runs, notes = sources.read(workdirs)
     pairs = [(run, evaluation) for run in runs for evaluation in run.evaluations]
     columns = [_column(i, run, evaluation) for i, (run, evaluation) in enumerate(pairs)]
+    if len({images_of(column["report"]) for column in columns}) > 1:
+        notes.append(tables.OTHERS)
 
     def each(what: str, function: Callable[..., Any]) -> list[Any]:
         """The results of a section for each evaluation, with a note in place of one that cannot be shown."""

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from robust_jax.evaluation.page import words
-from robust_jax.evaluation.table import Row, by_row, entries_of
+from robust_jax.evaluation.table import Row, by_row, entries_of, images_of
 from robust_jax.files import printable
 
+OTHERS = "These are not the same images: the columns do not compare."
 FIELDS = (
     "workdir", "evaluation", "attack", "accuracy", "low", "high", "n", "perturbation", "norm", "radius", "unit", "kind",
     "steps", "restarts", "seed", "split", "checkpoint_step", "effort", "after",
@@ -93,7 +94,8 @@ def _caption(columns: Sequence[Mapping[str, Any]]) -> str:
     sizes = sorted({column["report"]["clean"]["n"] for column in columns})
     splits = sorted({str(column["report"].get("split") or "") for column in columns} - {""})
     where = printable(f" on the {' and '.join(splits)} split" if splits else "")
-    return f"Accuracy in per cent{where} with 95% Wilson intervals, n = {' and '.join(map(str, sizes))}."
+    caption = f"Accuracy in per cent{where} with 95% Wilson intervals, n = {' and '.join(map(str, sizes))}."
+    return f"{caption} {OTHERS}" if len({images_of(column["report"]) for column in columns}) > 1 else caption
 
 
 def _percent(cell: Mapping[str, float] | None, nothing: str = "") -> str:

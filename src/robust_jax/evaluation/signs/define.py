@@ -239,8 +239,8 @@ def is_persistent(outcome: Outcome) -> bool:
 
 def ball(threat: ThreatModel) -> tuple[Any, ...]:
     """Perturbation, norm and radii: equal for equal threat models, and hashable."""
-    radii = tuple(tuple(np.ravel(r).tolist()) for r in jax.tree.leaves(threat.radius))
-    return threat.perturbation, threat.norm, radii
+    radii = (np.ravel(r).tolist() for r in jax.tree.leaves(threat.radius))
+    return threat.perturbation, threat.norm, tuple(tuple(r[:1] if len(set(r)) == 1 else r) for r in radii)
 
 
 def has_many_parameters(threat: ThreatModel) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from robust_jax import attacks, losses
+from robust_jax.attacks.define import Problem, cost_of
 from robust_jax.evaluation.attack import Attack
 from robust_jax.evaluation.outcomes import Outcome
 from robust_jax.evaluation.signs.define import (
@@ -15,7 +16,6 @@ from robust_jax.evaluation.signs.define import (
     black_box_warning,
     family,
     has_many_parameters,
-    is_gradient_free,
     is_many,
     one_step_warning,
     sign,
@@ -112,8 +112,8 @@ def _apgd(name: str, threat: ThreatModel, classes: int) -> dict[str, Attack]:
 
 @sign("attacks")
 def square_is_stronger(look: Look) -> list[str]:
-    """Square breaks more images than an iterative attack in the same ball, if no attack without gradients ran there."""
-    tried = {ball(o.attack.threat) for o in look.measured.attacks.values() if is_gradient_free(o)}
+    """Square breaks more images than an iterative attack in the same ball, if no such search ran there."""
+    tried = {ball(o.attack.threat) for o in look.measured.attacks.values() if _has_searched(o, look)}
     threats = {name: outcome.attack.threat for name, outcome in look.ascents.items()}
     added = {
         name: Attack(attacks.square, threat, {"queries": QUERIES})
@@ -122,6 +122,16 @@ def square_is_stronger(look: Look) -> list[str]:
     }
     leads = _leads(look, added, "Square")
     return [black_box_warning(f"Square ({QUERIES} queries)", lead, name) for name, lead in leads.items()]
+
+
+def _has_searched(outcome: Outcome, look: Look) -> bool:
+    """Whether an attack without gradients asked the model as often as Square: noise and transfer attacks do not."""
+    if family(outcome) != "black_box":
+        return False
+    attack = outcome.attack
+    problem = Problem(np.shape(look.images)[1:], look.logits.shape[1], attack.threat)
+    cost = cost_of(attack.function, attack.settings, problem)
+    return cost is not None and cost.forwards >= QUERIES
 
 
 def _leads(look: Look, added: dict[str, Attack], suffix: str) -> dict[str, int]:
