@@ -102,7 +102,7 @@ def _methods(
 ) -> Table:
     """Methods, all by default; ``more`` are further attacks."""
     rows = {method: Row(method, f"{config}:{method}") for method in methods}
-    pairs = (("fgr", "igr"), ("fgr", "random_flow"), ("n_fgsm", "fgsm_rs"))
+    pairs = (("fgr", "igr"), ("fgr", "random_flow"), ("n_fgsm", "fgsm_rs"), ("lfr", "pgd"))
     attacks, worst = _worst(_attacks(config), points)
     return Table(title, rows, (), attacks | more, worst, images, seeds, pairs, universal)
 

@@ -68,7 +68,7 @@ def test_workdirs_that_do_not_fit_beside_each_other_have_several_tables(monkeypa
         assert all(len(line) <= width for line in text.splitlines())
         assert text.count("threat") == tables and text.count("Accuracy, n = 100") == 1
         assert text.count("[98.0, 98.0]") == 2 * 11 + 1 and text.count("[100.0, 100.0]") == 1
-        assert text.count("x the radius") == 1 and "all: ‖δ‖ <= 1 x" in text
+        assert text.count("× the radius") == 1 and "all: checked: ‖δ‖ is at most 1 ×" in text
         assert all(text.count(f"seed_{i:02}") == 1 for i in range(12))
 
 

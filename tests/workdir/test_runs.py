@@ -201,7 +201,7 @@ def test_a_config_that_is_a_folder_or_was_changed_is_named(tmp_path):
     save(tmp_path, "best", 3)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"seed": 7}))
-    with pytest.raises(ValueError, match=f"{path} is of another config .seed: 7 there, 0 now.*put back the file"):
+    with pytest.raises(ValueError, match=f"{path} is of another config .seed: 7 there, 0 now.*restore config.json"):
         runs.claim(config(), tmp_path)
     path.unlink()
     path.mkdir()

@@ -126,6 +126,8 @@ def _at(config: ConfigDict, path: str) -> tuple[ConfigDict, str, Any]:
         if not isinstance(here, ConfigDict) or name not in here:
             where = ".".join(["config", *names[:i]])
             valid = f"valid keys are {sorted(here)}" if isinstance(here, ConfigDict) else "it is a value, no group"
-            raise ValueError(f"--config.{path}: {where} has no key {name!r}; {valid}.")
+            new = f". New {names[0]} are added in a config file" if names[0] in ("points", "terms", "attacks") else ""
+            new += "; robust-jax attack needs none" if names[0] == "attacks" else ""
+            raise ValueError(f"--config.{path}: {where} has no key {name!r}; {valid}{new}.")
         group, here = here, here[name]
     return group, names[-1], here

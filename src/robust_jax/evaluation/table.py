@@ -56,7 +56,7 @@ def _held(report: Mapping[str, Any]) -> str:
     if not attacks:
         return ""
     size, excess = (max(float(attack["largest"][key]) for attack in attacks) for key in ("size", "excess"))
-    return f"‖δ‖ <= {size:.5g} x the radius; images within {excess:.1g} of T(x, δ) in [0, 1]"
+    return f"checked: ‖δ‖ is at most {size:.5g} × the radius, and images differ from T(x, δ) in [0, 1] by {excess:.1g}"
 
 
 def show_stored(held: Mapping[str, Reports], besides: bool = False) -> None:

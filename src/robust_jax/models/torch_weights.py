@@ -19,6 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from robust_jax.models.bound import BoundModel, bind
 from robust_jax.options import Count
+from robust_jax.options.hints import described
 from robust_jax.options.signatures import checks_arguments
 
 # Collection and name of a flax leaf, and its name in PyTorch.
@@ -45,7 +46,7 @@ class _Pair(NamedTuple):
 
 @checks_arguments
 def from_torch(
-    model: nn.Module, state_dict: Mapping[str, Any], image_shape: ImageShape, check: tuple[Any, Any] | None = None
+    model: Any, state_dict: Mapping[str, Any], image_shape: ImageShape, check: tuple[Any, Any] | None = None
 ) -> dict[str, Any]:
     """The variables of `model` from the `state_dict()` of the same network in PyTorch.
 
@@ -59,7 +60,7 @@ def from_torch(
     `models.create` their mean and std.
 
     Args:
-        model: of convolutions, dense layers and BatchNorm, as all of `MODELS` are.
+        model: a Linen module of convolutions, dense layers and BatchNorm, as all of `MODELS` are.
         state_dict: of tensors or numpy arrays; layers in the order of registration.
         image_shape: `(height, width, channels)` of one image.
         check: `(images, logits)`, some images `[B, H, W, C]` and the logits that the network in PyTorch gives for them
@@ -67,9 +68,14 @@ def from_torch(
             weights alone do not show.
 
     Raises:
-        ValueError: if the numbers of layers, a shape or the presence of a bias differ, naming both; if the logits
-            differ by more than a thousandth of the largest.
+        ValueError: no Linen module, such as one of NNX; if the numbers of layers, a shape or the presence of a bias
+            differ, naming both; if the logits differ by more than a thousandth of the largest.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"from_torch: model is {described(model)}: give a Linen module (flax.linen.Module) of the same layers, in "
+            f"the same order."
+        )
     pairs = _pairs(model, state_dict, image_shape)
     variables = unflatten_dict(
         {p.path: jnp.asarray(_to_flax(_array(state_dict[p.key]), p.channels), jnp.float32) for p in pairs}

@@ -123,6 +123,8 @@ def words_for(hint: Any) -> str:
         return SIMPLE[hint][1]
     if is_array_hint(hint):
         dims = ", ".join(hint.dim_str.upper().split())
+        if not dims and "prng_key" in hint.dtypes:
+            return "one typed key, jax.random.key(0),"
         return f"{_kind(hint)[2]} [{dims}]" if dims else f"{_kind(hint)[2]} of no axis"
     if origin is Annotated:
         return " ".join([words_for(get_args(hint)[0]), *(str(n) for n in get_args(hint)[1:] if isinstance(n, Range))])

@@ -41,7 +41,7 @@ class TrainingLog:
         self._began = self._since = time.perf_counter()
         self._ticks = 0
         if self._active:
-            _drop_lines_after(self._path, start, validated)
+            _drop_lines_after(self._path, start, validated, config.log_every_steps if config else 1)
 
     def __enter__(self) -> TrainingLog:
         if self._active:
@@ -101,8 +101,14 @@ def _short(name: str) -> str:
     return name.removeprefix("terms/").replace("validation/", "val ")
 
 
-def _drop_lines_after(path: Path, step: int, validated: bool) -> None:
+def _drop_lines_after(path: Path, step: int, validated: bool, every: int) -> None:
     """Removes what a killed run logged after its last checkpoint: those steps, or the validation, run again.
+
+    Args:
+      path: the log.
+      step: of the checkpoint.
+      validated: whether the validation at that step is done.
+      every: the number of steps from one line to the next.
 
     A file that is damaged in other ways is kept beside as ``metrics.jsonl.damaged``; the lines that can be read stay.
 
@@ -117,7 +123,7 @@ def _drop_lines_after(path: Path, step: int, validated: bool) -> None:
     content = path.read_bytes()
     lines = content.decode(errors="replace").splitlines()
     steps = [_step_of(line) for line in lines]
-    _tell_what_is_lost(path, content, steps, step)
+    _tell_what_is_lost(path, content, steps, step, every)
     dated = zip(lines, steps, strict=True)
     keep = [line for line, s in dated if s is not None and _stays(line, s, step, validated)]
     files.write_atomically(path, "".join(line + "\n" for line in keep).encode())
@@ -128,7 +134,7 @@ def _stays(line: str, its_step: float, step: int, validated: bool) -> bool:
     return its_step < step or its_step == step and (validated or "validation/clean" not in line)
 
 
-def _tell_what_is_lost(path: Path, content: bytes, steps: Sequence[float | None], step: int) -> None:
+def _tell_what_is_lost(path: Path, content: bytes, steps: Sequence[float | None], step: int, every: int) -> None:
     """Warns of lines that cannot be read, which are kept beside, and of steps that checkpoints or lines lack."""
     if None in steps[:-1]:  # the last line may be cut: the run was killed while it wrote
         kept = path.with_name(f"{path.name}.damaged")
@@ -138,7 +144,7 @@ def _tell_what_is_lost(path: Path, content: bytes, steps: Sequence[float | None]
     known = [s for s in steps if s is not None]
     if step == 0 and known:
         logging.warning("%s reaches step %d, but there is no checkpoint: starting at step 0.", path, max(known))
-    elif step and not known:
+    elif step >= every and not known:
         logging.warning("%s holds no line: what was logged up to step %d is lost, training goes on.", path, step)
 
 

@@ -23,6 +23,11 @@ from robust_jax.models.network import Network
 from robust_jax.options.signatures import checks_arguments
 from robust_jax.workdir import checkpoints, integrity, saved_config
 
+_ANOTHER = (
+    "to go on with that run repeat its command, with the same --config and overrides, and restore config.json if it "
+    "was edited; for another run take another workdir"
+)
+
 
 class Trained(NamedTuple):
     """A trained run: its config, model, variables (averaged weights if the run has them), dataset, and their step.
@@ -83,7 +88,7 @@ def claim(config: ConfigDict, workdir: Path, last_step: int | None = None) -> No
     kept = saved_config.plain(config)
     if any((workdir / "checkpoints").glob("*/[0-9]*")) or _has_log(workdir):
         old = saved_config.completed(workdir)
-        saved_config.check_same(path, old, kept, "take another workdir, or put back the file if it was changed")
+        saved_config.check_same(path, old, kept, _ANOTHER)
         if (workdir / "checkpoints" / "latest" / str(last_step)).is_dir():
             _tell_what_differs(workdir, old, kept)
             if path.exists():
