@@ -141,7 +141,7 @@ def test_one_file_adds_one_of_each_kind_of_part(folder):
     (report,) = evaluations(folder / "run").values()
     assert report["clean"]["n"] == 40 and report["clean"]["accuracy"] > 0.9
     assert report["attacks"]["corners"]["cost"] == {"forwards": 2, "gradients": 0}
-    assert report["attacks"]["pgd"]["threat"]["perturbation"] == "lighting"
+    assert report["attacks"]["pgd"]["threat"]["perturbation"] == "my_parts:lighting"
     assert "always: a sign of my own" in report["warnings"]
 
 

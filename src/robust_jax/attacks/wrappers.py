@@ -71,8 +71,8 @@ def black_box(function: Callable[[np.ndarray], Any], num_classes: int) -> Logits
     def _(*_: Any) -> Any:
         raise ValueError(
             "a black box has no gradient: use an attack without (square, random_search, grid, nes, spsa, pointwise), "
-            "attacks.bpda with a differentiable substitute, or for a PyTorch "
-            "module write it in Linen and convert its weights by robust_jax.models.from_torch."
+            "attacks.bpda with a differentiable substitute, or for a PyTorch module write it in Linen and convert its "
+            "weights by robust_jax.models.from_torch."
         )
 
     return jax.tree_util.Partial(logits_fn)

@@ -146,7 +146,7 @@ def evaluate(
     # A mistake in the last one is not found after hours.
     of_folders = {folder: saved_config.read_config(folder, trust) for folder in folders}
     needed = runs.objects_needed(of_folders, objects)
-    for folder, config in of_folders.items():
+    for folder, config in of_folders.items() if len(folders) > 1 else ():
         runs.check_checkpoint(folder, checkpoint or config.evaluation.checkpoint)
     reports: dict[str, dict[str, Any]] = {}
     configs, prints = [], []

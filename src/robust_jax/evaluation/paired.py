@@ -62,15 +62,16 @@ def compare(
     if len(sides[0]) != len(sides[1]):
         raise ValueError(f"one has {len(sides[0])} workdirs and other has {len(sides[1])}: give as many, in pairs.")
     folders = [*sides[0], *sides[1]]
-    name = _common({folder: [*stored.evaluations(folder)] for folder in folders}, evaluation)
-    reports = {str(folder): stored.evaluations(folder)[name] for folder in folders}
+    held = {folder: stored.evaluations(folder) for folder in folders}
+    name = _common(held, evaluation)
+    reports = {str(folder): found[name] for folder, found in held.items()}
     if len(set(map(table.images_of, reports.values()))) > 1:
         raise ValueError(f"the evaluations {name!r} are not of the same images: {', '.join(reports)}.")
     groups = _groups(reports, worst)
     right = [[_right(folder, name, groups) for folder in side] for side in sides]
-    found = {row: _row([run[row] for run in right[0]], [run[row] for run in right[1]]) for row in groups}
-    _print(found, [table.labels_of(map(str, side)) for side in sides], name, len(right[0][0]["clean"]))
-    return found
+    rows = {row: _row([run[row] for run in right[0]], [run[row] for run in right[1]]) for row in groups}
+    _print(rows, [table.labels_of(map(str, side)) for side in sides], name, len(right[0][0]["clean"]))
+    return rows
 
 
 def _folders(name: str, given: Workdirs) -> list[Path]:
@@ -80,7 +81,7 @@ def _folders(name: str, given: Workdirs) -> list[Path]:
     return [Path(folder_name(name, each)) for each in several]
 
 
-def _common(held: Mapping[Path, Sequence[str]], wanted: str | None) -> str:
+def _common(held: Mapping[Path, table.Reports], wanted: str | None) -> str:
     """The name of the evaluation that all workdirs have."""
     for folder, names in held.items():
         if not names:

@@ -41,7 +41,7 @@ class TrainingLog:
         self._began = self._since = time.perf_counter()
         self._ticks = 0
         if self._active:
-            _drop_lines_after(self._path, start, validated, config.log_every_steps if config else 1)
+            _drop_lines_after(self._path, start, validated, (config or {}).get("log_every_steps", 1))
 
     def __enter__(self) -> TrainingLog:
         if self._active:
