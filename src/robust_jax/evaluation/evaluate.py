@@ -40,6 +40,7 @@ from robust_jax.files import folder_name, printable
 from robust_jax.options.signatures import checks_arguments
 
 if TYPE_CHECKING:
+    from robust_jax.config.objects import Objects
     from robust_jax.evaluation.attack import Attack
     from robust_jax.evaluation.settings import Settings
     from robust_jax.evaluation.stored import Place
@@ -117,7 +118,7 @@ def evaluate(
     """
     # Loads drawing, data and checkpoints, which `import robust_jax.evaluation` should not.
     from robust_jax import parallel
-    from robust_jax.config.objects import Objects
+    from robust_jax.config import objects as config_objects
     from robust_jax.evaluation import outcome_cache, stored
     from robust_jax.evaluation.measure import chosen_attacks, measure
     from robust_jax.evaluation.settings import Settings
@@ -142,12 +143,8 @@ def evaluate(
         stored.refuse_foreign(Path(folder_name("out", out)), stored.COMPARISON, "give another folder, out=")
     elif out is not None:
         stored.check_name(out)
-    objects = Objects.of(dataset, model)
-    # A mistake in the last one is not found after hours.
-    of_folders = {folder: saved_config.read_config(folder, trust) for folder in folders}
-    needed = runs.objects_needed(of_folders, objects)
-    for folder, config in of_folders.items() if len(folders) > 1 else ():
-        runs.check_checkpoint(folder, checkpoint or config.evaluation.checkpoint)
+    objects = config_objects.Objects.of(dataset, model)
+    needed = _looked_at(folders, checkpoint, trust, objects)
     reports: dict[str, dict[str, Any]] = {}
     configs, prints = [], []
     for folder in folders:
@@ -169,6 +166,19 @@ def evaluate(
             outcome_cache.clear(folder, kept)
         _tell(reports, saved_config.swept(configs), out)
     return reports
+
+
+def _looked_at(
+    folders: Sequence[Path], checkpoint: str | None, trust: Sequence[str], objects: Objects
+) -> dict[Path, Objects]:
+    """The objects that each workdir needs; a mistake in the last of several workdirs is not found after hours."""
+    from robust_jax.workdir import runs, saved_config
+
+    configs = {folder: saved_config.read_config(folder, trust) for folder in folders}
+    needed = runs.objects_needed(configs, objects)
+    for folder, config in configs.items() if len(folders) > 1 else ():
+        runs.check_checkpoint(folder, checkpoint or config.evaluation.checkpoint)
+    return needed
 
 
 def _tell(reports: dict[str, dict[str, Any]], sweep: tuple[str, Sequence[Any]] | None, out: str | None) -> None:

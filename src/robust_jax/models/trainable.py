@@ -19,7 +19,7 @@ def trainable(network: Any, variables: Variables | None = None) -> Network:
     """A module of Linen or NNX with `init` and `apply` as pure functions of ``{"params": ..., "batch_stats": ...}``.
 
     The module is told whether it is trained: by its ``__call__``, if that takes ``train``, ``training``,
-    ``deterministic`` or ``use_running_average``; in Linen by a field of such a name, and in NNX by `nnx.Module.train`
+    ``deterministic`` or ``use_running_average``; in Linen by a field of that name, and in NNX by `nnx.Module.train`
     and `nnx.Module.eval`, too. The module that is given stays unchanged.
 
     Args:
