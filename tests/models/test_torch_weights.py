@@ -14,8 +14,9 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 RNG = np.random.default_rng(0)
 
 
-def conv(state, name, x, stride=1, padding=0):
-    y = lax.conv_general_dilated(x, state[f"{name}.weight"], (stride, stride), 2 * [(padding, padding)])
+def conv(state, name, x, stride=1, padding=0, behind=None):
+    pads = 2 * [(padding, padding if behind is None else behind)]
+    y = lax.conv_general_dilated(x, state[f"{name}.weight"], (stride, stride), pads)
     return y + state[f"{name}.bias"][:, None, None] if f"{name}.bias" in state else y
 
 
@@ -71,7 +72,7 @@ def small_cnn():
     return models.create("small_cnn", num_classes=10), (28, 28, 1), state, forward
 
 
-def wide_resnet():
+def wide_resnet(padding="symmetric"):
     """WRN-10-1, names and order of registration as in TRADES: each block's shortcut comes last."""
     state, before = random_conv("conv1", 16, 3), 16
     for stage, width in enumerate((16, 32, 64), 1):
@@ -89,11 +90,44 @@ def wide_resnet():
             name = f"block{stage}.layer.0"
             z = jax.nn.relu(norm(state, f"{name}.bn1", x))
             shortcut = conv(state, f"{name}.convShortcut", z, stride) if stride == 2 else x
-            z = jax.nn.relu(norm(state, f"{name}.bn2", conv(state, f"{name}.conv1", z, stride, padding=1)))
-            x = conv(state, f"{name}.conv2", z, padding=1) + shortcut
+            before = 0 if stride == 2 and padding == "same" else 1
+            z = conv(state, f"{name}.conv1", z, stride, before, behind=1)
+            x = conv(state, f"{name}.conv2", jax.nn.relu(norm(state, f"{name}.bn2", z)), padding=1) + shortcut
         return linear(state, "fc", jax.nn.relu(norm(state, "bn1", x)).mean((2, 3)))
 
-    return models.WideResNet(num_classes=10, depth=10, width=1), (16, 16, 3), state, forward
+    return models.WideResNet(num_classes=10, depth=10, width=1, padding=padding), (16, 16, 3), state, forward
+
+
+def deepmind_wide_resnet():
+    """The padding of the networks of Gowal et al. 2020, in PyTorch: zeros behind the map, where a stride is 2."""
+    return wide_resnet("same")
+
+
+def preact_resnet():
+    """PreActResNet-10 with BatchNorm before the last layer, as in the code of Rice et al. 2020."""
+    widths = (64, 128, 256, 512)
+    state, before = random_conv("conv1", 64, 3), 64
+    for stage, width in enumerate(widths, 1):
+        name = f"layer{stage}.0"
+        state |= random_norm(f"{name}.bn1", before) | random_conv(f"{name}.conv1", width, before)
+        state |= random_norm(f"{name}.bn2", width) | random_conv(f"{name}.conv2", width, width)
+        if before != width:
+            state |= random_conv(f"{name}.shortcut.0", width, before, size=1)
+        before = width
+    state |= random_norm("bn", 512) | random_linear("linear", 10, 512)
+
+    def forward(x):
+        x = conv(state, "conv1", x, padding=1)
+        for stage in range(1, 5):
+            name, stride = f"layer{stage}.0", 1 if stage == 1 else 2
+            z = jax.nn.relu(norm(state, f"{name}.bn1", x))
+            shortcut = x if stage == 1 else conv(state, f"{name}.shortcut.0", z, stride)
+            z = jax.nn.relu(norm(state, f"{name}.bn2", conv(state, f"{name}.conv1", z, stride, padding=1)))
+            x = conv(state, f"{name}.conv2", z, padding=1) + shortcut
+        return linear(state, "linear", jax.nn.relu(norm(state, "bn", x)).mean((2, 3)))
+
+    model = models.PreActResNet(num_classes=10, blocks=(1, 1, 1, 1), final_norm=True)
+    return model, (8, 8, 3), state, forward
 
 
 def four_stages():
@@ -123,7 +157,10 @@ def four_stages():
     return models.FourStageResNet(num_classes=10, blocks=(1, 1, 1, 1)), (8, 8, 3), state, forward
 
 
-@pytest.mark.parametrize("network", [small_cnn, wide_resnet, four_stages])
+NETWORKS = [small_cnn, wide_resnet, deepmind_wide_resnet, preact_resnet, four_stages]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
 def test_logits_are_those_of_the_network_in_pytorchs_layout(network):
     model, image_shape, state, forward = network()
     images = RNG.uniform(size=(3, *image_shape)).astype("f")
@@ -148,7 +185,7 @@ def test_a_network_that_differs_in_what_has_no_weights_is_refused():
         models.from_torch(model, state, image_shape, (images[0], logits))
 
 
-@pytest.mark.parametrize("network", [small_cnn, wide_resnet, four_stages])
+@pytest.mark.parametrize("network", NETWORKS)
 def test_there_and_back_what_has_no_counterpart_is_kept(network):
     model, image_shape, state, _ = network()
     variables = models.from_torch(model, state, image_shape)
@@ -166,6 +203,10 @@ def without(state, part):
     ("change", "message"),
     [
         (lambda s: without(s, "fc2"), "the state dict has 6 layers with weights, SmallCNN has 7"),
+        (
+            lambda s: {"mu": np.zeros((1, 3, 1, 1))} | s,
+            "a mean, which models.create takes. There are: of no layer, feat",
+        ),
         (lambda s: without(s, "conv3.bias"), "conv3 of the state dict has weight, but Conv_2.*bias is in one of them"),
         (
             lambda s: s | {"classifier.fc1.weight": np.zeros((200, 5))},

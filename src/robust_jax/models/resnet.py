@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -78,7 +78,10 @@ class PreActBlock(nn.Module):
 class _Residual(nn.Module):
     """What the networks share: 3x3 convolutions without bias, BatchNorm, the mean over the last map.
 
-    With `remat` only the input of each block is kept for the backward passes; the rest is computed again.
+    With `remat` only the input of each block is kept for the backward passes; the rest is computed again. A strided
+    convolution of a map of even size reads one row and column of zeros: with `padding="symmetric"` before the map, as
+    PyTorch does, with "same" behind it, as TensorFlow, JAX's "SAME" and the WideResNets of Gowal et al. 2020
+    (arXiv:2010.03593) do.
     """
 
     num_classes: int
@@ -89,6 +92,7 @@ class _Residual(nn.Module):
     batch_norm_axis: str | None = None
     activation: layers.Activation = "relu"
     remat: bool = False
+    padding: Literal["symmetric", "same"] = "symmetric"
 
     def stages(
         self, x: Array, block: type[nn.Module], features: Sequence[int], blocks: Sequence[int], **parts: Any
@@ -107,7 +111,7 @@ class _Residual(nn.Module):
         """The convolution, BatchNorm and activation that the blocks are made of."""
         conv = partial(
             layers.Conv3x3,
-            padding=1,  # not "SAME", which pads strided convolutions on one side only
+            padding=1 if self.padding == "symmetric" else "SAME",
             use_bias=False,
             dtype=self.dtype,
             kernel_init=kernel_init,
@@ -205,11 +209,13 @@ class PreActResNet(_Residual):
 
     A convolution of 64 channels, then `blocks` `PreActBlock`s of 64, 128, 256 and 512 channels, all stages but
     the first with stride 2. As there, and unlike the paper, no BatchNorm and activation follow the
-    last block. Weights start as torch's do. PreActResNet-18, the default, has 11,171,146 parameters
-    for 3 channels and 10 classes. BatchNorm as in `VGG`; `activation` is one of `layers.ACTIVATIONS`.
+    last block, unless `final_norm` is set, as in the code of Rice et al. 2020 (arXiv:2002.11569). Weights start as
+    torch's do. PreActResNet-18, the default, has 11,171,146 parameters for 3 channels and 10 classes, and 1,024 more
+    with `final_norm`. BatchNorm as in `VGG`; `activation` is one of `layers.ACTIVATIONS`.
     """
 
     blocks: tuple[int, int, int, int] = (2, 2, 2, 2)
+    final_norm: bool = False
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b classes"]:
@@ -218,7 +224,8 @@ class PreActResNet(_Residual):
         dropout = partial(nn.Dropout, 0.0, deterministic=True)
         x = layers.normalize(images, self.mean, self.std, self.dtype)
         x = parts["conv"](64)(x)
-        return self.logits(self.stages(x, PreActBlock, (64, 128, 256, 512), self.blocks, dropout=dropout, **parts))
+        x = self.stages(x, PreActBlock, (64, 128, 256, 512), self.blocks, dropout=dropout, **parts)
+        return self.logits(parts["activation"](parts["norm"]()(x)) if self.final_norm else x)
 
 
 PRESETS = {

@@ -140,8 +140,9 @@ def _pairs(model: nn.Module, state_dict: Mapping[str, Any], image_shape: Sequenc
         tensors.setdefault(name, []).append(leaf)
     if len(layers) != len(tensors):
         raise ValueError(
-            f"the state dict has {len(tensors)} layers with weights, {type(model).__name__} has {len(layers)}; "
-            f"they must be the same network. Layers there: {', '.join(tensors)}"
+            f"the state dict has {len(tensors)} layers with weights, {type(model).__name__} has {len(layers)}; they "
+            f"must be the same network. Leave out layers that its forward pass does not use, and numbers of no layer, "
+            f"such as a mean, which models.create takes. There are: {', '.join(n or 'of no layer' for n in tensors)}"
         )
     pairs, channels = [], image_shape[-1]
     for (path, kind), (name, there) in zip(layers, tensors.items(), strict=True):
