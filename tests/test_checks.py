@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robust_jax.checks import check_attack_names, check_batch, check_images
+from robust_jax.checks import called, check_attack_names, check_batch, check_images
 
 
 def logits_fn(images):
@@ -76,3 +76,13 @@ def test_attacks_whose_pictures_would_be_one_file_are_refused():
     for name in ("clean", "worst_case"):
         with pytest.raises(ValueError, match=f"attacks.{name}: results use this name already"):
             check_attack_names([name])
+
+
+def test_a_model_that_fails_for_images_with_channels_first_says_so():
+    def convolved(images):
+        return jnp.ones((len(images), 9)) @ jnp.ones((images.shape[-1], 3))
+
+    with pytest.raises(ValueError, match=r"\(2, 3, 9, 8\) images: their channels seem to come first: give jnp.moveaxis"):
+        called("logits_fn", convolved, np.zeros((2, 3, 9, 8), np.float32))
+    with pytest.raises(ValueError, match=r"\(2, 9, 8, 3\) images: TypeError"):
+        called("logits_fn", convolved, np.zeros((2, 9, 8, 3), np.float32))

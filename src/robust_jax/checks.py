@@ -21,11 +21,18 @@ from robust_jax.spaces import per_example
 ROUNDING = 1e-3
 """How far outside [0, 1] intensities may be for rounding to be the likely reason."""
 MOST_RADII = 1000
+COLOURS = 4
+"""The most channels of a photograph; images of more channels than rows, and than these, have their channels first."""
 
 
 def is_concrete(*arrays: Any) -> bool:
     """Whether the values of all of them are known: JAX traces none of them."""
     return not any(isinstance(array, jax.core.Tracer) for array in arrays)
+
+
+def has_channels_first(shape: Sequence[int]) -> bool:
+    """Whether images of this shape look like ``[B, C, H, W]``."""
+    return len(shape) == 4 and shape[3] > max(shape[1], COLOURS)
 
 
 def check_images(images: Any, in_box: bool = True) -> None:
@@ -163,17 +170,19 @@ def called(name: str, function: Callable[[Any], Any], images: Any) -> Any:
             raise
         first = (str(error).strip().splitlines() or [""])[0]
         raise ValueError(
-            f"{name} fails for {described(images)} images: {_reason(error)}{type(error).__name__}: {first}"
+            f"{name} fails for {described(images)} images: {_reason(error, images)}{type(error).__name__}: {first}"
         ) from error
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, images: Any) -> str:
     leaves_jax = jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError
     if isinstance(error, (*leaves_jax, jax.errors.TracerIntegerConversionError)):
         return (
             "it uses values that JAX traces, in NumPy, int() or an if. Write it in jax.numpy, or for attacks without "
             "gradients give robust_jax.attacks.black_box(function, num_classes). "
         )
+    if has_channels_first(getattr(images, "shape", ())):
+        return "their channels seem to come first: give jnp.moveaxis(images, 1, -1). "
     if type(error).__name__ == "TraceContextError":
         return "it changes its own variables, as BatchNorm does in training: give robust_jax.model(network). "
     if isinstance(error, TypeError) and "'train'" in str(error):

@@ -9,14 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from robust_jax.checks import called, is_concrete
+from robust_jax.checks import called, has_channels_first, is_concrete
 from robust_jax.options.hints import described
 from robust_jax.spaces import registry, threat_models
 from robust_jax.spaces.perturbations import Perturbation
 from robust_jax.spaces.threat_models import ThreatModel
-
-COLOURS = 4
-"""The most channels of a photograph; images of more channels than rows, and than these, have their channels first."""
 
 
 def check_threat(threat: Any, images: Any) -> None:
@@ -44,7 +41,7 @@ def check_layout(space: Perturbation, images: Any) -> None:
     """
     moving = [part for part in space.parts or (space,) if part.moves_pixels]
     _, height, _, channels = images.shape
-    if channels <= max(height, COLOURS):
+    if not has_channels_first(images.shape):
         return
     if not moving:
         text = "images %s have %d channels but %d rows. If channels come first, give jnp.moveaxis(images, 1, -1)."
