@@ -82,7 +82,9 @@ def test_a_model_that_fails_for_images_with_channels_first_says_so():
     def convolved(images):
         return jnp.ones((len(images), 9)) @ jnp.ones((images.shape[-1], 3))
 
-    with pytest.raises(ValueError, match=r"\(2, 3, 9, 8\) images: their channels seem to come first: give jnp.moveaxis"):
+    with pytest.raises(
+        ValueError, match=r"\(2, 3, 9, 8\) images: their channels seem to come first: give jnp.moveaxis"
+    ):
         called("logits_fn", convolved, np.zeros((2, 3, 9, 8), np.float32))
     with pytest.raises(ValueError, match=r"\(2, 9, 8, 3\) images: TypeError"):
         called("logits_fn", convolved, np.zeros((2, 9, 8, 3), np.float32))

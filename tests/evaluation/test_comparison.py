@@ -109,8 +109,8 @@ def test_a_point_of_the_trade_off_is_the_mean_over_the_seeds_of_a_value(tmp_path
         return original(*given, title=title)
 
     monkeypatch.setattr(comparison.curves, "trade_off", drawn)
-    reports = {f"run_{i}": report(accuracy) for i, accuracy in enumerate((0.9, 0.5, 0.7))}
-    comparison._draw_trade_off(tmp_path, reports, "epochs", (2.0, 1.0, 2.0))
+    reports = {str(tmp_path / f"run_{i}"): report(accuracy) for i, accuracy in enumerate((0.9, 0.5, 0.7))}
+    comparison.keep(reports, ("epochs", (2.0, 1.0, 2.0)))
     clean, robust, labels = seen["given"]
     assert labels == ["1", "2"] and clean == pytest.approx([0.5, 0.8])
     assert list(robust.values())[0] == pytest.approx([0.5, 0.8])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from robust_jax.evaluation import curves
 from robust_jax.evaluation.drawing import png
@@ -17,11 +18,11 @@ from robust_jax.evaluation.stored import COMPARISON, COMPARISONS, Place, forget
 from robust_jax.evaluation.table import Reports, labels_of, left_by, rows_of, threat_of
 from robust_jax.files import file_name, plain, write_atomically
 
-FOLDER = COMPARISONS
-FILE = COMPARISON
 TRADE_OFF = "trade_off.png"
 Sweep = tuple[str, Sequence[Any]]
 """The one key in which the configs of workdirs differ, and its values."""
+Entries = Sequence[Mapping[str, Any]]
+"""What the reports of the workdirs say of one attack, or of clean images."""
 
 
 def keep(reports: Reports, sweep: Sweep | None, out: str | None = None) -> Path:
@@ -55,7 +56,7 @@ def place_of(reports: Reports, out: str | None = None) -> Place:
     marks = (digest(report["identity"]) for report in reports.values())
     identity = {"evaluations": [[*pair, mark] for pair, mark in zip(names.items(), marks, strict=True)]}
     if out is not None:
-        return Place(root.resolve(), identity, (Path(out).expanduser().absolute().name,), True, FILE)
+        return Place(root.resolve(), identity, (Path(out).expanduser().absolute().name,), True, COMPARISON)
     evaluations = [report["name"] for report in reports.values()]
     labels = [file_name(label) for label in labels_of(reports)]
     if len(set(evaluations)) == 1:
@@ -63,7 +64,7 @@ def place_of(reports: Reports, out: str | None = None) -> Place:
     else:
         words = [f"{label}_{name}" for label, name in zip(labels, evaluations, strict=True)]
     name = shortened("-".join(words).lstrip("."), identity)
-    return Place(root, identity, (name, f"{name}-{digest(identity)}"), False, FILE)
+    return Place(root, identity, (name, f"{name}-{digest(identity)}"), False, COMPARISON)
 
 
 def _beside(reports: Reports) -> Path:
@@ -74,15 +75,17 @@ def _beside(reports: Reports) -> Path:
     except ValueError:  # on different drives
         common = parents[0]
     is_shared = common != Path(common.anchor) and os.access(common, os.W_OK)
-    return (common if is_shared else parents[0]) / FOLDER
+    return (common if is_shared else parents[0]) / COMPARISONS
 
 
 def _write(folder: Path, reports: Reports, sweep: Sweep | None, identity: Mapping[str, Any]) -> None:
     """Writes the files; the JSON comes last."""
-    forget(folder, FILE)
+    forget(folder, COMPARISON)
     drawn = draw_curves(reports, folder)
-    if sweep and shared_attacks(reports):
-        drawn.append(_draw_trade_off(folder, reports, *sweep))
+    if sweep and (shared := shared_attacks(reports)):
+        clean = [report["clean"] for report in reports.values()]
+        write_atomically(folder / TRADE_OFF, png(_trade_off(clean, shared, *sweep)))
+        drawn.append(TRADE_OFF)
     labels = labels_of(reports)
     content = {
         "workdirs": {
@@ -98,33 +101,30 @@ def _write(folder: Path, reports: Reports, sweep: Sweep | None, identity: Mappin
         "pictures": drawn,
         "identity": identity,
     }  # fmt: skip
-    write_json(folder / FILE, content)
+    write_json(folder / COMPARISON, content)
 
 
-def _draw_trade_off(folder: Path, reports: Reports, key: str, values: Sequence[Any]) -> str:
-    """Draws robust against clean accuracy of workdirs whose configs differ in one key, in the order of its values.
+def _trade_off(clean: Entries, shared: Mapping[str, Entries], key: str, values: Sequence[Any]) -> Figure:
+    """Robust against clean accuracy of workdirs whose configs differ in one key, in the order of its values.
 
     Runs of equal values differ in their seeds: a point is their mean.
     """
-    shared, clean = shared_attacks(reports), [report["clean"] for report in reports.values()]
     order = sorted(range(len(values)), key=values.__getitem__) if all(map(_is_number, values)) else range(len(values))
     named = [f"{value:g}" if _is_number(value) else drawable(str(value)[:100]) for value in values]
     of_value: dict[str, list[int]] = {}
     for i in order:
         of_value.setdefault(named[i], []).append(i)
 
-    def means(entries: Sequence[Mapping[str, Any]]) -> list[float]:
+    def means(entries: Entries) -> list[float]:
         return [float(np.mean([entries[i]["accuracy"] for i in runs])) for runs in of_value.values()]
 
     seeds = ", mean over seeds" if len(of_value) < len(values) else ""
-    figure = curves.trade_off(
+    return curves.trade_off(
         means(clean),
         {drawable(f"{name}: {threat_of(same[0])}{left_by(same[0])}"): means(same) for name, same in shared.items()},
         list(of_value),
         title=drawable(f"{key}, {counted(clean)}{seeds}"),
     )
-    write_atomically(folder / TRADE_OFF, png(figure))
-    return TRADE_OFF
 
 
 def _is_number(value: Any) -> bool:

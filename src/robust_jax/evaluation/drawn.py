@@ -16,7 +16,6 @@ from robust_jax.evaluation.outcomes import PerExample
 from robust_jax.evaluation.stored import DRAWN
 from robust_jax.files import read_arrays, write_atomically
 
-FILE = DRAWN
 HARDEST = 5
 KINDS = ("sample", "hardest")
 MOST_BYTES = 2**22  # stored per attack and kind
@@ -95,11 +94,11 @@ def write(folder: Path, measured: PerExample, count: int) -> None:
     for name, outcome in measured.attacks.items():
         for kind in KINDS:
             arrays |= {f"{name}/{kind}/{k}": v for k, v in _compact(getattr(outcome, kind), count).items()}
-    (folder / FILE).unlink(missing_ok=True)  # of an evaluation before
+    (folder / DRAWN).unlink(missing_ok=True)  # of an evaluation before
     if arrays:
         content = io.BytesIO()
         np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
-        write_atomically(folder / FILE, content.getvalue())
+        write_atomically(folder / DRAWN, content.getvalue())
 
 
 def _compact(examples: Examples, count: int) -> dict[str, np.ndarray]:
@@ -118,10 +117,10 @@ def read(folder: Path) -> dict[str, dict[str, dict[str, np.ndarray]]]:
     Raises:
       ValueError: a damaged file.
     """
-    if not (folder / FILE).is_file():
+    if not (folder / DRAWN).is_file():
         return {}
     found: dict[str, dict[str, dict[str, np.ndarray]]] = {}
-    for key, array in read_arrays(folder / FILE, 2**28).items():
+    for key, array in read_arrays(folder / DRAWN, 2**28).items():
         name, kind, what = key.rsplit("/", 2)
         found.setdefault(name, {}).setdefault(kind, {})[what] = array
     return found
