@@ -182,7 +182,10 @@ def _notes(path: Path, measured: Mapping[str, Any]) -> list[str]:
         *_folded("Accuracy under each attack", _each(rows, measured["columns"]) if measured["worst"] else []),
         *_folded("Attacks", attacks),
         *_folded("Weights", _choices(rows)),
-        *_folded("Validation accuracy by epoch", _curves(rows)),
+        *_folded("Validation accuracy by epoch", _curves(rows, "validation")),
+        *_folded(
+            "Validation accuracy by epoch, under the attack that chooses the checkpoint", _curves(rows, "attacked")
+        ),
         *_folded("Paired tests", _paired(measured)),
         *(["", "Warnings:", "", *sorted(warned)] if warned else []),
         *_unchecked(rows),
@@ -242,11 +245,12 @@ def _choices(rows: Mapping[str, Any]) -> list[str]:
     return [head, "", *lines] if lines else []
 
 
-def _curves(rows: Mapping[str, Any], columns: int = 12) -> list[str]:
-    """The clean accuracy on validation images during training, the mean over seeds, at evenly spaced measurements."""
+def _curves(rows: Mapping[str, Any], part: str, columns: int = 12) -> list[str]:
+    """An accuracy on validation images during training, the mean over seeds, at evenly spaced measurements."""
     curves = {}
     for row in rows.values():
-        seeds = [{round(at, 1): found for at, found in run["training"]["validation"]} for run in row["seeds"].values()]
+        curve = [run["training"].get(part) for run in row["seeds"].values()]
+        seeds = [{round(at, 1): found for at, found in seed} for seed in curve if seed]
         if not seeds:
             continue
         curves[row["label"]] = {

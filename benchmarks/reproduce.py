@@ -277,15 +277,20 @@ def began(workdir: Path) -> Path:
 
 
 def training(workdir: Path) -> dict[str, Any]:
-    """Steps, the seconds that they took, and validation accuracies by epoch, from ``metrics.jsonl``."""
-    step, seconds, curve = 0, 0.0, []
+    """Steps, the seconds that they took, and validation accuracies by epoch, from ``metrics.jsonl``.
+
+    ``validation`` is clean, ``attacked`` that under the attack that chooses the checkpoint, if one does.
+    """
+    step, seconds, clean, attacked = 0, 0.0, [], []
     for line in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines()):
         if "steps_per_second" in line:
             seconds += (line["step"] - step) / line["steps_per_second"]
             step = line["step"]
-        if "validation/clean" in line:
-            curve.append([round(line["epoch"], 3), line["validation/clean"]])
-    return {"steps": step, "seconds": round(seconds), "validation": curve}
+        for key in (key for key in line if key.startswith("validation/")):
+            curve = clean if key == "validation/clean" else attacked
+            curve.append([round(line["epoch"], 3), line[key]])
+    found = {"steps": step, "seconds": round(seconds), "validation": clean}
+    return found | ({"attacked": attacked} if attacked else {})
 
 
 def _best(trained: Mapping[str, Any]) -> float:

@@ -59,7 +59,7 @@ class Table(NamedTuple):
       rows: by their names on the command line.
       common: overrides of all rows; those of a row itself win.
       attacks: column -> an entry of a config's `attacks`.
-      worst: the name of a further column -> columns of one threat model, whose worst case per image it is.
+      worst: the name of a further column -> all columns of one threat model, whose worst case per image it is.
       images: the number of test images that are attacked, the first ones.
       seeds: of training and attacks.
       pairs: of rows that are compared image by image, the better one first if the table's claim holds.
@@ -79,6 +79,12 @@ class Table(NamedTuple):
     pairs: tuple[tuple[str, str], ...]
     universal: Mapping[str, Universal] = {}
     select_by: str = ""
+
+
+def in_ball_of(name: str, attacks: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """The attacks in the ball of one of them, itself among them."""
+    ball = ("perturbation", "norm", "radius")
+    return tuple(n for n, other in attacks.items() if all(other[key] == attacks[name][key] for key in ball))
 
 
 def against(rows: Mapping[str, Row], baseline: str) -> tuple[tuple[str, str], ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from table_types import Choice, Row, Table, Universal, against
+from table_types import Choice, Row, Table, Universal, against, in_ball_of
 from tables_mnist import NOISE, smooth_pairs, smooth_rows
 
 PIXELS = 0.155  # 0.01 in the normalised units of the FGR paper, on images of 32 pixels
@@ -130,7 +130,7 @@ def _local_flatness() -> dict[str, Table]:
     few = (*FEWER, "epochs=6", "schedule.name=one_cycle", "checkpoint_every_steps=50")
     pairs = (("relu_eval", "relu_train"), ("silu_eval", "silu_train"), ("silu_train", "relu_train"))
     pairs += tuple((row, other) for other in ("standard", "pgd") for row in ("relu_train", "silu_train"))
-    worst = {"worst": ("pgd", "apgd", "square")}
+    worst = {"worst": in_ball_of("pgd", LFR_ATTACKS)}
     # The schedule of LFR is that of its config; adversarial training gets the same.
     long = ("epochs=300.0", "schedule.boundaries=(150.0,250.0)")
     return {
@@ -146,7 +146,7 @@ def _svhn() -> dict[str, Table]:
         "pgd": Row("adversarial training", "svhn_methods:pgd"),
         "lfr": Row("LFR", "svhn_methods:lfr"),
     }
-    pairs, worst = against(rows, "standard"), {"worst": ("pgd", "apgd", "square")}
+    pairs, worst = against(rows, "standard"), {"worst": in_ball_of("pgd", LFR_ATTACKS)}
     return {  # two cores are not enough for a network of this size
         "full": Table(title, rows, (), LFR_ATTACKS, worst, 10_000, (0,), pairs),
     }

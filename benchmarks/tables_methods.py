@@ -10,7 +10,7 @@ from typing import Any
 
 from robust_jax import cli
 from robust_jax.config.methods import METHODS, SIZES
-from table_types import Row, Table, Universal, against
+from table_types import Row, Table, Universal, against, in_ball_of
 
 
 def _attacks(config: str) -> dict[str, dict[str, Any]]:
@@ -19,8 +19,10 @@ def _attacks(config: str) -> dict[str, dict[str, Any]]:
     return {name: {k: v for k, v in attack.items() if k != "curve"} for name, attack in attacks.items()}
 
 
-def _worst(attacks: dict[str, dict[str, Any]], points: int) -> tuple[dict[str, Any], dict[str, tuple[str, str]]]:
-    """The attacks, each with a second one in its ball, and the worst of both.
+def _worst(
+    attacks: dict[str, dict[str, Any]], points: int, **more: Any
+) -> tuple[dict[str, Any], dict[str, tuple[str, ...]]]:
+    """The attacks, each with a second one in its ball, and more; and the worst of each ball.
 
     With a grid where δ has three parameters, as ascent misses many there (docs/optimality.md), else with APGD on the
     margin, which does not fail where PGD's cross-entropy is flat.
@@ -28,9 +30,9 @@ def _worst(attacks: dict[str, dict[str, Any]], points: int) -> tuple[dict[str, A
     Args:
       attacks: PGD in several balls.
       points: of the grid, along the angle; 5 along each shift.
+      more: further attacks.
     """
     found = dict(attacks)
-    worst = {}
     for name, attack in attacks.items():
         ball = {key: attack[key] for key in ("perturbation", "norm", "radius")}
         if attack["perturbation"] == "affine":
@@ -38,8 +40,8 @@ def _worst(attacks: dict[str, dict[str, Any]], points: int) -> tuple[dict[str, A
         else:
             second, kind = f"{name}_apgd", dict(kind="apgd", loss="margin", steps=40, restarts=2, early_stop=True)
         found[second] = kind | ball
-        worst[f"worst {name}"] = (name, second)
-    return found, worst
+    found |= more
+    return found, {f"worst {name}": in_ball_of(name, found) for name in attacks}
 
 
 def _digits() -> Table:
@@ -103,8 +105,8 @@ def _methods(
     """Methods, all by default; ``more`` are further attacks."""
     rows = {method: Row(method, f"{config}:{method}") for method in methods}
     pairs = (("fgr", "igr"), ("fgr", "random_flow"), ("n_fgsm", "fgsm_rs"), ("lfr", "pgd"))
-    attacks, worst = _worst(_attacks(config), points)
-    return Table(title, rows, (), attacks | more, worst, images, seeds, pairs, universal)
+    attacks, worst = _worst(_attacks(config), points, **more)
+    return Table(title, rows, (), attacks, worst, images, seeds, pairs, universal)
 
 
 # Those that train at a flow or an intensity change, or penalise its gradient; all others take hours more.

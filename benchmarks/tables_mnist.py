@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from table_types import Choice, Row, Table, Universal, against
+from table_types import Choice, Row, Table, Universal, against, in_ball_of
 
 ACTIVATIONS = {"relu": "ReLU", "silu": "SiLU", "gelu": "GELU"}
 # Row -> what is printed, a method, its weight and the values that are tried, the largest first.
@@ -106,7 +106,7 @@ def _local_flatness() -> dict[str, Table]:
         "apgd": dict(kind="apgd", steps=40, restarts=3, early_stop=True, **ball),
         "square": dict(kind="square", queries=1000, **ball),
     }
-    worst, pairs = {"worst": ("pgd", "apgd", "square")}, (*against(rows, "standard"), ("lfr", "pgd"))
+    worst, pairs = {"worst": in_ball_of("pgd", attacks)}, (*against(rows, "standard"), ("lfr", "pgd"))
     few = ("epochs=4", "checkpoint_every_steps=20")
     full = ("epochs=100", "optimizer.name=sgd", "schedule.name=piecewise",
             "schedule.learning_rate=0.01", "schedule.boundaries=(90.0,)")  # fmt: skip
@@ -160,7 +160,7 @@ def _family() -> dict[str, Table]:
         "pgd": dict(kind="pgd", steps=100, restarts=3, early_stop=True, **ball),
         "apgd": margin | dict(steps=100, restarts=3),
     } | noise
-    pairs, worst = against(rows, "standard"), {"worst 0.1": ("pgd", "apgd")}
+    pairs, worst = against(rows, "standard"), {"worst 0.1": in_ball_of("pgd", every)}
     long = ("epochs=200", "model.options.irange=0.005", "model.options.dropout=0.5")  # the paper's
     return {
         # A run is more than half an hour of a core.
