@@ -17,7 +17,7 @@ from absl import flags
 
 import robust_jax as rj
 from measurements import Row, report
-from origin import trace
+from origin import source
 from robust_jax import cli
 from robust_jax.evaluation import curves
 
@@ -35,6 +35,7 @@ STEPS = (10, 40, 160)
 
 def main(options: flags.FlagValues, _: list[str]) -> None:
     """Prints accuracies by radius and by the number of steps, and draws the former."""
+    origin = source()
     ball = dict(kind="pgd", perturbation="flow", norm="linf", radius=options.radius, early_stop=True)
     attacks = {f"steps_{steps}": dict(steps=steps, **ball) for steps in STEPS}
     attacks["steps_40"]["curve"] = MULTIPLES
@@ -47,7 +48,7 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
         f"{first}, 40 steps": [_by_radius(name, one["attacks"]["steps_40"]["curve"]) for name, one in found.items()],
         f"{first}, {options.radius:g} px": [_by_steps(name, one["attacks"]) for name, one in found.items()],
     }
-    report(tables, options.out, trace())
+    report(tables, options.out, origin)
     if options.picture:
         curves.accuracy_curves(
             {name: one["attacks"]["steps_40"]["curve"] for name, one in found.items()},
