@@ -72,8 +72,9 @@ def create(
         image_shape: `(H, W, C)`, for modules of your own whose layers have to know it.
         **fields: the module's own, e.g. `dropout` (small_cnn, mlp, maxout_*, wrn_*), `activation` (all
             but digits_cnn and maxout_*), `batch_norm_axis` (vgg*, resnet*, wrn_*, preact_*),
-            `remat` (resnet*, wrn_*, preact_*; less memory for more computation) or `conv_general_dilated`
-            (all with convolutions; `jax.lax`'s instead of the one that is fast on CPU).
+            `remat` (resnet*, wrn_*, preact_*; less memory for more computation), `padding` (of the same: where strided
+            convolutions read zeros) or `conv_general_dilated` (all with convolutions; `jax.lax`'s instead of the one
+            that is fast on CPU).
 
     Raises:
         ValueError: an unknown name or field, listing all valid ones; a model of your own that cannot be imported, does
