@@ -72,30 +72,39 @@ def small_cnn():
     return models.create("small_cnn", num_classes=10), (28, 28, 1), state, forward
 
 
-def wide_resnet(padding="symmetric"):
-    """WRN-10-1, names and order of registration as in TRADES: each block's shortcut comes last."""
-    state, before = random_conv("conv1", 16, 3), 16
-    for stage, width in enumerate((16, 32, 64), 1):
-        name = f"block{stage}.layer.0"
+def preactivated(widths, blocks, shortcut, last, padding="symmetric"):
+    """A residual network of one block of BatchNorm, activation and convolution per stage, by the names of its layers.
+
+    The shortcut of a block comes last, in the order of registration.
+    """
+    state, before = random_conv("conv1", widths[0], 3), widths[0]
+    stages = [(blocks.format(i), width) for i, width in enumerate(widths[1:], 1)]
+    for name, width in stages:
         state |= random_norm(f"{name}.bn1", before) | random_conv(f"{name}.conv1", width, before)
         state |= random_norm(f"{name}.bn2", width) | random_conv(f"{name}.conv2", width, width)
         if before != width:
-            state |= random_conv(f"{name}.convShortcut", width, before, size=1)
+            state |= random_conv(f"{name}.{shortcut}", width, before, size=1)
         before = width
-    state |= random_norm("bn1", 64) | random_linear("fc", 10, 64)
+    norm_name, linear_name = last
+    state |= random_norm(norm_name, before) | random_linear(linear_name, 10, before)
 
     def forward(x):
         x = conv(state, "conv1", x, padding=1)
-        for stage, stride in enumerate((1, 2, 2), 1):
-            name = f"block{stage}.layer.0"
+        for i, (name, _) in enumerate(stages):
+            stride, before = 2 if i else 1, 0 if i and padding == "same" else 1
             z = jax.nn.relu(norm(state, f"{name}.bn1", x))
-            shortcut = conv(state, f"{name}.convShortcut", z, stride) if stride == 2 else x
-            before = 0 if stride == 2 and padding == "same" else 1
+            straight = conv(state, f"{name}.{shortcut}", z, stride) if i else x
             z = conv(state, f"{name}.conv1", z, stride, before, behind=1)
-            x = conv(state, f"{name}.conv2", jax.nn.relu(norm(state, f"{name}.bn2", z)), padding=1) + shortcut
-        return linear(state, "fc", jax.nn.relu(norm(state, "bn1", x)).mean((2, 3)))
+            x = conv(state, f"{name}.conv2", jax.nn.relu(norm(state, f"{name}.bn2", z)), padding=1) + straight
+        return linear(state, linear_name, jax.nn.relu(norm(state, norm_name, x)).mean((2, 3)))
 
-    return models.WideResNet(num_classes=10, depth=10, width=1, padding=padding), (16, 16, 3), state, forward
+    return state, forward
+
+
+def wide_resnet(padding="symmetric"):
+    """WRN-10-1, names as in TRADES."""
+    parts = preactivated((16, 16, 32, 64), "block{}.layer.0", "convShortcut", ("bn1", "fc"), padding)
+    return models.WideResNet(num_classes=10, depth=10, width=1, padding=padding), (16, 16, 3), *parts
 
 
 def deepmind_wide_resnet():
@@ -105,29 +114,8 @@ def deepmind_wide_resnet():
 
 def preact_resnet():
     """PreActResNet-10 with BatchNorm before the last layer, as in the code of Rice et al. 2020."""
-    widths = (64, 128, 256, 512)
-    state, before = random_conv("conv1", 64, 3), 64
-    for stage, width in enumerate(widths, 1):
-        name = f"layer{stage}.0"
-        state |= random_norm(f"{name}.bn1", before) | random_conv(f"{name}.conv1", width, before)
-        state |= random_norm(f"{name}.bn2", width) | random_conv(f"{name}.conv2", width, width)
-        if before != width:
-            state |= random_conv(f"{name}.shortcut.0", width, before, size=1)
-        before = width
-    state |= random_norm("bn", 512) | random_linear("linear", 10, 512)
-
-    def forward(x):
-        x = conv(state, "conv1", x, padding=1)
-        for stage in range(1, 5):
-            name, stride = f"layer{stage}.0", 1 if stage == 1 else 2
-            z = jax.nn.relu(norm(state, f"{name}.bn1", x))
-            shortcut = x if stage == 1 else conv(state, f"{name}.shortcut.0", z, stride)
-            z = jax.nn.relu(norm(state, f"{name}.bn2", conv(state, f"{name}.conv1", z, stride, padding=1)))
-            x = conv(state, f"{name}.conv2", z, padding=1) + shortcut
-        return linear(state, "linear", jax.nn.relu(norm(state, "bn", x)).mean((2, 3)))
-
-    model = models.PreActResNet(num_classes=10, blocks=(1, 1, 1, 1), final_norm=True)
-    return model, (8, 8, 3), state, forward
+    parts = preactivated((64, 64, 128, 256, 512), "layer{}.0", "shortcut.0", ("bn", "linear"))
+    return models.PreActResNet(num_classes=10, blocks=(1, 1, 1, 1), final_norm=True), (8, 8, 3), *parts
 
 
 def four_stages():
