@@ -177,6 +177,13 @@ def test_cutmix_pastes_a_box_and_labels_have_the_shares_of_the_areas():
     assert labels[:, 1].mean() == pytest.approx(sides.prod(0).mean(), abs=0.02)
 
 
+def test_without_mixup_and_cutmix_nothing_is_mixed():
+    one, other = np.zeros((2, 3, 3, 1)), np.ones((2, 3, 3, 1))
+    out, soft = augment.mix(one, np.eye(2), other, np.eye(2)[::-1], keys(range(2)))
+    np.testing.assert_array_equal(out, one)
+    np.testing.assert_array_equal(soft, np.eye(2))
+
+
 def test_with_both_each_image_gets_one_by_a_fair_coin():
     pixels, labels = mixed(2000, mixup=1.0, cutmix=1.0)
     blended = (pixels.reshape(2000, -1) == pixels[:, :1, 0]).all(1) & (labels[:, 1] > 0) & (labels[:, 1] < 1)

@@ -32,6 +32,7 @@ def test_arrays_and_the_splits_taken_from_them():
         (IMAGES, LABELS * 0, "one class only"), (IMAGES, LABELS * 0 + 1, "one class only"),
         (IMAGES, LABELS - 1, "label -1"), (IMAGES, np.eye(3, dtype=int)[LABELS], r"one-hot labels give labels.argmax"),
         (IMAGES, LABELS[1:], r"labels must be whole numbers \[30\]"),
+        (IMAGES, np.where(LABELS == 2, 2**32 - 1, LABELS), "has the label 4294967295: number classes from 0"),
     ],
 )  # fmt: skip
 def test_arrays_that_are_refused(images, labels, message):
@@ -155,11 +156,30 @@ def test_folders_that_are_refused(pets):
     with pytest.raises(ValueError, match="00.txt is no image"):
         data.load(f"folder:{pets}")
     broken.with_suffix(".txt").unlink()
+    (pets / "cat" / "more").symlink_to(pets / "dog")
+    with pytest.raises(ValueError, match="cat/more is a link to a folder or to nothing"):
+        data.load(f"folder:{pets}")
+    (pets / "cat" / "more").unlink()
     (pets / "fox").mkdir()
     with pytest.raises(ValueError, match="fox has no images"):
         data.load(f"folder:{pets}")
     with pytest.raises(ValueError, match="0 folders of classes"):
         data.load(f"folder:{pets / 'fox'}")
+
+
+def test_hidden_folders_are_passed_over(pets):
+    picture(pets / "cat" / ".copies" / "00.png", IMAGES[0])
+    dataset = data.load(f"folder:{pets}")
+    assert sum(map(len, (dataset.train, dataset.validation, dataset.test))) == 30
+
+
+@pytest.mark.parametrize("names", [("Train", "Test"), ("training_set", "test_set"), ("train1", "VALID")])
+def test_folders_that_look_like_splits_are_no_classes(tmp_path, names):
+    for name in names:
+        for kind in "ab":
+            picture(tmp_path / name / kind / "1.png", IMAGES[0])
+    with pytest.raises(ValueError, match="look like splits, not like classes: the names of splits are train"):
+        data.load(f"folder:{tmp_path}")
 
 
 class Torch:

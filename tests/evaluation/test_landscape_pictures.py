@@ -67,6 +67,12 @@ def test_histograms_count_what_they_leave_out(log):
     assert tops == [50, 1]
 
 
+def test_the_median_of_a_histogram_counts_the_images_that_are_not_drawn():
+    values = {"few": [1.0, 2, np.inf, np.inf, np.inf], "some": [1.0, 2, 3, np.inf, np.nan]}
+    (axes,) = drawing.histograms(values, xlabel="distance").axes
+    assert [line.get_xdata()[0] for line in axes.lines] == [2.5]  # half of the first are infinitely far
+
+
 def test_histograms_of_nothing_are_refused():
     with pytest.raises(ValueError, match="distance has no positive finite number"):
         drawing.histograms({"a": [np.inf, 0.0]}, xlabel="distance", log=True)

@@ -49,6 +49,12 @@ def test_the_random_direction_is_orthogonal_and_as_long_in_radii(radius):
     np.testing.assert_allclose(per_example.inner(other, other), per_example.inner(mine, mine), rtol=1e-4)
 
 
+def test_where_no_direction_is_orthogonal_there_is_none():
+    turn = rj.ThreatModel("affine", "linf", (30.0, 0.0, 0.0))
+    delta = jnp.zeros((3, 3)).at[:, 0].set(jnp.array([10.0, 1e-3, 30.0]))
+    np.testing.assert_array_equal(landscapes.orthogonal(turn, delta, KEY), 0)
+
+
 def test_without_a_delta_the_surface_is_flat():
     surface = landscapes.loss_surface(linear, IMAGES, LABELS, ADDITIVE, jnp.zeros_like(IMAGES), key=KEY)
     np.testing.assert_array_equal(np.ptp(surface.loss, axis=(1, 2)), 0)

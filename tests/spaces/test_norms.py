@@ -230,6 +230,17 @@ def test_random_points_fill_the_ball(norm):
         assert abs(uniform.mean() - 0.5) < 0.03 and abs(uniform.std() - 12**-0.5) < 0.02
 
 
+@pytest.mark.parametrize("p", [3.0, 100.0, 1e4])
+def test_random_points_of_large_norms_do_not_underflow(p):
+    keys = jax.random.split(jax.random.key(0), 4000)
+    points = np.asarray(jax.jit(jax.vmap(lambda k: norms.random_point(k, (5,), p)))(keys))
+    largest = np.abs(points).max(-1)  # its powers would underflow too
+    size = largest * np.linalg.norm(points / largest[:, None], p, axis=-1)
+    assert (points != 0).all() and size.max() <= 1 + 1e-5
+    # size^5 is uniform: 4000 draws have a standard error of .0046.
+    assert abs((size**5).mean() - 0.5) < 0.02
+
+
 def test_examples_do_not_mix():
     x = sample(scale=3)
     for norm in ("l1", 1.5, "l2inf"):

@@ -110,5 +110,11 @@ def test_a_model_in_parts_has_the_same_values_and_gradients_and_other_sizes_pass
 
 
 def test_counts_among_statistics_stay_whole():
-    mean = accumulation.mean(lambda i, part: {"seen": jnp.int32(7), "mean": part.mean()}, jnp.arange(6.0), 3)
+    def found(i, part):
+        return {"seen": jnp.int32(7), "bytes": jnp.uint8(200), "mean": part.mean()}
+
+    mean = accumulation.mean(found, jnp.arange(6.0), 3)
     assert mean["seen"].dtype == jnp.int32 and int(mean["seen"]) == 7 and float(mean["mean"]) == 2.5
+    assert mean["bytes"].dtype == jnp.uint8 and int(mean["bytes"]) == 200  # their sum overflows
+    whole = Model(lambda x: (x.reshape(len(x), -1), {"bytes": jnp.uint8(200)}), lambda x: x)
+    assert accumulation.in_parts(whole, 2).train(jnp.zeros((4, 2)))[1]["bytes"] == jnp.uint8(200)

@@ -53,6 +53,35 @@ class Linen(nn.Module):
         return nn.Dense(self.num_classes)(x)
 
 
+class TrainsByDefault(nn.Module):
+    """A Linen module that trains unless it is told otherwise."""
+
+    @nn.compact
+    def __call__(self, x, train=True):
+        x = nn.BatchNorm(use_running_average=not train)(nn.Dense(12)(x.reshape(len(x), -1)))
+        return nn.Dense(3)(nn.Dropout(0.2, deterministic=not train)(x))
+
+
+class Masked(nnx.Module):
+    """A network with an infinite constant."""
+
+    def __init__(self, rngs):
+        self.dense, self.mask = nnx.Linear(30, 3, rngs=rngs), jnp.array([0, -jnp.inf, 0])
+
+    def __call__(self, x):
+        return jnp.where(jnp.isinf(self.mask), 0, self.dense(x.reshape(len(x), -1)))
+
+
+class Shifted(nn.Module):
+    """A network with a field that is an array."""
+
+    shift: np.ndarray
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.Dense(3)(x.reshape(len(x), -1)) + self.shift.sum()
+
+
 def net(seed=0, **options):
     return Net(3, rngs=nnx.Rngs(seed), **options)
 
@@ -191,6 +220,7 @@ def test_networks_that_compute_something_else_have_other_names():
         (lambda num_classes, rngs: Acting(num_classes, jnp.tanh, rngs=rngs),
          lambda num_classes, rngs: Acting(num_classes, jnp.abs, rngs=rngs)),
         (partial(Acting, act=jnp.tanh), partial(Acting, act=jnp.abs)),
+        (Shifted(np.zeros(2000)), Shifted(np.zeros(2000) + (np.arange(2000) == 1000))),
     ]  # fmt: skip
     for one, other in pairs:
         assert named(one) != named(other)
@@ -207,6 +237,12 @@ def test_a_class_of_nnx_with_some_arguments_set_is_trained(tmp_path):
     assert rj.load(tmp_path / "run", dataset=PAIRS, model=partial(Net, width=5)).variables
     with pytest.raises(ValueError, match="object:Net#.*object:Net#"):
         rj.load(tmp_path / "run", dataset=PAIRS, model=partial(Net, width=6))
+
+
+@pytest.mark.parametrize("model", [TrainsByDefault, lambda: Masked(nnx.Rngs(0))])
+def test_modules_that_train_by_default_or_hold_an_infinite_constant_are_trained(tmp_path, model):
+    state = rj.train(config(epochs=0.4), tmp_path / "run", dataset=PAIRS, model=model())
+    assert int(state.step) == 2 and int(state.failed_step) == -1
 
 
 def test_other_labels_are_other_data():

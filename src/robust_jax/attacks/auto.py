@@ -91,7 +91,7 @@ def auto_attack(
 
     Each part computes only the examples that are not broken yet, a chunk at a time; with "rand" it computes the whole
     batch as long as one of them is left. The standard version takes at most 1,900 gradients per image, in l1
-    1,920, and 5,900 forward passes more.
+    1,920, and about 5,900 forward passes more.
 
     Args:
       logits_fn: any JAX function of any number of images; with "rand" of ``(images, key)``.

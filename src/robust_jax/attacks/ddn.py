@@ -44,7 +44,7 @@ def ddn(
     From δ = 0 and the size ε = s, each step follows the gradient and then goes to the sphere of size ε, which shrinks
     if δ is across the boundary and otherwise grows::
 
-        ε <- min(ε (1 - gamma if crossed else 1 + gamma), 1),    δ <- clip(ε (δ + α ε u) / ‖(δ + α ε u) / radius‖₂),
+        δ' = δ + α ε u,    ε <- min(ε (1 - gamma if crossed else 1 + gamma), 1),    δ <- clip(ε δ' / ‖δ' / radius‖₂),
 
     u the ball's steepest direction and α falling from 1 to 0.01 as a cosine.
 

@@ -92,8 +92,8 @@ def stadv(
     Minimises ``max(f(T(x, δ)), -confidence) + smoothness * total_variation(δ)`` (eqs. 2 to 4), f the lead of the
     label's logit over the largest other one (targeted: of the largest other logit over the target's). The paper sets no
     bound: a large radius gives its success rate and flow sizes (``radius * threat_models.size(threat, delta)``).
-    Each point of L-BFGS is projected into the ball and tried; of the successes the one of the smallest objective is
-    returned.
+    Each point of L-BFGS is projected into the ball and tried; of the successes the one of the smallest objective, that
+    of the point before it was projected, is returned.
 
     Args:
       logits_fn: any JAX function of images.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import sys
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -227,4 +228,5 @@ def _is_of_flax(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    with np.printoptions(threshold=sys.maxsize):  # arrays are not abbreviated
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(value))

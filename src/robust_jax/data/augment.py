@@ -139,6 +139,8 @@ def mix(
 
         mixed, soft = mix(images, onehot, images[::-1], onehot[::-1], keys, mixup=0.2)
     """
+    if not (mixup or cutmix):
+        return images, labels
     alphas = jnp.array([alpha for alpha in (mixup, cutmix) if alpha])
     kinds = [kind for kind, alpha in ((_blended, mixup), (_pasted, cutmix)) if alpha]
 

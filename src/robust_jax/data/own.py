@@ -20,6 +20,9 @@ from robust_jax.data.parts import Dataset, check_alike, mixed, of_parts, split_o
 from robust_jax.data.sources import Source
 from robust_jax.options.hints import described
 
+MOST_CLASSES = 1_000_000
+"""A larger label is no class, but a mark such as 2³² - 1."""
+
 
 def from_arrays(
     images: Any,
@@ -288,8 +291,11 @@ def _classes(name: str, labels: np.ndarray, known: int) -> int:
     there = np.unique(labels)
     if known == 1 or not known and len(there) < 2:
         raise ValueError(f"{name} has one class only: a classifier needs at least 2.")
-    if not known and (absent := sorted({*range(there[-1])} - {*there.tolist()})):
-        logging.warning("%s: no image has the labels %s: are they numbered from 0?", name, absent[:10])
+    if not known and there[-1] >= MOST_CLASSES:
+        raise ValueError(f"{name} has the label {there[-1]}: number classes from 0, at most {MOST_CLASSES:,} of them.")
+    absent = [] if known else np.setdiff1d(np.arange(there[-1]), there)[:10].tolist()
+    if absent:
+        logging.warning("%s: no image has the labels %s: are they numbered from 0?", name, absent)
     return known or int(there[-1]) + 1
 
 

@@ -19,6 +19,7 @@ from robust_jax.data.parts import split_off
 from robust_jax.data.sources import Source
 
 _SPLITS = {"train": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test", "testing")}
+_LIKE_A_SPLIT = re.compile(r"(train|val|test)", re.IGNORECASE)
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
@@ -77,8 +78,9 @@ def folder(
     """A folder of images per class, in folders ``train``, ``val`` and ``test``, or without splits.
 
     Classes are numbered in the alphabetical order of the training folder's folders, and named after them. The images
-    are grey if no training image has colour, RGB otherwise; transparency shows white. Files whose names start with a
-    dot are passed over. They are read when they are needed, and kept in memory if all take less than 1 GiB.
+    are grey if no training image has colour, RGB otherwise; transparency shows white. Files and folders whose names
+    start with a dot are passed over. Images are read when they are needed, and kept in memory if all take less than
+    1 GiB.
 
     Args:
       path: of the folder.
@@ -91,8 +93,9 @@ def folder(
       (train, test) or (train, validation, test).
 
     Raises:
-      ValueError: no such folder, no or a single class, a class without images, sizes that differ without ``size``, a
-        file that is no image; names the file or folder. A file that is damaged further on, when it is read.
+      ValueError: no such folder, no or a single class, folders that look like splits of other names, a class without
+        images, sizes that differ without ``size``, a file that is no image, a link to a folder; names the file or
+        folder. A file that is damaged further on, when it is read.
     """
     root = _found(path, data_dir)
     folders = _split_folders(root)
@@ -135,6 +138,11 @@ def _split_folders(root: Path) -> dict[str, Path]:
             f"{root} has the folder {min(others).name!r} beside {splits['train'].name!r}: it is no split by its name. "
             f"Known are {_known_names()}; rename it, or put it elsewhere."
         )
+    if others and all(_LIKE_A_SPLIT.match(p.name) for p in others):
+        raise ValueError(
+            f"{root} has the folders {sorted(p.name for p in others)}, which look like splits, not like classes: the "
+            f"names of splits are {_known_names()}; rename them."
+        )
     return splits or {"train": root}
 
 
@@ -172,7 +180,10 @@ def _classes(where: Path) -> dict[str, list[Path]]:
         raise ValueError(f"{where} has {len(folders)} folders of classes: it needs one per class, at least 2.")
     found = {}
     for each in folders:
-        files = sorted(p for p in each.rglob("*") if p.is_file() and not p.name.startswith("."))
+        shown = [p for p in each.rglob("*") if not any(part.startswith(".") for part in p.relative_to(each).parts)]
+        files = sorted(p for p in shown if p.is_file())
+        if lost := [p for p in shown if p.is_symlink() and not p.is_file()]:
+            raise ValueError(f"{lost[0]} is a link to a folder or to nothing: link each image, or remove it.")
         if odd := [p for p in files if p.suffix.lower() not in _SUFFIXES]:
             raise ValueError(f"{odd[0]} is no image: remove it. Images end in {', '.join(_SUFFIXES)}.")
         if not files:

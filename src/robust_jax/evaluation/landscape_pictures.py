@@ -102,8 +102,8 @@ def histograms(
 ) -> Figure:
     """Draws the distribution of one number per image for several models, such as distances or gradient norms.
 
-    Each is a step outline over common bins, with a line at its median; what is not finite, such as the distance of an
-    image whose boundary was not found, is counted in the legend.
+    Each is a step outline over common bins, with a line at the median of all its numbers but NaN, if that can be drawn.
+    What is not finite, such as the distance of an image whose boundary was not found, is counted in the legend.
 
     Args:
       values: model name -> ``[n]``.
@@ -128,8 +128,10 @@ def histograms(
         colour, rest = COLOURS[index % len(COLOURS)], len(every[name]) - len(one)
         label = f"{name} ({rest} of {len(every[name])} not drawn)" if rest else name
         axes.hist(one, bins=bins.tolist(), histtype="step", lw=1.6, color=colour, label=label)
-        if len(one):
-            axes.axvline(float(np.median(one)), color=colour, ls=":", lw=1.2)
+        known = every[name][~np.isnan(every[name])]
+        middle = float(np.median(known)) if len(known) else np.nan
+        if np.isfinite(middle) and (middle > 0 or not log):
+            axes.axvline(middle, color=colour, ls=":", lw=1.2)
     axes.set(xlabel=xlabel, ylabel="images", xscale="log" if log else "linear")
     _finish(axes, title)
     return saved(figure, path)

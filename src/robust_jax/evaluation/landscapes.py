@@ -63,8 +63,8 @@ def loss_surface(
     """The loss at ``T(x, a δ + b u)``, u a random direction that is orthogonal to δ and as long.
 
     δ comes from an attack, so that a = 1, b = 0 is the adversarial image and a = b = 0 the clean one. Orthogonality
-    and length are those of L2 in units of the radius, all parts of a composition together. An example with δ = 0 has
-    u = 0, and a flat surface.
+    and length are those of L2 in units of the radius, all parts of a composition together. Where no direction is
+    orthogonal, as δ is 0 or has a single number that may change, u is 0, and the surface constant in b.
 
     Args:
       logits_fn: any JAX function of images.
@@ -111,7 +111,7 @@ def _surface(
 
 @jax.jit
 def orthogonal(threat: ThreatModel, delta: Delta, key: Key[Array, "..."]) -> Delta:
-    """A random δ that is orthogonal to each example's δ and as long, in units of the radius; 0 where δ is 0."""
+    """A random δ that is orthogonal to each example's δ and as long, in units of the radius; 0 where there is none."""
     mine = threat_models.in_radii(threat, delta)
     leaves, tree = jax.tree.flatten(mine)
     keys = per_example.example_keys(key, len(leaves[0]))
@@ -121,9 +121,12 @@ def orthogonal(threat: ThreatModel, delta: Delta, key: Key[Array, "..."]) -> Del
     random = threat_models.in_radii(threat, _in_units(threat, jax.tree.unflatten(tree, drawn)))
     square = per_example.inner(mine, mine)
     share = per_example.inner(random, mine) / jnp.where(square > 0, square, 1)
+    before = per_example.inner(random, random)
     random = jax.tree.map(lambda r, m: r - per_example.expand(share, r) * m, random, mine)
     length = per_example.inner(random, random)
-    factor = jnp.sqrt(square / jnp.where(length > 0, length, 1))
+    # What is left of a direction along δ is rounding, some units in the last place of each number.
+    is_left = length > (32 * jnp.finfo(length.dtype).eps) ** 2 * before
+    factor = jnp.where(is_left, jnp.sqrt(square / jnp.where(is_left, length, 1)), 0)
     return _in_units(threat, per_example.times(factor, random))
 
 

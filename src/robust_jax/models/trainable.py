@@ -64,9 +64,9 @@ def trainable(network: Any, variables: Variables | None = None) -> Network:
 
 
 def _may_be_told_to_train(network: nn.Module) -> bool:
-    """Whether a module takes ``train``, and can be initialised without it."""
+    """Whether a module takes ``train``, and does not train without it: others are told at every call."""
     train = inspect.signature(type(network).__call__).parameters.get("train")
-    return train is not None and train.default is not train.empty
+    return train is not None and train.default is False
 
 
 def is_nnx(network: Any) -> bool:

@@ -207,7 +207,8 @@ def first_order_gain(loss_fn: LossFn, images: Images, threat: ThreatModel) -> Fl
 
     It is the radius times the dual norm of the gradient, in units of the loss, and differentiable in what ``loss_fn``
     closes over. For additive l_p it is ``σ ‖∇ℓ‖_{p*}`` (Lyu et al. 2015, eq. 8); for a composition the sum over its
-    parts.
+    parts. Over flows and affine maps, which have a kink at δ = 0, the derivative is the forward one, and the true
+    increase may be smaller or larger, see `robust_jax.evaluation.flow_bounds`.
 
     Args:
       loss_fn: ``images -> [B]``, one loss per image.

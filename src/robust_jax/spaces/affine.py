@@ -41,4 +41,8 @@ affine = Perturbation(
     unit="(°, px, px)",
     moves_pixels=True,
 )
-"""``T(x, δ)`` samples x on the grid rotated about its centre and shifted: δ ``[B, 3]`` (degrees, dy, dx in pixels)."""
+"""``T(x, δ)`` samples x on the grid rotated about its centre and shifted: δ ``[B, 3]`` (degrees, dy, dx in pixels).
+
+At δ = 0, a kink, the gradient is that by forward differences of the image, as for flows. A rotation moves half of the
+pixels backwards, so that its entry is the derivative of neither direction: search rotations by steps or a grid.
+"""

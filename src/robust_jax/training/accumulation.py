@@ -34,8 +34,8 @@ def mapped(function: Callable[[Any, Any], Any], batch: Any, count: int) -> Any:
 def mean(function: Callable[[Any, Any], Any], batch: Any, count: int) -> Any:
     """The mean of ``function(i, part)`` over ``count`` parts of a batch, of which one is held at a time.
 
-    Of a function that is a mean over examples it is the mean over the batch, up to rounding. A single part is the batch
-    itself, and i then None.
+    Of a function that is a mean over examples it is the mean over the batch, up to rounding. Whole numbers, such as
+    counts, are those of the last part. A single part is the batch itself, and i then None.
     """
     if count == 1:
         return function(None, batch)
@@ -43,10 +43,14 @@ def mean(function: Callable[[Any, Any], Any], batch: Any, count: int) -> Any:
     shapes = jax.eval_shape(function, 0, jax.tree.map(lambda x: x[0], parts))
 
     def add(total: Any, part: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, function(*part)), None
+        return jax.tree.map(lambda sum_, new: sum_ + new if _has_mean(new) else new, total, function(*part)), None
 
     total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, shapes), (jnp.arange(count), parts))
-    return jax.tree.map(lambda x: (x / count).astype(x.dtype), total)
+    return jax.tree.map(lambda x: (x / count).astype(x.dtype) if _has_mean(x) else x, total)
+
+
+def _has_mean(x: jax.Array) -> bool:
+    return bool(jnp.issubdtype(x.dtype, jnp.inexact))
 
 
 def in_parts(model: Model, count: int) -> Model:
@@ -60,7 +64,7 @@ def in_parts(model: Model, count: int) -> Model:
         if len(images) % count:
             return model.train(images)
         logits, states = jax.lax.map(jax.checkpoint(model.train), split(images, count))
-        return joined(logits), jax.tree.map(lambda x: x.mean(0), states)
+        return joined(logits), jax.tree.map(lambda x: x.mean(0) if _has_mean(x) else x[-1], states)
 
     def evaluate(images: jax.Array) -> jax.Array:
         if len(images) % count:

@@ -228,8 +228,10 @@ def _unless_failed(new: TrainState, old: TrainState, finite: jax.Array, finite_t
       finite: whether the loss, its terms and its gradient are.
       finite_terms: the same of each term.
     """
-    # Finite gradients times a huge learning rate overflow too.
-    finite &= jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves((new.params, new.batch_stats))]).all()
+    # Finite gradients times a huge learning rate overflow too. A constant, such as a mask, may have been infinite.
+    after, before = (jax.tree.leaves((state.params, state.batch_stats)) for state in (new, old))
+    overflown = [(~jnp.isfinite(a) & jnp.isfinite(b)).any() for a, b in zip(after, before, strict=True)]
+    finite &= ~jnp.stack(overflown).any()
     new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
     first_failure = ~finite & (old.failed_step < 0)
     culprit = jnp.where(finite_terms.all(), len(finite_terms), jnp.argmin(finite_terms))
