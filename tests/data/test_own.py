@@ -31,6 +31,7 @@ def test_arrays_and_the_splits_taken_from_them():
         (IMAGES * 1.0, LABELS, "floats in \\[0, 1\\]"), (IMAGES, LABELS * 1.0, "whole numbers"),
         (IMAGES, LABELS * 0, "one class only"), (IMAGES, LABELS * 0 + 1, "one class only"),
         (IMAGES, LABELS - 1, "label -1"), (IMAGES, np.eye(3, dtype=int)[LABELS], r"one-hot labels give labels.argmax"),
+        ([Image.fromarray(image).convert("P") for image in IMAGES], LABELS, "images are PIL's, .*from_iterable"),
         (IMAGES, LABELS[1:], r"labels must be whole numbers \[30\]"),
         (IMAGES, np.where(LABELS == 2, 2**32 - 1, LABELS), "has the label 4294967295: number classes from 0"),
     ],

@@ -42,10 +42,14 @@ def from_arrays(
       name: how errors name the split.
 
     Raises:
-      ValueError: other arrays, a single class, a label out of range.
+      ValueError: other arrays, images of PIL, a single class, a label out of range.
     """
     if (isinstance(images, list | tuple) and images) or getattr(images, "dtype", None) == np.dtype(object):
         way_out = "give pairs to data.from_iterable(zip(images, labels), size=...)"
+        if any(hasattr(image, "getbands") for image in images):  # of a palette np.asarray gives the indices
+            raise ValueError(
+                f"{name}: images are PIL's, whose palette, colours and rotation have to be read: {way_out}."
+            )
         pixels.one_shape(((f"{name}[{i}]", np.shape(image)) for i, image in enumerate(images)), way_out)
         images = [np.asarray(image) for image in images]
     images, labels = np.asarray(images), np.asarray(labels)
