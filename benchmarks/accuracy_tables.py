@@ -249,8 +249,8 @@ def _curves(rows: Mapping[str, Any], part: str, columns: int = 12) -> list[str]:
     """An accuracy on validation images during training, the mean over seeds, at evenly spaced measurements."""
     curves = {}
     for row in rows.values():
-        curve = [run["training"].get(part) for run in row["seeds"].values()]
-        seeds = [{round(at, 1): found for at, found in seed} for seed in curve if seed]
+        measured = [run["training"].get(part, []) for run in row["seeds"].values()]
+        seeds = [{round(at, 1): found for at, found in curve} for curve in measured if curve]
         if not seeds:
             continue
         curves[row["label"]] = {

@@ -43,15 +43,16 @@ def main(options: flags.FlagValues, _: list[str]) -> None:
     reports = rj.evaluate(options.workdirs, attacks, limit=options.images, data_dir=options.data_dir, checks=0,
                           pictures=0, trust=("tables",))  # fmt: skip
     found = dict(zip(options.names or [Path(name).name for name in reports], reports.values(), strict=True))
+    by_radius = {name: one["attacks"]["steps_40"]["curve"] for name, one in found.items()}
     first = f"The first {options.images} test images"
     tables = {
-        f"{first}, 40 steps": [_by_radius(name, one["attacks"]["steps_40"]["curve"]) for name, one in found.items()],
+        f"{first}, 40 steps": [_by_radius(*one) for one in by_radius.items()],
         f"{first}, {options.radius:g} px": [_by_steps(name, one["attacks"]) for name, one in found.items()],
     }
     report(tables, options.out, origin)
     if options.picture:
         curves.accuracy_curves(
-            {name: one["attacks"]["steps_40"]["curve"] for name, one in found.items()},
+            by_radius,
             Path(options.picture),
             title=f"PGD over flows, linf, 40 steps, {options.images} test images",
             xlabel="radius, pixels per axis",

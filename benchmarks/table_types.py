@@ -81,10 +81,13 @@ class Table(NamedTuple):
     select_by: str = ""
 
 
+BALL = ("perturbation", "norm", "radius")
+"""The keys of an attack that say in which ball it searches."""
+
+
 def in_ball_of(name: str, attacks: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
     """The attacks in the ball of one of them, itself among them."""
-    ball = ("perturbation", "norm", "radius")
-    return tuple(n for n, other in attacks.items() if all(other[key] == attacks[name][key] for key in ball))
+    return tuple(n for n, other in attacks.items() if all(other[key] == attacks[name][key] for key in BALL))
 
 
 def against(rows: Mapping[str, Row], baseline: str) -> tuple[tuple[str, str], ...]:

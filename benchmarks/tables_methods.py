@@ -10,7 +10,7 @@ from typing import Any
 
 from robust_jax import cli
 from robust_jax.config.methods import METHODS, SIZES
-from table_types import Row, Table, Universal, against, in_ball_of
+from table_types import BALL, Row, Table, Universal, against, in_ball_of
 
 
 def _attacks(config: str) -> dict[str, dict[str, Any]]:
@@ -34,7 +34,7 @@ def _worst(
     """
     found = dict(attacks)
     for name, attack in attacks.items():
-        ball = {key: attack[key] for key in ("perturbation", "norm", "radius")}
+        ball = {key: attack[key] for key in BALL}
         if attack["perturbation"] == "affine":
             second, kind = f"{name}_grid", dict(kind="grid", points=(points, 5, 5))
         else:
@@ -82,7 +82,7 @@ def _mnist(images: int, seeds: tuple[int, ...]) -> Table:
         "flow_apgd": dict(kind="apgd", steps=40, restarts=3, early_stop=True, **flow),
         "flow_square": dict(kind="square", queries=1000, **flow),
     }
-    worst = {"worst flow 0.5": ("flow_0_5", "flow_apgd", "flow_square")}
+    worst = {"worst flow 0.5": in_ball_of("flow_0_5", attacks)}
     pairs = (*against(rows, "standard"), ("fgr", "random_start"), ("fgr", "igr"), ("adt", "fgr"))
     return Table("MNIST, five epochs: flow-gradient regularisation", rows, (), attacks, worst, images, seeds, pairs)
 

@@ -71,8 +71,8 @@ def _smooth() -> dict[str, Table]:
     title = "MNIST: gradient penalties with smooth activations, at about the same clean accuracy"
     steps = ":points.roughest.steps=3:points.roughest.step_size=0.1"
     few, every = smooth_rows("mnist_short_methods", REGULARISERS, steps), smooth_rows("mnist_methods", REGULARISERS)
-    worst = {"worst flow": ("flow_pgd", "flow_apgd"), "worst additive": ("additive_pgd", "additive_apgd")}
     pairs, short, full = smooth_pairs(REGULARISERS), _both(20, 2, 0.5, 0.2), _both(100, 5, 0.5, 0.2)
+    worst = {f"worst {space}": in_ball_of(f"{space}_pgd", short) for space in ("flow", "additive")}
     return {
         "short": Table(title, few, ("epochs=1",), short, worst, 500, (0, 1, 2), pairs),
         "full": Table(title, every, ("epochs=20",), full, worst, 10_000, (0, 1, 2), pairs),

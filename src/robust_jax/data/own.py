@@ -44,15 +44,7 @@ def from_arrays(
     Raises:
       ValueError: other arrays, images of PIL, a single class, a label out of range.
     """
-    if (isinstance(images, list | tuple) and images) or getattr(images, "dtype", None) == np.dtype(object):
-        way_out = "give pairs to data.from_iterable(zip(images, labels), size=...)"
-        if any(hasattr(image, "getbands") for image in images):  # of a palette np.asarray gives the indices
-            raise ValueError(
-                f"{name}: images are PIL's, whose palette, colours and rotation have to be read: {way_out}."
-            )
-        pixels.one_shape(((f"{name}[{i}]", np.shape(image)) for i, image in enumerate(images)), way_out)
-        images = [np.asarray(image) for image in images]
-    images, labels = np.asarray(images), np.asarray(labels)
+    images, labels = _as_array(name, images), np.asarray(labels)
     images = pixels.as_bytes(f"{name}: images", images)
     images = images[..., None] if images.ndim == 3 else images
     labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
@@ -67,6 +59,19 @@ def from_arrays(
         logging.warning("%s: no pixel is brighter than 1 of 255: give floats in [0, 1], or 0 and 255.", name)
     classes = _classes(name, labels, num_classes or len(class_names or ()))
     return Source.from_arrays(images, labels, classes, name, class_names)
+
+
+def _as_array(name: str, images: Any) -> np.ndarray:
+    """Images as one array; raises ValueError for several of different shapes, and for PIL's."""
+    if (isinstance(images, list | tuple) and images) or getattr(images, "dtype", None) == np.dtype(object):
+        way_out = "give pairs to data.from_iterable(zip(images, labels), size=...)"
+        if any(hasattr(image, "getbands") for image in images):  # of a palette np.asarray gives the indices
+            raise ValueError(
+                f"{name}: images are PIL's, whose palette, colours and rotation have to be read: {way_out}."
+            )
+        pixels.one_shape(((f"{name}[{i}]", np.shape(image)) for i, image in enumerate(images)), way_out)
+        images = [np.asarray(image) for image in images]
+    return np.asarray(images)
 
 
 def from_iterable(

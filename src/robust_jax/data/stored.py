@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from robust_jax.data.parts import split_off
 from robust_jax.data.sources import Source
 
 _SPLITS = {"train": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test", "testing")}
-_LIKE_A_SPLIT = re.compile(r"(train|val|test)", re.IGNORECASE)
+_LIKE_A_SPLIT = re.compile("|".join(names[0] for names in _SPLITS.values()), re.IGNORECASE)
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
@@ -133,6 +133,12 @@ def _split_folders(root: Path) -> dict[str, Path]:
     if splits and "train" not in splits:
         raise ValueError(f"{root} has {[p.name for p in splits.values()]}, and no folder train.")
     others = {p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")} - {*splits.values()}
+    _check_others(root, splits, others)
+    return splits or {"train": root}
+
+
+def _check_others(root: Path, splits: Mapping[str, Path], others: Collection[Path]) -> None:
+    """Raises ValueError for folders beside splits, and for classes that look like splits of other names."""
     if splits and others:
         raise ValueError(
             f"{root} has the folder {min(others).name!r} beside {splits['train'].name!r}: it is no split by its name. "
@@ -143,7 +149,6 @@ def _split_folders(root: Path) -> dict[str, Path]:
             f"{root} has the folders {sorted(p.name for p in others)}, which look like splits, not like classes: the "
             f"names of splits are {_known_names()}; rename them."
         )
-    return splits or {"train": root}
 
 
 def _known_names() -> str:

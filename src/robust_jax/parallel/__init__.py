@@ -10,6 +10,7 @@ from robust_jax.parallel.devices import (
     examples_at_a_time,
     first,
     following,
+    has_mean,
     loop,
     mean,
     on_cpu,
@@ -34,6 +35,6 @@ from robust_jax.parallel.hosts import (
 
 __all__ = [
     "AXIS", "agreed", "agreed_to_stop", "check_batch_size", "device_count", "device_kind", "each", "everywhere",
-    "examples_at_a_time", "first", "following", "gathered", "has_peers", "host", "initialize", "is_main", "leave",
-    "loop", "mean", "on_cpu", "pieces", "pmap", "replicate", "resident", "shard", "spread", "watched",
+    "examples_at_a_time", "first", "following", "gathered", "has_mean", "has_peers", "host", "initialize", "is_main",
+    "leave", "loop", "mean", "on_cpu", "pieces", "pmap", "replicate", "resident", "shard", "spread", "watched",
 ]  # fmt: skip

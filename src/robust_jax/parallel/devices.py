@@ -113,10 +113,15 @@ def each(function: Callable[..., Any]) -> Callable[..., Any]:
 _put = each(lambda shards: shards)
 
 
+def has_mean(leaf: Any) -> bool:
+    """Whether a leaf is averaged over devices, micro-batches and steps; whole numbers, such as counts, are not."""
+    return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact))
+
+
 def mean(tree: Any) -> Any:
     """The mean over all devices of all hosts, inside `pmap`; whole numbers, such as counts, stay each device's own."""
     leaves, structure = jax.tree.flatten(tree)
-    floats = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
+    floats = [i for i, leaf in enumerate(leaves) if has_mean(leaf)]
     for i, average in zip(floats, jax.lax.pmean([leaves[i] for i in floats], AXIS), strict=True):
         leaves[i] = average
     return jax.tree.unflatten(structure, leaves)

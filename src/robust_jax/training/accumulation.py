@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from robust_jax import parallel
 from robust_jax.objectives.inputs import Model
 
 
@@ -43,14 +44,12 @@ def mean(function: Callable[[Any, Any], Any], batch: Any, count: int) -> Any:
     shapes = jax.eval_shape(function, 0, jax.tree.map(lambda x: x[0], parts))
 
     def add(total: Any, part: Any) -> tuple[Any, None]:
-        return jax.tree.map(lambda sum_, new: sum_ + new if _has_mean(new) else new, total, function(*part)), None
+        return jax.tree.map(
+            lambda sum_, new: sum_ + new if parallel.has_mean(new) else new, total, function(*part)
+        ), None
 
     total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, shapes), (jnp.arange(count), parts))
-    return jax.tree.map(lambda x: (x / count).astype(x.dtype) if _has_mean(x) else x, total)
-
-
-def _has_mean(x: jax.Array) -> bool:
-    return bool(jnp.issubdtype(x.dtype, jnp.inexact))
+    return jax.tree.map(lambda x: (x / count).astype(x.dtype) if parallel.has_mean(x) else x, total)
 
 
 def in_parts(model: Model, count: int) -> Model:
@@ -64,7 +63,7 @@ def in_parts(model: Model, count: int) -> Model:
         if len(images) % count:
             return model.train(images)
         logits, states = jax.lax.map(jax.checkpoint(model.train), split(images, count))
-        return joined(logits), jax.tree.map(lambda x: x.mean(0) if _has_mean(x) else x[-1], states)
+        return joined(logits), jax.tree.map(lambda x: x.mean(0) if parallel.has_mean(x) else x[-1], states)
 
     def evaluate(images: jax.Array) -> jax.Array:
         if len(images) % count:

@@ -216,7 +216,7 @@ def _updated(
 
 def _averaged(rate: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
     """``rate * new + (1 - rate) * old``; whole numbers, such as counts, are not averaged."""
-    return optax.incremental_update(new, old, rate) if jnp.issubdtype(new.dtype, jnp.inexact) else new
+    return optax.incremental_update(new, old, rate) if parallel.has_mean(new) else new
 
 
 def _unless_failed(new: TrainState, old: TrainState, finite: jax.Array, finite_terms: jax.Array) -> TrainState:
