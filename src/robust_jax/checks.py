@@ -185,6 +185,10 @@ def _reason(error: Exception, images: Any) -> str:
         return "their channels seem to come first: give jnp.moveaxis(images, 1, -1). "
     if type(error).__name__ == "TraceContextError":
         return "it changes its own variables, as BatchNorm does in training: give robust_jax.model(network). "
+    if type(error).__name__ == "ModifyScopeVariableError":
+        return "it updates its statistics in evaluation too: give BatchNorm use_running_average=not train. "
+    if type(error).__name__ == "InvalidRngError":
+        return "it draws random numbers in evaluation too: let it do so only in training. "
     if isinstance(error, TypeError) and "'train'" in str(error):
         return "its module takes no train: give lambda images: module.apply(variables, images). "
     return ""

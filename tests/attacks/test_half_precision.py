@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from properties import KEY, sample
-from robust_jax.attacks import ATTACKS, carlini_wagner, fmn, pgd, sigma_zero
+from robust_jax.attacks import ATTACKS, adef, carlini_wagner, fmn, pgd, sigma_zero
 from robust_jax.spaces.threat_models import ThreatModel
 from simple_models import Linear
 
@@ -45,6 +45,14 @@ def test_half_precision_stays_finite_and_succeeds(attack, threat):
             np.testing.assert_array_equal(result.success, model(result.images).argmax(-1) != labels)
             found[dtype, scale] = int(result.success.sum())
     assert found[jnp.float16, 1.0] > 0 and found[jnp.float32, 1.0] > 0
+
+
+def test_what_overflows_is_no_success():
+    images, model = sample(), Linear(jnp.asarray(2e3 * WEIGHTS, jnp.float16), jnp.zeros(3, jnp.float16))
+    labels = model(images.astype(jnp.float16)).argmax(-1)
+    result = adef(model, images.astype(jnp.float16), labels, ThreatModel("flow", "linf", 4.0), key=KEY)
+    assert np.isfinite(result.images).all() and np.isfinite(result.delta).all()
+    np.testing.assert_array_equal(result.success, model(result.images).argmax(-1) != labels)
 
 
 BALLS = {

@@ -22,13 +22,16 @@ def test_arrays_and_the_splits_taken_from_them():
     assert dataset.num_classes == 3 and dataset.class_names is None
     other = data.dataset((IMAGES, LABELS), seed=1)
     np.testing.assert_array_equal(dataset.test.ids, other.test.ids)
-    np.testing.assert_array_equal(data.from_arrays(IMAGES / 255, LABELS).take(np.arange(30))["image"], IMAGES)
+    for rounding in (0, 1e-3, -1e-3):  # less than half a byte
+        floats = IMAGES / 255 + rounding
+        np.testing.assert_array_equal(data.from_arrays(floats, LABELS).take(np.arange(30))["image"], IMAGES)
 
 
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (IMAGES * 1.0, LABELS, "floats in \\[0, 1\\]"), (IMAGES, LABELS * 1.0, "whole numbers"),
+        (IMAGES * 1.0, LABELS, "floats in \\[0, 1\\]"), (IMAGES / 255 - 3e-3, LABELS, "pixels from -0.003 to"),
+        (np.where(IMAGES, np.nan, 0.0), LABELS, "pixels from nan"), (IMAGES, LABELS * 1.0, "whole numbers"),
         (IMAGES, LABELS * 0, "one class only"), (IMAGES, LABELS * 0 + 1, "one class only"),
         (IMAGES, LABELS - 1, "label -1"), (IMAGES, np.eye(3, dtype=int)[LABELS], r"one-hot labels give labels.argmax"),
         ([Image.fromarray(image).convert("P") for image in IMAGES], LABELS, "images are PIL's, .*from_iterable"),
@@ -166,6 +169,21 @@ def test_folders_that_are_refused(pets):
         data.load(f"folder:{pets}")
     with pytest.raises(ValueError, match="0 folders of classes"):
         data.load(f"folder:{pets / 'fox'}")
+
+
+def test_a_split_may_lack_classes_and_names_them_in_either_form_of_accents(tmp_path, caplog):
+    for split, names in (("train", ("ant", "cafe\u0301", "zebra")), ("test", ("zebra", "caf\u00e9"))):
+        for name in names:
+            picture(tmp_path / split / name / "1.png", IMAGES[0])
+    dataset = data.load(f"folder:{tmp_path}", validation=0.0)
+    assert dataset.class_names == ("ant", "caf\u00e9", "zebra") and "no images of the classes ['ant']" in caplog.text
+    assert sorted(dataset.test.take(np.arange(2))["label"].tolist()) == [1, 2]
+    picture(tmp_path / "test" / "bee" / "1.png", IMAGES[0])
+    with pytest.raises(ValueError, match=r"test has the classes \['bee'\], and .*train has not: \['ant', 'caf"):
+        data.load(f"folder:{tmp_path}")
+    picture(tmp_path / "train" / "caf\u00e9" / "1.png", IMAGES[0])
+    with pytest.raises(ValueError, match="train has two folders whose names differ only in how accents are stored"):
+        data.load(f"folder:{tmp_path}")
 
 
 def test_hidden_folders_are_passed_over(pets):

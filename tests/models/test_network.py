@@ -244,6 +244,46 @@ def test_linen_variables_that_training_would_lose_are_told():
         init_variables(Cached(), (4, 4, 1), 0)
 
 
+def test_streams_of_any_name_are_drawn_from_the_key_of_training():
+    class Noisy(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            x = x.reshape(len(x), -1)
+            x = x + jax.random.normal(self.make_rng("noise"), x.shape) if train else x
+            return nn.Dense(3)(nn.Dropout(0.5, deterministic=not train)(x))
+
+    variables = init_variables(Noisy(), (4, 4, 1), 0)
+    one, same, other = (Model.of(Noisy(), variables, jax.random.key(i)).train(IMAGES)[0] for i in (0, 0, 1))
+    np.testing.assert_array_equal(one, same)
+    assert abs(np.asarray(one - other)).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (lambda self, x: nn.BatchNorm(use_running_average=False)(x), "updates its statistics in evaluation too: give"),
+        (lambda self, x: x + jax.random.normal(self.make_rng("noise")), "draws random numbers in evaluation too: let"),
+    ],
+)
+def test_what_training_alone_may_do_is_told_in_evaluation(layer, message):
+    class Always(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            return nn.Dense(3)(layer(self, x.reshape(len(x), -1)))
+
+    with pytest.raises(ValueError, match=f"the model fails for float32 .* images: it {message}"):
+        init_variables(Always(), (4, 4, 1), 0)
+
+
+def test_a_random_key_that_is_no_stream_is_told():
+    class Keyed(nnx.Module):
+        def __init__(self):
+            self.scale, self.inner = nnx.Param(jnp.ones(16)), nnx.Dict(key=jax.random.key(0))
+
+    with pytest.raises(ValueError, match=r"model: inner\.key is a random key .*nnx\.Rngs"):
+        init_variables(rj.models.trainable(Keyed()), (4, 4, 1), 0)
+
+
 def test_a_function_of_images_serves_objectives_as_a_model():
     def slope(model_of):
         def loss(weights):

@@ -111,6 +111,25 @@ def test_affine_rotation_by_a_rotation_matrix():
     np.testing.assert_allclose(out, warp(images, jnp.tile(flow, (3, 1, 1, 1))), atol=3e-6)
 
 
+def test_at_zero_attacks_turn_and_shift_towards_the_end_of_the_larger_rise():
+    affine, step = get("affine"), 1e-3 * jnp.array([10.0, 1.0, 1.0])
+    images, g = sample((200, 9, 8, 1))
+    zero = affine.zeros(images)
+    slope = jax.grad(lambda d: (g * perturbations.apply_with_slope(affine, images, d)).sum())(zero)
+
+    def rises(delta):
+        return ((affine.apply(images, delta) - images) * g).sum((1, 2, 3))
+
+    for axis in range(3):
+        forth, back = (rises(zero.at[:, axis].add(sign * step[axis])) for sign in (1, -1))
+        # 72 products of order 1: float32 rounds their sum by 1e-5, and a turn of at most 1e-3 px has squares of 1e-6.
+        np.testing.assert_allclose(2 * step[axis] * slope[:, axis], forth - back, atol=1e-4)
+        assert (abs(forth - back) > 2e-4).mean() > 0.8
+    away = zero + 0.3
+    ours = jax.grad(lambda d: (g * perturbations.apply_with_slope(affine, images, d)).sum())(away)
+    np.testing.assert_allclose(ours, jax.grad(lambda d: (g * affine.apply(images, d)).sum())(away), rtol=1e-5)
+
+
 def test_composition_applies_its_parts_in_order():
     images, _ = sample()
     space = get(("flow", "additive"))

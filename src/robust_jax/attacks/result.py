@@ -80,7 +80,11 @@ def best_of(new: Candidate, old: Candidate) -> Candidate:
 
 
 def found_or_clean(threat: ThreatModel, images: Images, delta: Delta, success: Bool[Array, " b"]) -> AttackResult:
-    """The result of an attack that seeks the smallest δ: δ and its images where it succeeds, else the clean images."""
-    delta = per_example.where(success, delta, threat.perturbation.zeros(images))
+    """The result of an attack that seeks the smallest δ: δ and its images where it succeeds, else the clean images.
+
+    Pixels that are not finite, where half precision overflowed, are no image and no success.
+    """
     moved = clip_box(threat.perturbation.apply(images, delta))
+    success &= jnp.isfinite(moved).all((1, 2, 3))
+    delta = per_example.where(success, delta, threat.perturbation.zeros(images))
     return AttackResult(per_example.where(success, moved, images), delta, success)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import flax
@@ -13,7 +14,7 @@ import numpy as np
 from robust_jax import data, models, parallel
 from robust_jax.attacks import ATTACKS
 from robust_jax.attacks.define import about
-from robust_jax.checks import check_attack_name, check_curve
+from robust_jax.checks import called, check_attack_name, check_curve
 from robust_jax.config import dry_run
 from robust_jax.config.objects import NONE, Objects
 from robust_jax.config.values import number
@@ -100,12 +101,13 @@ def init_variables(model: Network, image_shape: tuple[int, ...], seed: int) -> d
     options = {"xla_backend_optimization_level": 1} if parallel.on_cpu() else None
     init = jax.jit(model.init, compiler_options=options)
     images = jnp.zeros((1, *image_shape))
-    drawn = init(jax.random.key(seed), images)
+    drawn = called("the model", partial(init, jax.random.key(seed)), images)
     kept = {name: drawn[name] for name in models.COLLECTIONS if drawn.get(name)}
     try:
         jax.eval_shape(model.apply, kept, images)
     except flax.errors.FlaxError:
         models.checked_variables(drawn)  # says which variables are missing
+        called("the model", partial(jax.eval_shape, model.apply, kept), images)
         raise
     return models.checked_variables(kept)
 

@@ -89,7 +89,7 @@ def as_picture(what: Any, image: Any) -> Image.Image:
 
 
 def as_bytes(what: Any, array: np.ndarray) -> np.ndarray:
-    """An array as uint8: floats in [0, 1] become round(255 x), whole numbers must be in 0..255.
+    """An array as uint8: floats in [0, 1], up to rounding, become round(255 x); whole numbers must be in 0..255.
 
     Raises:
       ValueError: other numbers; begins with ``what``.
@@ -101,12 +101,13 @@ def as_bytes(what: Any, array: np.ndarray) -> np.ndarray:
     floats = np.issubdtype(array.dtype, np.floating)
     if not (floats or np.issubdtype(array.dtype, np.integer)):
         raise ValueError(f"{what}: pixels must be numbers, not {array.dtype}.")
-    low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
-    if not (low >= 0 and high <= (1 if floats else 255)):
+    values = np.rint(255 * array) if floats else array
+    if array.size and not (values.min() >= 0 and values.max() <= 255):
+        low, high = float(array.min()), float(array.max())
         raise ValueError(
             f"{what} has pixels from {low:.4g} to {high:.4g}: give uint8, or floats in [0, 1] before any normalisation."
         )
-    return np.rint(255 * array).astype(np.uint8) if floats else array.astype(np.uint8)
+    return values.astype(np.uint8)
 
 
 def one_shape(named: Iterable[tuple[Any, tuple[int, ...]]], way_out: str = "give data.size") -> tuple[int, ...]:

@@ -6,12 +6,14 @@ A relative path starts in ``data.data_dir``, or in the current folder if that is
 from __future__ import annotations
 
 import re
+import unicodedata
 import zipfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from robust_jax.data import pixels
 from robust_jax.data.own import from_arrays
@@ -77,10 +79,10 @@ def folder(
 ) -> tuple[Source, ...]:
     """A folder of images per class, in folders ``train``, ``val`` and ``test``, or without splits.
 
-    Classes are numbered in the alphabetical order of the training folder's folders, and named after them. The images
-    are grey if no training image has colour, RGB otherwise; transparency shows white. Files and folders whose names
-    start with a dot are passed over. Images are read when they are needed, and kept in memory if all take less than
-    1 GiB.
+    Classes are numbered in the alphabetical order of the training folder's folders, and named after them; other splits
+    may lack some. The images are grey if no training image has colour, RGB otherwise; transparency shows white. Files
+    and folders whose names start with a dot are passed over. Images are read when they are needed, and kept in memory
+    if all take less than 1 GiB.
 
     Args:
       path: of the folder.
@@ -102,17 +104,17 @@ def folder(
     files = {split: _classes(where) for split, where in folders.items()}
     names = list(files["train"])
     for split, found in files.items():
-        if odd := sorted({*found} ^ {*names}):
-            raise ValueError(
-                f"{folders[split]} and {folders['train']} differ in the classes {odd}: both need the same."
-            )
-    heads = {split: [(f, *_head(f)) for f, _ in _labelled(found)] for split, found in files.items()}
+        if odd := [name for name in found if name not in names]:
+            raise ValueError(f"{folders[split]} has the classes {odd}, and {folders['train']} has not: {names[:10]}.")
+        if lacking := [name for name in names if name not in found]:
+            logging.warning("%s has no images of the classes %s.", folders[split], lacking[:10])
+    heads = {split: [(f, *_head(f)) for each in found.values() for f in each] for split, found in files.items()}
     channels = 1 if all(grey for _, _, grey in heads["train"]) else 3
     every = [(file, shape) for rows in heads.values() for file, shape, _ in rows]
     height, width = (size, size) if size else pixels.one_shape(every)
 
     def source(split: str) -> Source:
-        examples = _labelled(files[split])
+        examples = [(file, label) for label, name in enumerate(names) for file in files[split].get(name, ())]
 
         def decode(ids: np.ndarray) -> list[tuple[np.ndarray, int]]:
             return [(_read(examples[i][0], channels, size, resize), examples[i][1]) for i in ids]
@@ -177,14 +179,17 @@ def _pair(arrays: Mapping[str, Any], split: str) -> tuple[str, str] | None:
 
 
 def _classes(where: Path) -> dict[str, list[Path]]:
-    """The files of each class."""
+    """The files of each class; letters with accents, of which systems have two forms, are taken in one."""
     if not where.is_dir():
         raise ValueError(f"{where} is no folder: give one with a folder of images per class.")
-    folders = sorted(p for p in where.iterdir() if p.is_dir() and not p.name.startswith("."))
+    there = [p for p in where.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    folders = dict(sorted((unicodedata.normalize("NFC", p.name), p) for p in there))
+    if len(folders) < len(there):
+        raise ValueError(f"{where} has two folders whose names differ only in how accents are stored: make them one.")
     if len(folders) < 2:
         raise ValueError(f"{where} has {len(folders)} folders of classes: it needs one per class, at least 2.")
     found = {}
-    for each in folders:
+    for name, each in folders.items():
         shown = [p for p in each.rglob("*") if not any(part.startswith(".") for part in p.relative_to(each).parts)]
         files = sorted(p for p in shown if p.is_file())
         if lost := [p for p in shown if p.is_symlink() and not p.is_file()]:
@@ -193,12 +198,8 @@ def _classes(where: Path) -> dict[str, list[Path]]:
             raise ValueError(f"{odd[0]} is no image: remove it. Images end in {', '.join(_SUFFIXES)}.")
         if not files:
             raise ValueError(f"{each} has no images: remove the folder, or put images of the class in it.")
-        found[each.name] = files
+        found[name] = files
     return found
-
-
-def _labelled(found: Mapping[str, Sequence[Path]]) -> list[tuple[Path, int]]:
-    return [(file, label) for label, files in enumerate(found.values()) for file in files]
 
 
 def _head(file: Path) -> tuple[tuple[int, int], bool]:

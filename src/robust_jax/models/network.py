@@ -278,9 +278,19 @@ def _structure(make: Made | Given) -> _Structure:
 
 
 def _variables(module: nnx.Module) -> dict[str, Any]:
-    """A module's parameters and other variables, those of the two that there are, as JAX's arrays."""
+    """A module's parameters and other variables, those of the two that there are, as JAX's arrays.
+
+    Raises:
+      ValueError: a random key that NNX does not know as one; no checkpoint could hold it.
+    """
     _, (params, _, rest) = _split(module)
     found = {name: _named(part) for name, part in zip(COLLECTIONS, (params, rest), strict=True) if part}
+    for path, leaf in flatten_dict(found).items():
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            raise ValueError(
+                f"model: {'.'.join(path[1:])} is a random key that NNX takes for a constant: keep the nnx.Rngs in its "
+                f"place, and draw from that."
+            )
     arrays: dict[str, Any] = jax.tree.map(jnp.asarray, found)
     return arrays
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
+import jax
 from jaxtyping import Array, Float, Int, Key
 
 from robust_jax.options import Range
@@ -57,10 +58,11 @@ class Model(NamedTuple):
         Args:
           network: has ``apply(variables, images, train=, mutable=, rngs=)``.
           variables: ``{"params": ..., "batch_stats": ...}``.
-          key: of dropout; None for a network without.
+          key: of dropout, and of all else that a network draws in training; None for a network that draws nothing.
           mean: see `Model`.
         """
-        rngs = None if key is None else {"dropout": key}
+        # What Linen modules draw from streams of other names comes from "params".
+        rngs = None if key is None else {"dropout": key, "params": jax.random.fold_in(key, 0)}
 
         def train(images: Images) -> tuple[Float[Array, "b k"], Any]:
             logits, new = network.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)
