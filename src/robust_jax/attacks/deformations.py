@@ -92,8 +92,8 @@ def stadv(
     Minimises ``max(f(T(x, δ)), -confidence) + smoothness * total_variation(δ)`` (eqs. 2 to 4), f the lead of the
     label's logit over the largest other one (targeted: of the largest other logit over the target's). The paper sets no
     bound: a large radius gives its success rate and flow sizes (``radius * threat_models.size(threat, delta)``).
-    Each point of L-BFGS is projected into the ball and tried; of the successes the one of the smallest objective, that
-    of the point before it was projected, is returned.
+    Each point of L-BFGS is projected into the ball and tried; of the successes the one of the smallest objective is
+    returned.
 
     Args:
       logits_fn: any JAX function of images.
@@ -118,21 +118,21 @@ def stadv(
     _check_size("stadv", threat, images)
     space = threat.perturbation
 
-    def objective(field: Field) -> Array:
+    def tried(field: Field) -> tuple[Array, Array]:
         logits = logits_fn(clip_box(space.apply(images, field)))
         lead = losses.margin(logits, labels) * (1 if targeted else -1)
-        return jnp.maximum(lead, -confidence) + smoothness * total_variation(field)
+        return jnp.maximum(lead, -confidence) + smoothness * total_variation(field), logits
 
-    def visit(field: Field, value: Array, best: Candidate) -> Candidate:
+    def visit(field: Field, _: Array, best: Candidate) -> Candidate:
         field = threat_models.project(threat, jnp.nan_to_num(field))
-        logits = logits_fn(clip_box(space.apply(images, field)))
+        value, logits = tried(field)
         return best_of(Candidate(field, -value, crossed(logits, labels, targeted)), best)
 
     first = perturbations.gaussian_delta(space, example_keys(key, len(images)), images, start)
     # A clean image that succeeds is better than any other candidate, and one that does not is worse.
     success = losses.misclassified(logits_fn(images), labels) != targeted
     clean = Candidate(space.zeros(images), jnp.where(success, jnp.inf, -jnp.inf), success)
-    best = minimise(objective, first, steps, visit, clean)
+    best = minimise(lambda field: tried(field)[0], first, steps, visit, clean)
     return found_or_clean(threat, images, best.delta, best.success)
 
 
