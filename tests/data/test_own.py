@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, PngImagePlugin
 
 from robust_jax import data, extensions
 from robust_jax.config import base
@@ -184,6 +184,31 @@ def test_a_split_may_lack_classes_and_names_them_in_either_form_of_accents(tmp_p
     picture(tmp_path / "train" / "caf\u00e9" / "1.png", IMAGES[0])
     with pytest.raises(ValueError, match="train has two folders whose names differ only in how accents are stored"):
         data.load(f"folder:{tmp_path}")
+
+
+XMP = (
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    '<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff", "webp", "xmp.png"])
+def test_photos_are_turned_as_their_camera_says(tmp_path, suffix):
+    exif, xmp = Image.Exif(), PngImagePlugin.PngInfo()
+    exif[ExifTags.Base.Orientation] = 6  # the camera stood on its left side: the picture is turned to the right
+    xmp.add_itxt("XML:com.adobe.xmp", XMP)
+    for i, (image, label) in enumerate(zip(IMAGES, LABELS, strict=True)):
+        path = tmp_path / "ab"[label % 2] / f"{i:02}.{suffix}"
+        path.parent.mkdir(exist_ok=True)
+        how = {"png": dict(exif=exif), "webp": dict(exif=exif, lossless=True), "xmp.png": dict(pnginfo=xmp)}
+        Image.fromarray(image).save(path, **how.get(suffix, dict(exif=exif)))
+    train, test = stored.folder(str(tmp_path))
+    assert train.image_shape == (5, 6, 3) and len(train) + len(test) == 30
+    by_class = IMAGES[np.argsort(LABELS % 2, kind="stable")]
+    for split in (train, test):
+        batch = split.take(np.arange(len(split)))
+        for i, image in zip(batch["id"], batch["image"], strict=True):
+            np.testing.assert_array_equal(image, np.rot90(by_class[i], -1))
 
 
 def test_hidden_folders_are_passed_over(pets):

@@ -205,13 +205,17 @@ def _classes(where: Path) -> dict[str, list[Path]]:
 def _head(file: Path) -> tuple[tuple[int, int], bool]:
     """The height and width of an image, and whether it is grey, from the start of its file."""
     from PIL import Image, UnidentifiedImageError
+    from PIL.TiffImagePlugin import TiffImageFile
 
     try:
         with Image.open(file) as picture:
-            known = picture.format != "PNG" or "exif" in picture.info  # otherwise PIL reads the whole file for it
+            # Of a PNG without these PIL reads the whole file to know.
+            known = picture.format != "PNG" or picture.info.keys() & {"exif", "xmp", "XML:com.adobe.xmp"}
             turned = known and picture.getexif().get(0x0112, 1) >= 5
-            shape = picture.size if turned else picture.size[::-1]
-            return shape, pixels.is_grey(file, picture)
+            size = picture.size
+            if isinstance(picture, TiffImageFile):  # whose size PIL has turned already
+                size = picture.tag_v2[256], picture.tag_v2[257]
+            return (size if turned else size[::-1]), pixels.is_grey(file, picture)
     except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise ValueError(f"{file} cannot be read as an image: {error}") from error
 
