@@ -174,6 +174,16 @@ def called(name: str, function: Callable[[Any], Any], images: Any) -> Any:
         ) from error
 
 
+# By the names of flax's errors, since flax is not imported here.
+_REASONS = {
+    "TraceContextError": "it changes its own variables, as BatchNorm does in training: give robust_jax.model(network)",
+    "ModifyScopeVariableError": (
+        "it updates its statistics in evaluation too: give BatchNorm use_running_average=not train"
+    ),
+    "InvalidRngError": "it draws random numbers in evaluation too: let it do so only in training",
+}
+
+
 def _reason(error: Exception, images: Any) -> str:
     leaves_jax = jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError
     if isinstance(error, (*leaves_jax, jax.errors.TracerIntegerConversionError)):
@@ -183,15 +193,10 @@ def _reason(error: Exception, images: Any) -> str:
         )
     if has_channels_first(getattr(images, "shape", ())):
         return "their channels seem to come first: give jnp.moveaxis(images, 1, -1). "
-    if type(error).__name__ == "TraceContextError":
-        return "it changes its own variables, as BatchNorm does in training: give robust_jax.model(network). "
-    if type(error).__name__ == "ModifyScopeVariableError":
-        return "it updates its statistics in evaluation too: give BatchNorm use_running_average=not train. "
-    if type(error).__name__ == "InvalidRngError":
-        return "it draws random numbers in evaluation too: let it do so only in training. "
     if isinstance(error, TypeError) and "'train'" in str(error):
         return "its module takes no train: give lambda images: module.apply(variables, images). "
-    return ""
+    known = _REASONS.get(type(error).__name__)
+    return f"{known}. " if known else ""
 
 
 def _check_output(name: str, found: Any, wanted: str, alone: str) -> None:

@@ -104,10 +104,10 @@ def init_variables(model: Network, image_shape: tuple[int, ...], seed: int) -> d
     drawn = called("the model", partial(init, jax.random.key(seed)), images)
     kept = {name: drawn[name] for name in models.COLLECTIONS if drawn.get(name)}
     try:
-        jax.eval_shape(model.apply, kept, images)
-    except flax.errors.FlaxError:
-        models.checked_variables(drawn)  # says which variables are missing
         called("the model", partial(jax.eval_shape, model.apply, kept), images)
+    except ValueError as error:
+        if isinstance(error.__cause__, flax.errors.FlaxError):
+            models.checked_variables(drawn)  # says which variables are missing
         raise
     return models.checked_variables(kept)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,21 +100,15 @@ def folder(
         folder. A file that is damaged further on, when it is read.
     """
     root = _found(path, data_dir)
-    folders = _split_folders(root)
-    files = {split: _classes(where) for split, where in folders.items()}
+    files = _files(_split_folders(root))
     names = list(files["train"])
-    for split, found in files.items():
-        if odd := [name for name in found if name not in names]:
-            raise ValueError(f"{folders[split]} has the classes {odd}, and {folders['train']} has not: {names[:10]}.")
-        if lacking := [name for name in names if name not in found]:
-            logging.warning("%s has no images of the classes %s.", folders[split], lacking[:10])
-    heads = {split: [(f, *_head(f)) for each in found.values() for f in each] for split, found in files.items()}
+    heads = {split: [(f, *_head(f)) for f, _ in _labelled(found)] for split, found in files.items()}
     channels = 1 if all(grey for _, _, grey in heads["train"]) else 3
     every = [(file, shape) for rows in heads.values() for file, shape, _ in rows]
     height, width = (size, size) if size else pixels.one_shape(every)
 
     def source(split: str) -> Source:
-        examples = [(file, label) for label, name in enumerate(names) for file in files[split].get(name, ())]
+        examples = _labelled(files[split])
 
         def decode(ids: np.ndarray) -> list[tuple[np.ndarray, int]]:
             return [(_read(examples[i][0], channels, size, resize), examples[i][1]) for i in ids]
@@ -178,8 +172,24 @@ def _pair(arrays: Mapping[str, Any], split: str) -> tuple[str, str] | None:
     return next(((x, y) for x, y in names if x in arrays and y in arrays), None)
 
 
-def _classes(where: Path) -> dict[str, list[Path]]:
-    """The files of each class; letters with accents, of which systems have two forms, are taken in one."""
+def _files(folders: Mapping[str, Path]) -> dict[str, dict[str, list[Path]]]:
+    """The files of each class of the training split, in each split; none of those that a split lacks."""
+    found = {split: {name: _images(each) for name, each in _classes(where).items()} for split, where in folders.items()}
+    names = list(found["train"])
+    for split, classes in found.items():
+        if odd := [name for name in classes if name not in names]:
+            raise ValueError(f"{folders[split]} has the classes {odd}, and {folders['train']} has not: {names[:10]}.")
+        if lacking := [name for name in names if name not in classes]:
+            logging.warning("%s has no images of the classes %s.", folders[split], lacking[:10])
+    return {split: {name: classes.get(name, []) for name in names} for split, classes in found.items()}
+
+
+def _labelled(found: Mapping[str, Sequence[Path]]) -> list[tuple[Path, int]]:
+    return [(file, label) for label, files in enumerate(found.values()) for file in files]
+
+
+def _classes(where: Path) -> dict[str, Path]:
+    """The folder of each class; letters with accents, of which systems have two forms, are taken in one."""
     if not where.is_dir():
         raise ValueError(f"{where} is no folder: give one with a folder of images per class.")
     there = [p for p in where.iterdir() if p.is_dir() and not p.name.startswith(".")]
@@ -188,18 +198,20 @@ def _classes(where: Path) -> dict[str, list[Path]]:
         raise ValueError(f"{where} has two folders whose names differ only in how accents are stored: make them one.")
     if len(folders) < 2:
         raise ValueError(f"{where} has {len(folders)} folders of classes: it needs one per class, at least 2.")
-    found = {}
-    for name, each in folders.items():
-        shown = [p for p in each.rglob("*") if not any(part.startswith(".") for part in p.relative_to(each).parts)]
-        files = sorted(p for p in shown if p.is_file())
-        if lost := [p for p in shown if p.is_symlink() and not p.is_file()]:
-            raise ValueError(f"{lost[0]} is a link to a folder or to nothing: link each image, or remove it.")
-        if odd := [p for p in files if p.suffix.lower() not in _SUFFIXES]:
-            raise ValueError(f"{odd[0]} is no image: remove it. Images end in {', '.join(_SUFFIXES)}.")
-        if not files:
-            raise ValueError(f"{each} has no images: remove the folder, or put images of the class in it.")
-        found[name] = files
-    return found
+    return folders
+
+
+def _images(folder: Path) -> list[Path]:
+    """The images of a class."""
+    shown = [p for p in folder.rglob("*") if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+    files = sorted(p for p in shown if p.is_file())
+    if lost := [p for p in shown if p.is_symlink() and not p.is_file()]:
+        raise ValueError(f"{lost[0]} is a link to a folder or to nothing: link each image, or remove it.")
+    if odd := [p for p in files if p.suffix.lower() not in _SUFFIXES]:
+        raise ValueError(f"{odd[0]} is no image: remove it. Images end in {', '.join(_SUFFIXES)}.")
+    if not files:
+        raise ValueError(f"{folder} has no images: remove the folder, or put images of the class in it.")
+    return files
 
 
 def _head(file: Path) -> tuple[tuple[int, int], bool]:
